@@ -1,0 +1,12 @@
+"""Test session: eight virtual CPU devices, shape checks on, no TensorFlow noise."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from jaxtyping import install_import_hook
+
+# Every array annotation in the package is checked on every call that a test makes.
+install_import_hook("promot_t5x", "beartype.beartype")
