@@ -1,0 +1,252 @@
+"""Reading the weights that a run starts from: any format, parameters only.
+
+A base is a T5X checkpoint (legacy or orbax), or a checkpoint of this project that holds a
+whole model. The format is detected from what is in the directory. What does not fit is an
+error that names the arrays; nothing is ever filled in from scratch.
+"""
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from promot_t5x import manifest as manifests
+from promot_t5x import restore, t5x_format, tensors
+from promot_t5x.errors import UserError
+from promot_t5x.hashing import content_hash as content_hash
+from promot_t5x.manifest import BrokenCheckpointError
+from promot_t5x.t5x_format import LegacySource, OrbaxSource, ParamSource
+
+_EMBEDDING = "token_embedder/embedding"
+_TF_MARK = b"model_checkpoint_path"
+_SHOWN = 5
+
+
+class OwnSource:
+    """The parameters of one of our own checkpoints, verified as they are read."""
+
+    def __init__(self, step_dir: epath.Path):
+        self.step_dir = step_dir
+        try:
+            self.manifest = manifests.read(step_dir)
+        except BrokenCheckpointError as error:
+            raise UserError(f"{step_dir} is damaged: {error}") from error
+        self.shapes = {
+            path: jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))
+            for path, record in self.manifest.subtree("target").items()
+        }
+        if _EMBEDDING not in self.shapes:
+            base = self.manifest.metadata.get("base_path")
+            start = f"It was trained on {base}: start from that." if base else ""
+            raise UserError(
+                f"{step_dir} holds only what its stage trained ({_some(sorted(self.shapes))}), not "
+                f"a whole model. {start}"
+            )
+
+    def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Read arrays by path, in the dtype and sharding given (numpy where there is none)."""
+        stored = {
+            f"target/{p}": jax.ShapeDtypeStruct(w.shape, self.shapes[p].dtype, sharding=w.sharding)
+            for p, w in wanted.items()
+        }
+        try:
+            arrays = restore.read_verified(self.step_dir, stored, self.manifest)
+        except BrokenCheckpointError as error:
+            raise UserError(f"{self.step_dir} is damaged: {error}") from error
+        return {p: arrays[f"target/{p}"].astype(w.dtype, copy=False) for p, w in wanted.items()}
+
+
+def read_params(
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    shardings: Any = None,
+    only: str | None = None,
+) -> dict[str, Any]:
+    """Read a base's parameters.
+
+    Args:
+      path: a checkpoint directory (`checkpoint_<step>`), local or `gs://`, or a stage
+        directory of ours, of which the newest complete checkpoint is meant.
+      dtype: what floating-point parameters are cast to; None keeps them as stored.
+      shardings: one sharding for all, or a nested dict with one for each; parameters come
+        as JAX arrays of which each process reads its own part. None gives numpy arrays.
+      only: a regular expression that a '/'-joined path must match in full to be read.
+
+    Returns:
+      A nested dict, as stored: layers are not stacked for scanning.
+
+    Raises:
+      UserError: no checkpoint there, damaged, or not a whole model.
+    """
+    source = open_source(path)
+    chosen = {p: s for p, s in source.shapes.items() if only is None or re.fullmatch(only, p)}
+    if not chosen:
+        raise UserError(
+            f"no parameter of {path} matches {only!r}; it has {_some(sorted(source.shapes))}"
+        )
+    placed = _by_path(shardings, chosen)
+    wanted = {
+        p: jax.ShapeDtypeStruct(s.shape, _cast(s.dtype, dtype), sharding=placed[p])
+        for p, s in chosen.items()
+    }
+    return traverse_util.unflatten_dict(source.read(wanted), sep="/")
+
+
+def param_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return {'/'-joined path: shape and dtype as stored} of a base, reading no array."""
+    return dict(open_source(path).shapes)
+
+
+def _cast(stored: Any, dtype: Any) -> np.dtype:
+    floating = jax.numpy.issubdtype(stored, jax.numpy.floating)
+    return np.dtype(stored if dtype is None or not floating else dtype)
+
+
+def _by_path(shardings: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        return dict.fromkeys(chosen, shardings)
+    flat = traverse_util.flatten_dict(shardings, sep="/")
+    if missing := sorted(set(chosen) - set(flat)):
+        raise ValueError(f"no sharding for {_some(missing)}")
+    return flat
+
+
+def open_source(path: str | os.PathLike) -> ParamSource:
+    """Detect a checkpoint's format and open it.
+
+    Raises:
+      UserError: names the path, what was found there and the nearest checkpoint.
+    """
+    directory = restore.absolute(path)
+    if directory.name == t5x_format.LEGACY_FILE and directory.is_file():
+        directory = directory.parent
+    if not directory.is_dir():
+        raise UserError(f"{path} {_what_is_there(directory)}.{_nearest(directory)}")
+    if steps := restore.complete_steps(directory):
+        directory = restore.step_directory(directory, steps[-1])
+    if (directory / manifests.FILE_NAME).exists():
+        return OwnSource(directory)
+    _refuse_unfinished(directory)
+    for orbax in (directory / restore.STATE, directory):
+        if (orbax / tensors.ORBAX_TREE_FILE).exists():
+            return OrbaxSource(orbax)
+    _refuse_tensorflow(directory)
+    if (directory / t5x_format.LEGACY_FILE).is_file():
+        return LegacySource(directory)
+    raise UserError(f"{path} {_what_is_there(directory)}.{_nearest(directory)}")
+
+
+def _refuse_unfinished(directory: epath.Path) -> None:
+    step = directory.name.removeprefix(restore.PREFIX)
+    if step.isdigit() and restore.pending_marker(directory.parent, int(step)).exists():
+        raise UserError(
+            f"{directory} is still being written, or its run was cut short while it "
+            "was. Wait for the run, or start it again, or take an earlier checkpoint."
+        )
+
+
+def _refuse_tensorflow(directory: epath.Path) -> None:
+    index = directory / t5x_format.LEGACY_FILE
+    if index.is_file():
+        with index.open("rb") as file:
+            if file.read(len(_TF_MARK)) == _TF_MARK:
+                raise UserError(
+                    f"{directory} is a TensorFlow (Mesh TensorFlow) checkpoint. Take "
+                    "the model's T5X checkpoint, or convert it with T5X."
+                )
+
+
+def _looks_like_checkpoint(directory: epath.Path) -> bool:
+    return any(
+        (directory / name).exists()
+        for name in (
+            manifests.FILE_NAME,
+            t5x_format.LEGACY_FILE,
+            tensors.ORBAX_TREE_FILE,
+            f"{restore.STATE}/{tensors.ORBAX_TREE_FILE}",
+        )
+    )
+
+
+def _what_is_there(path: epath.Path) -> str:
+    if path.is_file():
+        return "is a file, not a checkpoint directory"
+    if not path.exists():
+        return "does not exist"
+    names = sorted(entry.name for entry in path.iterdir())
+    return f"is not a checkpoint: it holds {_some(names)}" if names else "is an empty directory"
+
+
+def _step_of(path: epath.Path) -> int:
+    match = re.search(r"(\d+)$", path.name)
+    return int(match[1]) if match else -1
+
+
+def _nearest(path: epath.Path) -> str:
+    """Point at the checkpoint most likely meant: below the path, or beside it by name."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            levels = [sorted(path.glob("*")), sorted(path.glob("*/*"))]
+            for entries in levels:
+                if found := [e for e in entries if _looks_like_checkpoint(e)]:
+                    return f" Did you mean {max(found, key=_step_of)}?"
+            return ""
+        if path.is_file() or path.parent.is_dir():
+            beside = [e for e in sorted(path.parent.iterdir()) if _looks_like_checkpoint(e)]
+            near = difflib.get_close_matches(path.name, [e.name for e in beside], n=1, cutoff=0.3)
+            return f" Did you mean {path.parent / near[0]}?" if near else ""
+        return f" Nor does {path.parent}."
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing") + more
+
+
+def check_tree(
+    params: Mapping[str, Any], expected: Mapping[str, Any], *, source: Any = "The checkpoint"
+) -> None:
+    """Check that parameters are those that a model needs: no fewer, no more, no other shape.
+
+    Args:
+      params: a dict, nested or by '/'-joined path, of arrays or ShapeDtypeStructs.
+      expected: likewise, or of shapes.
+      source: what the message calls the parameters, such as the checkpoint's path.
+
+    Raises:
+      UserError: counts and names the missing, unexpected and wrongly shaped arrays.
+    """
+    found, wanted = _shapes(params), _shapes(expected)
+    wrong = [
+        f"{p} is {list(found[p])}, the model has {list(wanted[p])}"
+        for p in sorted(set(wanted) & set(found))
+        if found[p] != wanted[p]
+    ]
+    problems = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (
+            ("missing", sorted(set(wanted) - set(found))),
+            ("unexpected", sorted(set(found) - set(wanted))),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{source} does not fit the model, which has {len(wanted)} arrays. "
+            f"{'. '.join(problems)}. Choose the model configuration that the weights are of."
+        )
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return {path: tuple(getattr(leaf, "shape", leaf)) for path, leaf in flat.items()}

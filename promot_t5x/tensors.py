@@ -1,0 +1,131 @@
+"""Arrays on disk, read through tensorstore: the zarr directories of T5X, orbax's databases.
+
+Reads of many arrays run side by side; of a sharded array, each process reads its own part.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+ORBAX_TREE_FILE = "_METADATA"
+_ORBAX_DATABASE_FILE = "manifest.ocdbt"
+_CACHE_BYTES = 100 * 10**6
+_READERS = 16
+
+
+def _context() -> ts.Context:
+    # A context of its own for each opening: a shared cache would hold what was there before.
+    return ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+
+
+def _kvstore(path: epath.Path) -> dict[str, Any]:
+    text = str(path).rstrip("/") + "/"
+    if text.startswith("gs://"):
+        bucket, _, key = text.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": key}
+    return {"driver": "file", "path": text}
+
+
+def open_zarr(directories: Mapping[str, epath.Path]) -> dict[str, ts.TensorStore]:
+    """Open zarr directories, local or `gs://`, by name."""
+    context = _context()
+    return _open({n: ("zarr", _kvstore(path)) for n, path in directories.items()}, context)
+
+
+def _orbax_metadata(directory: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / ORBAX_TREE_FILE).read_text())
+    except OSError as error:
+        raise ValueError(f"{directory / ORBAX_TREE_FILE} cannot be read: {error}") from error
+
+
+def orbax_paths(directory: epath.Path) -> list[str]:
+    """Return the '/'-joined paths of the arrays of an orbax PyTree checkpoint."""
+    try:
+        nodes = _orbax_metadata(directory)["tree_metadata"].values()
+        return [
+            "/".join(str(part["key"]) for part in node["key_metadata"])
+            for node in nodes
+            if not node["value_metadata"]["skip_deserialize"]  # an empty node
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / ORBAX_TREE_FILE} is damaged: no {error}") from error
+
+
+def open_orbax(directory: epath.Path, paths: Iterable[str]) -> dict[str, ts.TensorStore]:
+    """Open arrays of an orbax PyTree checkpoint.
+
+    Args:
+      directory: the orbax directory, `checkpoint_<step>/state`.
+      paths: '/'-joined paths in the saved tree.
+    """
+    metadata = _orbax_metadata(directory)
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    database = (directory / _ORBAX_DATABASE_FILE).exists()
+    specs = {}
+    for path in paths:
+        key = path.replace("/", ".")
+        if database:
+            store = {"driver": "ocdbt", "base": _kvstore(directory), "path": key + "/"}
+        else:
+            store = _kvstore(directory / key)
+        specs[path] = (driver, store)
+    return _open(specs, _context())
+
+
+def _open(specs: Mapping[str, tuple[str, dict]], context: ts.Context) -> dict[str, ts.TensorStore]:
+    opening = {
+        name: ts.open(
+            # A chunk that is gone is an error, not zeros.
+            {"driver": driver, "kvstore": store, "fill_missing_data_reads": False},
+            context=context,
+            open=True,
+            read=True,
+        )
+        for name, (driver, store) in specs.items()
+    }
+    return {name: future.result() for name, future in opening.items()}
+
+
+def stored_as(array: ts.TensorStore | np.ndarray) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of an opened array."""
+    dtype = array.dtype.numpy_dtype if isinstance(array, ts.TensorStore) else array.dtype
+    return jax.ShapeDtypeStruct(array.shape, dtype)
+
+
+def read(
+    arrays: Mapping[str, ts.TensorStore | np.ndarray], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read opened arrays.
+
+    Args:
+      arrays: by path.
+      wanted: {path: anything with a shape, a dtype and perhaps a sharding}. With a sharding
+        the result is a JAX array, without one a numpy array; in its dtype either way.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        results = pool.map(lambda path: _read(arrays[path], wanted[path]), wanted)
+        return dict(zip(wanted, results, strict=True))
+
+
+def _read(stored: ts.TensorStore | np.ndarray, wanted: Any) -> Any:
+    sharding = getattr(wanted, "sharding", None)
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        key = repr(index)
+        if key not in parts:  # each device that holds a replica asks again
+            piece = stored[index]
+            piece = piece.read().result() if isinstance(piece, ts.TensorStore) else piece
+            parts[key] = np.asarray(piece).astype(wanted.dtype, copy=False)
+        return parts[key]
+
+    if sharding is None:
+        return part(...)
+    return jax.make_array_from_callback(tuple(wanted.shape), sharding, part)
