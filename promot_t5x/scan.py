@@ -1,0 +1,92 @@
+"""Between a tree with one subtree a layer and the tree of a scanned network, bit for bit.
+
+    encoder/layers_0/mlp/wo/kernel, encoder/layers_1/...  <->  encoder/encoder/mlp/wo/kernel
+
+A scanned leaf has its layers on axis 1, as T5X's scanned networks do. What is not in a stack of
+layers (embedding, norms at the end, relative position bias, prompts) is the same in both.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from promot_t5x.errors import UserError
+from promot_t5x.t5config import T5Config
+
+LAYER_AXIS = 1
+
+Params = dict[str, Any]
+
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+_SCANNED = re.compile(r"(encoder|decoder)/\1/(.+)")
+
+
+def layer_axis(path: str) -> int | None:
+    """Axis of the layers in the parameter at a '/'-joined path; None outside a scanned stack."""
+    return LAYER_AXIS if _SCANNED.fullmatch(path) else None
+
+
+def scan_params(params: Params, config: T5Config) -> Params:
+    """Stack the layers of a tree; numpy leaves stay numpy, jax leaves stay jax.
+
+    The tree may be a part of the parameters. Raises UserError if a stack is not `config`'s deep
+    or if the tree is scanned already.
+    """
+    flat = flatten_dict(params, sep="/")
+    result: dict[str, Any] = {}
+    stacks: dict[str, dict[int, Any]] = {}
+    for path, leaf in flat.items():
+        if layer_axis(path) is not None:
+            raise UserError(f"Cannot stack layers: {path!r} is stacked already.")
+        if match := _LAYER.fullmatch(path):
+            stack, layer, rest = match.groups()
+            stacks.setdefault(f"{stack}/{stack}/{rest}", {})[int(layer)] = leaf
+        else:
+            result[path] = leaf
+    for path, layers in stacks.items():
+        depth = _depth(path, config)
+        if sorted(layers) != list(range(depth)):
+            raise UserError(
+                f"Cannot stack layers into {path!r}: the tree has layers {sorted(layers)} and the "
+                f"config {depth} of them, 0 ... {depth - 1}."
+            )
+        result[path] = _stack([layers[i] for i in range(depth)])
+    return unflatten_dict(result, sep="/")
+
+
+def unscan_params(params: Params, config: T5Config) -> Params:
+    """Split a scanned tree into layers; the inverse of `scan_params`, with the same errors."""
+    result: dict[str, Any] = {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        if _LAYER.fullmatch(path):
+            raise UserError(f"Cannot split layers: {path!r} is of one layer already.")
+        match = _SCANNED.fullmatch(path)
+        if match is None:
+            result[path] = leaf
+            continue
+        depth = _depth(path, config)
+        if leaf.ndim <= LAYER_AXIS or leaf.shape[LAYER_AXIS] != depth:
+            raise UserError(
+                f"Cannot split layers: {path!r} has shape {tuple(leaf.shape)} and the config "
+                f"{depth} layers, which must be the size of axis {LAYER_AXIS}."
+            )
+        stack, rest = match.groups()
+        for i in range(depth):
+            result[f"{stack}/layers_{i}/{rest}"] = leaf[:, i]
+    return unflatten_dict(result, sep="/")
+
+
+def _depth(path: str, config: T5Config) -> int:
+    if path.startswith("encoder/"):
+        return config.num_encoder_layers
+    return config.num_decoder_layers
+
+
+def _stack(leaves: list[Any]) -> Any:
+    if isinstance(leaves[0], jax.Array):
+        return jnp.stack(leaves, axis=LAYER_AXIS)
+    return np.stack(leaves, axis=LAYER_AXIS)
