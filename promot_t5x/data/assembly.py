@@ -1,0 +1,229 @@
+"""Rows of examples as the arrays that the model eats, prompts and trimming included.
+
+The features are T5X's (`seqio.EncDecFeatureConverter`): int32 arrays [rows, length], 0 where
+nothing stands. A prompt is virtual tokens: task k's vector j has the id
+`vocab_size + k * prompt_length + j`, and these ids stand in front of every example's inputs,
+inside its segment, before rows are packed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from promot_t5x.data.store import ExampleStore
+from promot_t5x.data.tokenise import FEATURES
+from promot_t5x.errors import UserError
+
+Batch = dict[str, Int32[np.ndarray, "batch length"]]
+
+_UNPACKED = (
+    ("encoder_input_tokens", "inputs"),
+    ("decoder_target_tokens", "targets"),
+    ("decoder_input_tokens", "targets"),
+    ("decoder_loss_weights", "targets"),
+)
+_PACKED = (
+    ("encoder_segment_ids", "inputs"),
+    ("decoder_segment_ids", "targets"),
+    ("encoder_positions", "inputs"),
+    ("decoder_positions", "targets"),
+)
+
+
+def batch_shapes(
+    *, batch_size: int, lengths: Mapping[str, int], pack: bool
+) -> dict[str, tuple[int, int]]:
+    """Shape of every feature of a batch; all are int32."""
+    features = _UNPACKED + (_PACKED if pack else ())
+    return {name: (batch_size, lengths[feature]) for name, feature in features}
+
+
+class Segments(NamedTuple):
+    """Examples that stand in some rows, in the order of the rows.
+
+    `number` is 1 for the first example of a row, 2 for the second, and so on.
+    """
+
+    tasks: Int64[np.ndarray, " examples"]
+    examples: Int64[np.ndarray, " examples"]
+    rows: Int64[np.ndarray, " examples"]
+    numbers: Int64[np.ndarray, " examples"]
+
+
+class Assembler:
+    """Knows how long each example is in this run, and writes examples into rows."""
+
+    def __init__(
+        self,
+        *,
+        stores: Sequence[ExampleStore],
+        prompt_indices: Sequence[int],
+        lengths: Mapping[str, int],
+        vocab_size: int,
+        prompt_length: int,
+        use_prompts: bool,
+    ):
+        """See `batches.Batches` for the arguments and the errors."""
+        self.lengths = _checked_lengths(lengths)
+        self._stores = tuple(stores)
+        self._prompt_length = prompt_length if use_prompts else 0
+        self._prompt_starts = vocab_size + np.asarray(prompt_indices, np.int64) * prompt_length
+        self._text_lengths = _text_lengths(self.lengths, self._prompt_length)
+        for store in self._stores:
+            _check_tokens(store, vocab_size)
+        full = {name: [store.lengths(name) for store in self._stores] for name in FEATURES}
+        self._full = {name: np.concatenate(parts) for name, parts in full.items()}
+        self._firsts = np.cumsum([0, *map(len, self._stores[:-1])])
+        self.trimmed = {
+            store.name: {
+                name: int((full[name][task] > self._text_lengths[name]).sum()) for name in FEATURES
+            }
+            for task, store in enumerate(self._stores)
+        }
+
+    def sizes(
+        self, tasks: Int64[np.ndarray, " examples"], examples: Int64[np.ndarray, " examples"]
+    ) -> Int64[np.ndarray, "examples features"]:
+        """Tokens that each example takes in a row: inputs with their prompt, and targets."""
+        text = [self._text(tasks, examples, name)[0] for name in FEATURES]
+        return np.stack([text[0] + self._prompt_length, text[1]], axis=1)
+
+    def mean_sizes(self, rates: Sequence[float]) -> tuple[float, float]:
+        """Mean of `sizes` over the stream, the tasks weighted by their rates."""
+        means = np.zeros(2)
+        for task, rate in enumerate(rates):
+            count = len(self._stores[task])
+            every = np.arange(count)
+            means += rate / sum(rates) * self.sizes(np.full(count, task), every).mean(axis=0)
+        return float(means[0]), float(means[1])
+
+    def assemble(self, segments: Segments, *, rows: int, packed: bool) -> Batch:
+        """The features of `rows` rows; a row without segments is all zeros."""
+        sizes = self.sizes(segments.tasks, segments.examples)
+        inputs = _Layout(segments, sizes[:, 0], rows, self.lengths["inputs"])
+        targets = _Layout(segments, sizes[:, 1], rows, self.lengths["targets"])
+        encoder = inputs.empty()
+        self._write_prompts(encoder, inputs, segments)
+        self._write_text(encoder, inputs.starts + self._prompt_length, segments, "inputs")
+        decoder = targets.empty()
+        self._write_text(decoder, targets.starts, segments, "targets")
+        batch = {
+            "encoder_input_tokens": inputs.shaped(encoder),
+            "decoder_target_tokens": targets.shaped(decoder),
+            "decoder_input_tokens": _shifted(decoder, targets, packed),
+            "decoder_loss_weights": targets.shaped((decoder > 0).astype(np.int32)),
+        }
+        if packed:
+            for side, layout in (("encoder", inputs), ("decoder", targets)):
+                batch[f"{side}_segment_ids"] = layout.shaped(layout.spread(segments.numbers))
+                batch[f"{side}_positions"] = layout.shaped(layout.positions())
+        return batch
+
+    def _text(
+        self, tasks: np.ndarray, examples: np.ndarray, feature: str
+    ) -> tuple[Int64[np.ndarray, " examples"], Bool[np.ndarray, " examples"]]:
+        """Tokens of each example's text after trimming, and whether it was trimmed."""
+        full = self._full[feature][self._firsts[tasks] + examples]
+        limit = self._text_lengths[feature]
+        return np.minimum(full, limit), full > limit
+
+    def _write_prompts(self, flat: np.ndarray, layout: "_Layout", segments: Segments) -> None:
+        vector = np.arange(self._prompt_length)
+        ids = self._prompt_starts[segments.tasks][:, None] + vector
+        flat[layout.starts[:, None] + vector] = ids
+
+    def _write_text(
+        self, flat: np.ndarray, starts: np.ndarray, segments: Segments, feature: str
+    ) -> None:
+        lengths, trimmed = self._text(segments.tasks, segments.examples, feature)
+        for task in np.unique(segments.tasks):
+            store, chosen = self._stores[task], segments.tasks == task
+            offsets = store.offsets[feature]
+            sources = offsets[segments.examples[chosen]]
+            taken = _spans(sources, lengths[chosen])
+            flat[_spans(starts[chosen], lengths[chosen])] = store.tokens[feature][taken]
+            eos_id = store.eos_ids[feature]
+            if eos_id is not None:
+                # A trimmed text still ends in EOS, if it did before.
+                cut = chosen & trimmed
+                last = store.tokens[feature][offsets[segments.examples[cut] + 1] - 1]
+                flat[(starts + lengths - 1)[cut][last == eos_id]] = eos_id
+
+
+class _Layout:
+    """Where the examples' tokens stand in one feature's rows, flattened."""
+
+    def __init__(self, segments: Segments, sizes: np.ndarray, rows: int, length: int):
+        before = np.cumsum(sizes) - sizes
+        is_first = segments.numbers == 1
+        row_starts = np.zeros(rows, np.int64)
+        row_starts[segments.rows[is_first]] = before[is_first]
+        self.sizes = sizes
+        self.starts = segments.rows * length + before - row_starts[segments.rows]
+        self._shape = (rows, length)
+
+    def empty(self) -> Int32[np.ndarray, " tokens"]:
+        return np.zeros(self._shape[0] * self._shape[1], np.int32)
+
+    def shaped(self, flat: np.ndarray) -> Int32[np.ndarray, "rows length"]:
+        return flat.reshape(self._shape)
+
+    def spread(self, values: np.ndarray) -> Int32[np.ndarray, " tokens"]:
+        """One value of each example, at all its tokens."""
+        flat = self.empty()
+        flat[_spans(self.starts, self.sizes)] = np.repeat(values, self.sizes)
+        return flat
+
+    def positions(self) -> Int32[np.ndarray, " tokens"]:
+        """0, 1, 2, ... from each example's first token."""
+        flat = self.empty()
+        flat[_spans(self.starts, self.sizes)] = _spans(np.zeros_like(self.sizes), self.sizes)
+        return flat
+
+
+def _shifted(flat: np.ndarray, layout: _Layout, packed: bool) -> np.ndarray:
+    """Targets moved one to the right within each example, BOS (0) first, as SeqIO does it."""
+    rows = layout.shaped(flat)
+    shifted = np.zeros_like(rows)
+    shifted[:, 1:] = rows[:, :-1]
+    if packed:
+        ends = layout.starts + layout.sizes
+        boundaries = np.concatenate([layout.starts, ends])
+        shifted.reshape(-1)[boundaries[boundaries < flat.size]] = 0
+    return shifted
+
+
+def _spans(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " tokens"]:
+    """start, start + 1, ..., start + length - 1 of each span, one span after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def _checked_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
+    if set(lengths) != set(FEATURES) or min(lengths.values()) < 1:
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS is {dict(lengths)}: give positive lengths of 'inputs' and "
+            "'targets', and of nothing else."
+        )
+    return {name: int(lengths[name]) for name in FEATURES}
+
+
+def _text_lengths(lengths: Mapping[str, int], prompt_length: int) -> dict[str, int]:
+    if prompt_length >= lengths["inputs"]:
+        raise UserError(
+            f"A prompt of {prompt_length} vectors leaves no room for text in inputs of "
+            f"{lengths['inputs']} tokens: TASK_FEATURE_LENGTHS['inputs'] counts the prompt, so "
+            f"set it to {prompt_length} plus the length of the text."
+        )
+    return {"inputs": lengths["inputs"] - prompt_length, "targets": lengths["targets"]}
+
+
+def _check_tokens(store: ExampleStore, vocab_size: int) -> None:
+    if store.max_token >= vocab_size:
+        raise UserError(
+            f"{store.name} holds token {store.max_token}, but the model's embedding has only "
+            f"{vocab_size} rows (T5Config.vocab_size): the model and the task's vocabulary do "
+            "not belong together."
+        )

@@ -1,0 +1,287 @@
+"""Global batches: training batches by step number, and one pass for validation.
+
+The batch at step k is a pure function of (tasks, settings, seed, k). There is no iterator to
+save: resuming is asking for the next number, and hosts that ask for different rows of a batch
+get parts of the same one, whatever their number.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from promot_t5x.data.assembly import Assembler, Batch, Segments
+from promot_t5x.data.order import Stream
+from promot_t5x.data.packing import PackedRows, RowPlan, Windows, best_fit_decreasing
+from promot_t5x.data.sources import BoundTask
+from promot_t5x.data.store import ExampleStore
+from promot_t5x.errors import UserError
+
+Rows = slice | Sequence[int] | np.ndarray
+ALL_ROWS = slice(None)
+
+# Windows this long leave about one part-filled row in hundreds; longer ones only wait longer.
+_BATCHES_A_WINDOW = 16
+_LEAST_ROWS = 64
+_MOST_ROWS = 2048
+_EVAL_WINDOW = 8192
+
+
+class Batches:
+    """Training batches of a task or a mixture, addressed by step."""
+
+    def __init__(
+        self,
+        tasks: Sequence[BoundTask],
+        stores: Sequence[ExampleStore],
+        *,
+        batch_size: int,
+        lengths: Mapping[str, int],
+        pack: bool,
+        seed: int,
+        shuffle: bool = True,
+        vocab_size: int,
+        prompt_length: int = 0,
+        use_prompts: bool = False,
+    ):
+        """Plan nothing yet; that happens as batches are asked for.
+
+        Args:
+            tasks: the mixture's tasks; their names, rates and prompt indices are used.
+            stores: each task's examples, in the same order.
+            batch_size: rows of the global batch.
+            lengths: tokens of a row's 'inputs' (the prompt counted) and 'targets'.
+            pack: put as many examples into a row as fit, each with its own prompt.
+            seed: decides the order of the examples, the mixing and the order of packed rows.
+            shuffle: False keeps the order of the source, epoch after epoch.
+            vocab_size: rows of the model's embedding; prompt ids start there.
+            prompt_length: vectors of a prompt.
+            use_prompts: whether prompt ids are put in front of the inputs.
+
+        Raises `UserError` for lengths that leave no room for text, tokens outside the
+        embedding, and a batch size or prompt length that is not positive.
+        """
+        _check_batch_size(batch_size)
+        self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
+        self._batch_size = batch_size
+        self._pack = pack
+        rates = [task.rate for task in tasks]
+        self._stream = Stream(
+            names=[task.name for task in tasks],
+            sizes=[len(store) for store in stores],
+            rates=rates,
+            seed=seed,
+            shuffle=shuffle,
+        )
+        self._rows = PackedRows(
+            sizes=self._sizes,
+            windows=_windows(self._assembler, [len(store) for store in stores], rates, batch_size),
+            capacity=(lengths["inputs"], lengths["targets"]),
+            seed=seed,
+            shuffle=shuffle,
+        )
+
+    @property
+    def trimmed_inputs(self) -> int:
+        """Examples, over all tasks, whose inputs do not fit and lose their end."""
+        return _total(self.trimmed, "inputs")
+
+    @property
+    def trimmed_targets(self) -> int:
+        """Examples, over all tasks, whose targets do not fit and lose their end."""
+        return _total(self.trimmed, "targets")
+
+    @property
+    def trimmed(self) -> dict[str, dict[str, int]]:
+        """The same by store name and feature."""
+        return self._assembler.trimmed
+
+    def batch(self, step: int, rows: Rows = ALL_ROWS) -> Batch:
+        """Features of the global batch at `step` (from 0), or of some of its rows.
+
+        Returns int32 arrays [rows, length] as `assembly.batch_shapes` lists them.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} is negative")
+        first = step * self._batch_size
+        chosen = np.arange(self._batch_size)[rows]
+        if self._pack:
+            plan = self._rows.rows(first, first + self._batch_size)
+        else:
+            plan = _one_a_row(first, first + self._batch_size)
+        places, rows_of, numbers = _standing_in(plan, chosen)
+        tasks, examples = self._look_up(places)
+        segments = Segments(tasks, examples, rows_of, numbers)
+        return self._assembler.assemble(segments, rows=len(chosen), packed=self._pack)
+
+    def _look_up(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not len(places):
+            return places, places
+        first, last = int(places.min()), int(places.max())
+        tasks, examples = self._stream.examples(first, last + 1)
+        return tasks[places - first], examples[places - first]
+
+    def _sizes(self, start: int, stop: int) -> np.ndarray:
+        return self._assembler.sizes(*self._stream.examples(start, stop))
+
+
+class EvalBatches:
+    """One pass over the examples in the order of tasks and sources, for teacher-forced loss.
+
+    Every example stands in exactly one row; rows that fill up the last batch are all zeros, so
+    that they weigh nothing in a loss.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[BoundTask],
+        stores: Sequence[ExampleStore],
+        *,
+        batch_size: int,
+        lengths: Mapping[str, int],
+        pack: bool = False,
+        vocab_size: int,
+        prompt_length: int = 0,
+        use_prompts: bool = False,
+    ):
+        """Arguments and errors are those of `Batches`."""
+        _check_batch_size(batch_size)
+        self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
+        self._batch_size = batch_size
+        self._pack = pack
+        counts = [len(store) for store in stores]
+        self._tasks = np.repeat(np.arange(len(counts)), counts)
+        self._examples = np.concatenate([np.arange(count) for count in counts])
+        self._plan = self._packed(lengths) if pack else _one_a_row(0, len(self._tasks))
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in the pass."""
+        return len(self._tasks)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in the pass, the last one filled up."""
+        return math.ceil(len(self._plan) / self._batch_size)
+
+    @property
+    def trimmed(self) -> dict[str, dict[str, int]]:
+        """Examples that lose their end, by store name and feature."""
+        return self._assembler.trimmed
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.batch(index) for index in range(self.num_batches))
+
+    def batch(self, index: int, rows: Rows = ALL_ROWS) -> Batch:
+        """Batch number `index` of the pass, or some of its rows."""
+        if not 0 <= index < self.num_batches:
+            raise IndexError(f"batch {index} of a pass of {self.num_batches}")
+        chosen = np.arange(self._batch_size)[rows]
+        first = index * self._batch_size
+        plan = self._plan.take(first, min(first + self._batch_size, len(self._plan)))
+        real = np.flatnonzero(chosen < len(plan))
+        places, rows_of, numbers = _standing_in(plan, chosen[real])
+        segments = Segments(self._tasks[places], self._examples[places], real[rows_of], numbers)
+        return self._assembler.assemble(segments, rows=len(chosen), packed=self._pack)
+
+    def _packed(self, lengths: Mapping[str, int]) -> RowPlan:
+        sizes = self._assembler.sizes(self._tasks, self._examples)
+        capacity = (lengths["inputs"], lengths["targets"])
+        rows, opened = [], 0
+        for start in range(0, len(sizes), _EVAL_WINDOW):
+            window = sizes[start : start + _EVAL_WINDOW]
+            rows.append(opened + best_fit_decreasing(window, capacity))
+            opened = int(rows[-1].max()) + 1
+        return RowPlan.of_rows(np.concatenate(rows))
+
+
+def statistics(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How full a batch is, under T5X's metric names; a prompt's virtual tokens are real ones.
+
+    `non_padding_fraction/{encoder,decoder,overall,loss_weights}` in [0, 1];
+    `effective_batch_size/{encoder,decoder}`: examples in the batch;
+    `real_tokens/{encoder,decoder}`: tokens that are not padding.
+    """
+    stats: dict[str, float] = {}
+    tokens = {
+        "encoder": batch["encoder_input_tokens"],
+        "decoder": batch["decoder_target_tokens"],
+    }
+    for side, ids in tokens.items():
+        segments = batch.get(f"{side}_segment_ids")
+        real = ids > 0 if segments is None else segments > 0
+        examples = real.any(axis=1) if segments is None else segments.max(axis=1)
+        stats[f"non_padding_fraction/{side}"] = float(real.mean())
+        stats[f"effective_batch_size/{side}"] = float(examples.sum())
+        stats[f"real_tokens/{side}"] = float(real.sum())
+    size = sum(ids.size for ids in tokens.values())
+    stats["non_padding_fraction/overall"] = (
+        stats["real_tokens/encoder"] + stats["real_tokens/decoder"]
+    ) / size
+    stats["non_padding_fraction/loss_weights"] = float(batch["decoder_loss_weights"].mean())
+    return stats
+
+
+def _assembler(
+    tasks: Sequence[BoundTask],
+    stores: Sequence[ExampleStore],
+    lengths: Mapping[str, int],
+    vocab_size: int,
+    prompt_length: int,
+    use_prompts: bool,
+) -> Assembler:
+    if len(tasks) != len(stores) or not tasks:
+        raise ValueError(f"{len(tasks)} tasks and {len(stores)} stores")
+    if use_prompts and prompt_length < 1:
+        raise UserError(
+            f"The prompt's length is {prompt_length}: a run with a prompt needs at least 1 vector "
+            "(PROMPT_LENGTH)."
+        )
+    return Assembler(
+        stores=stores,
+        prompt_indices=[task.prompt_index for task in tasks],
+        lengths=lengths,
+        vocab_size=vocab_size,
+        prompt_length=prompt_length,
+        use_prompts=use_prompts,
+    )
+
+
+def _windows(
+    assembler: Assembler, counts: Sequence[int], rates: Sequence[float], batch_size: int
+) -> Windows:
+    """Windows of some hundred rows; of a single task, whole epochs divided equally."""
+    means = zip(assembler.mean_sizes(rates), assembler.lengths.values(), strict=True)
+    per_row = min(length / max(mean, 1.0) for mean, length in means)
+    rows = min(max(_BATCHES_A_WINDOW * batch_size, _LEAST_ROWS), _MOST_ROWS)
+    wanted = math.ceil(rows * per_row)
+    if len(counts) > 1:
+        return Windows(period=wanted, per_period=1)
+    epochs = math.ceil(_LEAST_ROWS * per_row / counts[0])
+    period = epochs * counts[0]
+    return Windows(period=period, per_period=math.ceil(period / wanted))
+
+
+def _one_a_row(start: int, stop: int) -> RowPlan:
+    return RowPlan(np.arange(start, stop), np.arange(stop - start + 1))
+
+
+def _standing_in(plan: RowPlan, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places in the chosen rows of a plan, the index in `rows` and the segment of each."""
+    starts = plan.starts[rows]
+    counts = plan.starts[rows + 1] - starts
+    index = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return plan.places[starts[index] + within], index, within + 1
+
+
+def _total(trimmed: Mapping[str, Mapping[str, int]], feature: str) -> int:
+    return sum(counts[feature] for counts in trimmed.values())
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"BATCH_SIZE is {batch_size}: a batch needs at least one row.")
