@@ -11,7 +11,7 @@ square, so scanned training equals unscanned, and prompts of different tasks do 
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +67,7 @@ class AdafactorState(NamedTuple):
     v_row, v_col: second moment of a factored one, averaged over its columns and over its rows.
     """
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]  # T5X's name; hides tuple.count
     m: PyTree
     v: PyTree
     v_row: PyTree
@@ -200,6 +200,7 @@ def adafactor(
         weight_decay = weight_decay_at(rate)
         if global_norm_clip_threshold:
             grads = _clip_global_norm(grads, global_norm_clip_threshold)
+        treedef: Any
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         columns = [treedef.flatten_up_to(tree) for tree in (grads, *state[1:])]
         results = []
@@ -288,7 +289,7 @@ def _name(key_path: tuple) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
-def _unzip(treedef, rows: list[tuple], width: int) -> list[PyTree]:
+def _unzip(treedef, rows: Sequence[tuple], width: int) -> list[PyTree]:
     """Turn one tuple a leaf into one tree a member (also where there is no leaf at all)."""
     columns = zip(*rows, strict=True) if rows else [()] * width
     return [treedef.unflatten(column) for column in columns]

@@ -18,7 +18,7 @@ from etils import epath
 from flax import traverse_util
 
 from promot_t5x import manifest as manifests
-from promot_t5x import restore, t5x_format, tensors
+from promot_t5x import named_bases, restore, t5x_format, tensors
 from promot_t5x.errors import UserError
 from promot_t5x.hashing import content_hash as content_hash
 from promot_t5x.manifest import BrokenCheckpointError
@@ -125,7 +125,7 @@ def open_source(path: str | os.PathLike) -> ParamSource:
     Raises:
       UserError: names the path, what was found there and the nearest checkpoint.
     """
-    directory = restore.absolute(path)
+    directory = restore.absolute(named_bases.resolve(str(path)))
     if directory.name == t5x_format.LEGACY_FILE and directory.is_file():
         directory = directory.parent
     if not directory.is_dir():

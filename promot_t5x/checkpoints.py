@@ -190,7 +190,7 @@ class Checkpoints:
         tree = traverse_util.unflatten_dict(safe, sep="/")
         target = reading.step_directory(self.directory, step)
         self._orbax.save(target, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
-        self._pending = self._pool.submit(self._finish, step, blocks, metadata)
+        self._pending = self._pool.submit(self._finish, step, blocks, dict(metadata))
         return True
 
     def add_metrics(self, step: int, metrics: Mapping[str, float | int]) -> None:

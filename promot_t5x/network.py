@@ -225,7 +225,7 @@ def _decoder_masks(
     cross_mask = padding_mask(targets.reshape(rows, -1), sources)
     if (encoder_segment_ids is None) != (decoder_segment_ids is None):
         raise ValueError("Segment ids must be given for both the encoder and the decoder.")
-    if decoder_segment_ids is not None:
+    if encoder_segment_ids is not None and decoder_segment_ids is not None:
         segments = _as_ids(decoder_segment_ids)
         mask = mask & segment_mask(segments, segments)
         cross_mask = cross_mask & segment_mask(
@@ -236,7 +236,7 @@ def _decoder_masks(
 
 def _initialise(config: T5Config, rng: jax.Array) -> dict[str, Any]:
     tokens = jnp.ones((1, 2), jnp.int32)
-    return Transformer(config).init(rng, tokens, tokens, tokens, enable_dropout=False)
+    return dict(Transformer(config).init(rng, tokens, tokens, tokens, enable_dropout=False))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Float
@@ -58,25 +59,25 @@ def save_prompt(
     Returns:
       The files written.
     """
-    path, array = epath.Path(path), np.ascontiguousarray(prompt)
+    place, array = epath.Path(path), np.ascontiguousarray(prompt)
     if array.dtype != np.float32:
         raise ValueError(f"a prompt is float32, not {array.dtype}")
     if len(info.tasks) != len(array):
         raise ValueError(f"{len(array)} prompts, but the tasks {list(info.tasks)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npz":
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.suffix == ".npz":
         told = {"format": FORMAT, "length": array.shape[1], **dataclasses.asdict(info)}
-        _write(path, lambda file: np.savez(file, prompt=array, info=np.array(json.dumps(told))))
-        return (path,)
-    if path.suffix != ".npy":
+        _write(place, lambda file: np.savez(file, prompt=array, info=np.array(json.dumps(told))))
+        return (place,)
+    if place.suffix != ".npy":
         raise UserError(
             f"{path}: a prompt file's name ends in .npz (self-describing) or .npy "
             "(prompt-tuning's form)"
         )
     if len(array) == 1:
-        targets = [path]
+        targets = [place]
     else:
-        targets = [path.parent / f"{path.stem}.{task}.npy" for task in info.tasks]
+        targets = [place.parent / f"{place.stem}.{task}.npy" for task in info.tasks]
         if len(set(targets)) < len(targets):
             raise UserError(f"{path}: the tasks {list(info.tasks)} are not all different")
     for target, vectors in zip(targets, array, strict=True):
@@ -131,7 +132,7 @@ def _load(path: epath.Path) -> tuple[np.ndarray, PromptInfo]:
         file.seek(0)
         try:
             if magic == _NPY_MAGIC:
-                array, info = np.load(file, allow_pickle=False), PromptInfo()
+                array, info = _float32(np.load(file, allow_pickle=False)), PromptInfo()
             elif magic.startswith(_ZIP_MAGIC):
                 array, info = _load_described(file)
             else:
@@ -145,6 +146,13 @@ def _load(path: epath.Path) -> tuple[np.ndarray, PromptInfo]:
         )
     array = np.ascontiguousarray(array, np.float32)
     return (array[None] if array.ndim == 2 else array), info
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """numpy.save writes bfloat16 as two bytes without a name; anything else stays as it is."""
+    if array.dtype == np.dtype("V2"):
+        return array.view(jnp.bfloat16).astype(np.float32)
+    return array
 
 
 def _load_described(file: Any) -> tuple[np.ndarray, PromptInfo]:

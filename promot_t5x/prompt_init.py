@@ -1,8 +1,9 @@
-"""What a new prompt starts from: noise, words of the vocabulary, class labels, a text or a file.
+"""What a new prompt starts from: noise, words of the vocabulary, class labels or a text.
 
 Each initialiser is a frozen value that gin can bind, draws float32 vectors
 [num_prompts, prompt_length, emb_dim], and describes itself as plain data for a checkpoint to
-record. They are those of prompt tuning (Lester et al. 2021, arXiv:2104.08691).
+record. They are those of prompt tuning (Lester et al. 2021, arXiv:2104.08691). A prompt that
+starts from a file needs none: `prompt_file` reads it.
 """
 
 import dataclasses
@@ -10,9 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Float
 
 from promot_t5x.errors import UserError
@@ -52,6 +51,7 @@ class PromptInit(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
 class _Described:
     def describe(self) -> dict[str, Any]:
         """Its name and settings as plain data, fit for JSON."""
@@ -88,11 +88,12 @@ class Uniform(_Described):
 class SampledVocabulary(_Described):
     """Embeddings drawn from the vocabulary's first `population` rows, its commonest tokens.
 
-    No row comes twice in a prompt, unless the prompt is longer than the population. A population
-    beyond the table's rows is an error, as is one of 0.
+    No row comes twice in a prompt, unless the prompt is longer than the population. None is
+    prompt-tuning's 5000, or the whole of a smaller table; a population beyond the table's rows is
+    an error, as is one of 0.
     """
 
-    population: int = 5000
+    population: int | None = None
 
     def __call__(
         self,
@@ -104,14 +105,15 @@ class SampledVocabulary(_Described):
     ) -> Prompts:
         del vocabulary
         table = _table(self, embedding, shape)
-        if not 1 <= self.population <= table.shape[0]:
+        population = min(5000, table.shape[0]) if self.population is None else self.population
+        if not 1 <= population <= table.shape[0]:
             raise UserError(
-                f"SampledVocabulary.population is {self.population}; it must be in 1 ... "
+                f"SampledVocabulary.population is {population}; it must be in 1 ... "
                 f"{table.shape[0]}, the rows of the base's embedding."
             )
-        with_replacement = shape[1] > self.population
+        with_replacement = shape[1] > population
         draws = [
-            jax.random.choice(key, self.population, (shape[1],), replace=with_replacement)
+            jax.random.choice(key, population, (shape[1],), replace=with_replacement)
             for key in jax.random.split(rng, shape[0])
         ]
         return np.stack([_rows(table, np.asarray(ids)) for ids in draws])
@@ -169,54 +171,6 @@ class EmbeddedText(_Described):
         rows = _embed(self, _table(self, embedding, shape), vocabulary, self.text)
         prompt = np.resize(rows, shape[1:])
         return np.broadcast_to(prompt, shape).copy()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FromFile(_Described):
-    """The vectors of a NumPy file: [length, emb_dim] of one prompt or [num_prompts, ...] of all.
-
-    The name may have any ending: prompt-tuning writes its prompts without `.npy`. The shape must
-    be the model's exactly.
-    """
-
-    path: str
-
-    def __call__(
-        self,
-        rng: jax.Array,
-        shape: Shape,
-        *,
-        embedding: Table | None = None,
-        vocabulary: Any = None,
-    ) -> Prompts:
-        del rng, embedding, vocabulary
-        loaded = _load(self.path)
-        if (1, *loaded.shape) == shape:
-            loaded = loaded[None]
-        if loaded.shape != shape:
-            raise UserError(
-                f"The prompt in {self.path} has shape {loaded.shape}; the model's prompts have "
-                f"shape {shape} (num_prompts, prompt_length, emb_dim)."
-            )
-        return loaded
-
-
-def _load(path: str) -> Float[np.ndarray, "..."]:
-    try:
-        with epath.Path(path).open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"Cannot read the prompt file {path}: {error}") from error
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a prompt that numpy.save wrote: {error}") from error
-    if not isinstance(loaded, np.ndarray):
-        raise UserError(f"{path} is an archive of arrays; a prompt file holds one array.")
-    if loaded.dtype == np.dtype("V2"):
-        # numpy.save writes bfloat16 as two bytes without a name.
-        loaded = loaded.view(jnp.bfloat16)
-    if not jnp.issubdtype(loaded.dtype, jnp.floating):
-        raise UserError(f"The prompt in {path} has type {loaded.dtype}; it must be floating.")
-    return loaded.astype(np.float32)
 
 
 def _table(init: _Described, embedding: Table | None, shape: Shape) -> Table:

@@ -196,30 +196,6 @@ def read_trainable(directory: str | os.PathLike, step: int) -> dict[str, Any]:
     return traverse_util.unflatten_dict(arrays, sep="/")["target"]
 
 
-def read_trained(directory: str | os.PathLike, step: int) -> dict[str, Any]:
-    """Read what a stage trained, a nested dict of numpy arrays, verified.
-
-    Args:
-      directory: MODEL_DIR/<stage>.
-      step: of a complete checkpoint there.
-
-    Raises:
-      UserError: the checkpoint is missing or damaged.
-    """
-    step_dir = step_directory(directory, step)
-    try:
-        manifest = manifests.read(step_dir)
-        like = {
-            f"target/{path}": jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))
-            for path, record in manifest.subtree("target").items()
-        }
-        arrays = read_verified(step_dir, like, manifest)
-    except BrokenCheckpointError as error:
-        raise UserError(f"{step_dir} cannot be used: {error}") from error
-    flat = {path.removeprefix("target/"): array for path, array in arrays.items()}
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
 @contextlib.contextmanager
 def agreement(kind: type[Exception]) -> Iterator[None]:
     """Raise an error of this kind in all processes if it is raised in one of them."""
@@ -265,7 +241,7 @@ def restore(
     steps = [s for s in steps if not pending_marker(directory, s).exists()]
     if step is not None and step not in steps:
         raise UserError(f"{directory} has no checkpoint of step {step}; it has {steps}")
-    passed_over = []
+    passed_over: list[str] = []
     for candidate in [step] if step is not None else reversed(steps):
         try:
             restored = _restore_step(directory, candidate, trainable, opt_state, verify)
@@ -296,7 +272,8 @@ def _restore_step(
 
     def rebuild(tree: Any, prefix: str) -> Any:
         leaves = [arrays[f"{prefix}/{path}"] for path in named_leaves(tree)]
-        return jax.tree_util.tree_structure(tree).unflatten(leaves)
+        structure: Any = jax.tree_util.tree_structure(tree)
+        return structure.unflatten(leaves)
 
     return Restored(
         step=manifest.step,

@@ -168,12 +168,12 @@ class Encoder(nn.Module):
         def step(layer: nn.Module, x: Hidden, _: None) -> tuple[Hidden, None]:
             return layer(x, mask, bias, deterministic=deterministic), None
 
-        step = _remat(step, cfg)
+        run = _remat(step, cfg)
         if cfg.scan_layers:
-            x, _ = _scan(step, cfg.num_encoder_layers)(self.encoder, x, None)
+            x, _ = _scan(run, cfg.num_encoder_layers)(self.encoder, x, None)
         else:
             for layer in self.layers:
-                x, _ = step(layer, x, None)
+                x, _ = run(layer, x, None)
         return self.last_dropout(self.encoder_norm(x), deterministic=deterministic)
 
 
@@ -231,12 +231,12 @@ class Decoder(nn.Module):
             y = layer(y, kv, mask, cross_mask, bias, deterministic=deterministic, decode=decode)
             return y, None
 
-        step = step if decode else _remat(step, cfg)
+        run: LayerStep = step if decode else _remat(step, cfg)
         if cfg.scan_layers:
-            y, _ = _scan(step, cfg.num_decoder_layers)(self.decoder, y, cross)
+            y, _ = _scan(run, cfg.num_decoder_layers)(self.decoder, y, cross)
         else:
             for i, layer in enumerate(self.layers):
-                y, _ = step(layer, y, None if cross is None else cross[i])
+                y, _ = run(layer, y, None if cross is None else cross[i])
         return self.dropout(self.decoder_norm(y), deterministic=deterministic)
 
     def logits(self, hidden: Hidden) -> Float[Array, "batch length vocab"]:

@@ -1,5 +1,6 @@
 """Prompt files: what prompt-tuning reads and writes, and the self-describing form."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -97,3 +98,13 @@ def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(UserError, match="not all different"):
         save_prompt(tmp_path / "p.npy", make(), PromptInfo(tasks=("rte", "rte")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bfloat16_file_of_prompt_tunings(tmp_path):
+    path = tmp_path / "encoder.prompt.prompt.prompt"
+    vectors = np.arange(12.0).reshape(3, 4)
+    with path.open("wb") as file:
+        np.save(file, vectors.astype(ml_dtypes.bfloat16))
+    loaded, _ = load_prompt(path)
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, vectors[None])

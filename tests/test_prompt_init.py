@@ -12,7 +12,6 @@ from promot_t5x.errors import UserError
 from promot_t5x.prompt_init import (
     ClassLabels,
     EmbeddedText,
-    FromFile,
     PromptInit,
     SampledVocabulary,
     Uniform,
@@ -57,8 +56,9 @@ def test_sampled_vocabulary(table):
     assert set(longer) <= {0, 1, 2}
 
 
-def test_population_defaults_to_prompt_tunings_and_must_fit():
-    assert SampledVocabulary().population == 5000
+def test_population_fits_a_small_table_or_is_an_error():
+    drawn = SampledVocabulary()(KEY, (1, 30, 4), embedding=TABLE)
+    assert {tuple(row) for row in drawn[0]} == {tuple(row) for row in np.asarray(TABLE)}
     for population in (31, 0):
         with pytest.raises(UserError, match=rf"population is {population}; .* 1 \.\.\. 30"):
             SampledVocabulary(population=population)(KEY, (1, 2, 4), embedding=TABLE)
@@ -101,66 +101,20 @@ def test_what_reads_the_base_says_so():
         text(KEY, (1, 2, 4), embedding=TABLE[:20], vocabulary=Letters())
 
 
-@pytest.mark.parametrize("name", ["prompt.npy", "encoder.prompt.prompt.prompt"])
-def test_from_file(tmp_path, name):
-    path = tmp_path / name
-    one = np.arange(12.0).reshape(3, 4)
-    with path.open("wb") as file:
-        np.save(file, one)
-    prompts = FromFile(path=str(path))(KEY, (1, 3, 4))
-    assert prompts.dtype == np.float32
-    np.testing.assert_array_equal(prompts, one[None])
-    with path.open("wb") as file:
-        np.save(file, np.stack([one, -one]).astype(jnp.bfloat16))
-    prompts = FromFile(path=str(path))(KEY, (2, 3, 4))
-    assert prompts.dtype == np.float32
-    np.testing.assert_array_equal(prompts, np.stack([one, -one]))
-
-
-def test_a_files_shape_must_be_the_models(tmp_path):
-    path = tmp_path / "prompt.npy"
-    np.save(path, np.zeros((3, 4)))
-    for shape in ((1, 4, 4), (2, 3, 4), (3, 4, 1)):
-        with pytest.raises(UserError) as caught:
-            FromFile(path=str(path))(KEY, shape)
-        for part in (str(path), "(3, 4)", str(shape)):
-            assert part in str(caught.value)
-
-
-def test_files_that_are_no_prompts(tmp_path):
-    path = tmp_path / "prompt"
-    init = FromFile(path=str(path))
-    with pytest.raises(UserError, match="Cannot read the prompt file .*prompt"):
-        init(KEY, (1, 3, 4))
-    for content in (b"", b"not numpy"):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="not a prompt that numpy.save wrote"):
-            init(KEY, (1, 3, 4))
-    with path.open("wb") as file:
-        np.savez(file, prompt=np.zeros((3, 4)))
-    with pytest.raises(UserError, match="archive"):
-        init(KEY, (1, 3, 4))
-    with path.open("wb") as file:
-        np.save(file, np.zeros((3, 4), np.int32))
-    with pytest.raises(UserError, match="int32"):
-        init(KEY, (1, 3, 4))
-
-
 @pytest.mark.parametrize(
     ("init", "described"),
     [
         (Uniform(), {"name": "Uniform", "scale": 0.5}),
-        (SampledVocabulary(), {"name": "SampledVocabulary", "population": 5000}),
+        (SampledVocabulary(), {"name": "SampledVocabulary", "population": None}),
         (
             ClassLabels(labels=["yes", "no"]),
             {
                 "name": "ClassLabels",
                 "labels": ["yes", "no"],
-                "fallback": {"name": "SampledVocabulary", "population": 5000},
+                "fallback": {"name": "SampledVocabulary", "population": None},
             },
         ),
         (EmbeddedText(text="a b"), {"name": "EmbeddedText", "text": "a b"}),
-        (FromFile(path="p.npy"), {"name": "FromFile", "path": "p.npy"}),
     ],
 )
 def test_initialisers_are_values_that_describe_themselves(init, described):

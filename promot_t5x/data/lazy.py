@@ -4,6 +4,7 @@ import functools
 import os
 from types import ModuleType
 
+from promot_t5x import quiet
 from promot_t5x.errors import UserError
 
 PREPARE_TFDS = (
@@ -20,8 +21,9 @@ def import_seqio() -> ModuleType:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import seqio
-        import tensorflow as tf
+        with quiet.imports():
+            import seqio
+            import tensorflow as tf
     except ImportError as error:
         raise UserError(
             f"Reading a SeqIO task needs seqio and tensorflow, and importing them failed: {error}. "

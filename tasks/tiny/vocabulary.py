@@ -1,6 +1,6 @@
 """The tiny world's words as a SeqIO vocabulary; imports TensorFlow, so import it late.
 
-In gin: `VOCABULARY = @WordVocabulary()`. Text is words separated by white space:
+In gin: `VOCABULARY = @vocabularies.tiny_world()`. Text is words separated by white space:
 
     WordVocabulary().encode("Q home anna")  # three ids
 """

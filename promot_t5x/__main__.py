@@ -1,0 +1,7 @@
+"""`python -m promot_t5x` is `promot-t5x`."""
+
+import sys
+
+from promot_t5x.cli import main
+
+sys.exit(main())

@@ -1,0 +1,217 @@
+"""The command line: `promot-t5x VERB …`.
+
+A verb is an entry of `verbs.VERBS`; what it runs is imported only when it runs. A `UserError`
+becomes one message on stderr and exit status 2, Ctrl-C status 130; anything else is a fault of
+the program and shows its traceback.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from promot_t5x import quiet
+from promot_t5x.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from promot_t5x.verbs import OVERVIEW, VERBS, Verb
+
+EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells count
+EXIT_BROKEN_PIPE = 141
+_PROGRAM = "promot-t5x"
+_FLAGS = (
+    "--gin_file",
+    "--gin_bindings",
+    "--gin_search_paths",
+    "--tfds_data_dir",
+    "--dry_run",
+    "--help",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status.
+
+    Args:
+        argv: the words after the program's name; by default the process's own.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except UserError as error:
+        print(f"{_PROGRAM}: error: {_message(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{_PROGRAM}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader, `head` for one, has seen enough; flushing at exit would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from promot_t5x import __version__
+
+        print(f"{_PROGRAM} {__version__}")
+        return 0
+    verb = _find_verb(words[0])
+    if verb.takes_gin:
+        return _run_gin(verb, _parse_flags(verb, words[1:]))
+    quiet.set_defaults()
+    return _load(verb)(words[1:]) or 0
+
+
+def _find_verb(name: str) -> Verb:
+    for verb in VERBS:
+        if verb.name == name:
+            return verb
+    names = [verb.name for verb in VERBS]
+    if name.startswith("-"):
+        raise UserError(f"name a verb before {name}: {', '.join(_listed())}.")
+    raise UserError(
+        f"there is no verb {name!r}.{did_you_mean(name, names)} There are: {', '.join(_listed())}."
+    )
+
+
+def _run_gin(verb: Verb, flags: argparse.Namespace) -> int:
+    """Read the configuration, check it, and call the function that it configures."""
+    if not flags.gin_file and not flags.gin_bindings:
+        raise UserError(
+            f"{verb.name} needs a configuration: --gin_file=FILE. "
+            f"See `{_PROGRAM} {verb.name} --help`."
+        )
+    quiet.set_defaults()
+    if flags.tfds_data_dir:
+        # tensorflow-datasets reads it when it is imported, which may be never in this run.
+        os.environ["TFDS_DATA_DIR"] = flags.tfds_data_dir
+    # Modules that gin files import may lie in the user's directory, as with `python -m`; last, so
+    # that nothing there stands in for an installed package.
+    sys.path.append(os.getcwd())
+    with quiet.imports():
+        from promot_t5x import config
+
+        function = _load(verb)
+        configured = config.configured(function)
+        config.parse(flags.gin_file, flags.gin_bindings, flags.gin_search_paths)
+    config.check([function])
+    if flags.dry_run:
+        print(config.resolved_str())
+    else:
+        configured()
+    return 0
+
+
+def _load(verb: Verb) -> Callable[..., Any]:
+    module, _, name = verb.target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _message(error: UserError) -> str:
+    # gin appends which configurable was being called; the user has named none of them.
+    return str(error).partition("\n  In call to configurable '")[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See `{self.prog} --help`.")
+
+
+def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog=f"{_PROGRAM} {verb.name}",
+        usage=f"{_PROGRAM} {verb.name} --gin_file=FILE … [--gin.NAME=VALUE …] [--dry_run]",
+        description=verb.description,
+        epilog=_epilog(verb),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file; may be repeated, later files override earlier ones. Shipped files are "
+        "named as models/… or runs/…",
+    )
+    add(
+        "--gin.NAME",
+        dest="_",
+        metavar="VALUE",
+        help="set a macro, as in --gin.BATCH_SIZE=16; a string needs quotes that the shell "
+        "leaves alone: --gin.MODEL_DIR='\"/data/run\"'",
+    )
+    add(
+        "--gin_bindings",
+        action="append",
+        default=[],
+        metavar="'X = VALUE'",
+        help="set anything, as in 'network.T5Config.scan_layers = True'; may be repeated",
+    )
+    add(
+        "--gin_search_paths",
+        type=_paths,
+        default=[],
+        metavar="DIR,…",
+        help="look for gin files here first, then in the current directory and what is shipped",
+    )
+    add("--tfds_data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
+    add("--dry_run", action="store_true", help="check and print the configuration, then stop")
+    flags, unknown = parser.parse_known_args(_rewrite_gin_flags(words))
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        hint = did_you_mean(name, _FLAGS) if name.startswith("-") else ""
+        raise UserError(
+            f"{verb.name} does not take {unknown[0]!r}.{hint} See `{_PROGRAM} {verb.name} --help`."
+        )
+    return flags
+
+
+def _rewrite_gin_flags(words: Sequence[str]) -> list[str]:
+    """T5X's `--gin.NAME=VALUE` as `--gin_bindings=NAME = VALUE`."""
+    rewritten = []
+    for word in words:
+        if word.startswith("--gin."):
+            name, equals, value = word.removeprefix("--gin.").partition("=")
+            if not equals or not value:
+                raise UserError(f"{word!r} sets nothing: write --gin.{name}=VALUE.")
+            word = f"--gin_bindings={name} = {value}"
+        rewritten.append(word)
+    return rewritten
+
+
+def _paths(text: str) -> list[str]:
+    return [path for path in text.split(",") if path]
+
+
+def _listed() -> list[str]:
+    return [verb.name for verb in VERBS if verb.listed]
+
+
+def _overview() -> str:
+    width = max(len(name) for name in _listed())
+    verbs = "\n".join(f"  {verb.name:{width}}  {verb.help}" for verb in VERBS if verb.listed)
+    return (
+        f"usage: {_PROGRAM} VERB …\n\n{OVERVIEW}\n\nverbs:\n{verbs}\n\n"
+        f"`{_PROGRAM} VERB --help` says what a verb takes and where its results go.\n\n"
+        f"First try, a minute or two without any download:\n  {_PROGRAM} promot "
+        "--gin_file=demo/promot.gin"
+    )
+
+
+def _epilog(verb: Verb) -> str:
+    width = max(len(macro.name) for macro in verb.macros)
+    macros = "\n".join(
+        f"  {macro.name:{width}}  {macro.meaning}"
+        + (f" (default {macro.default})" if macro.default else " (required)")
+        for macro in verb.macros
+    )
+    examples = "\n\n".join("  " + example.replace("\n", "\n  ") for example in verb.examples)
+    return f"commonest values (--gin.NAME=VALUE; --dry_run shows all):\n{macros}\n\n" + (
+        f"examples:\n{examples}"
+    )

@@ -1,0 +1,107 @@
+"""A stage is data: what trains, from which weights, with which prompt, on which examples.
+
+ProMoT's two stages, standard fine-tuning, prompt tuning, joint tuning and a fixed random prompt
+differ only in the values of a `Stage`:
+
+| stage                | trainable                  | prompt                  |
+|----------------------|----------------------------|-------------------------|
+| ProMoT stage one     | `encoder/prompt/.*`        | an initialiser          |
+| ProMoT stage two     | `(?!encoder/prompt/).*`    | `'stage_one'`           |
+| standard fine-tuning | `.*`                       | none                    |
+| joint tuning         | `.*`                       | an initialiser          |
+| fixed random prompt  | `(?!encoder/prompt/).*`    | an initialiser          |
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from promot_t5x import adafactor
+from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.evaluate import EvalConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Training data, under T5X's names.
+
+    **Attributes:**
+
+    - `mixture_or_task_name`: a registered task or mixture.
+    - `task_feature_lengths`: tokens a row of `inputs` (prompt included) and of `targets` holds.
+    - `split`: the tasks' split to train on.
+    - `batch_size`: rows of a global batch; with packing a row holds several examples.
+    - `shuffle`: draw every epoch in an order of its own, by `seed`.
+    - `pack`: put as many examples into a row as fit; results are those of unpacked rows.
+    - `module`: a Python module (dotted name or file) that registers the user's own tasks.
+    """
+
+    mixture_or_task_name: str
+    task_feature_lengths: Mapping[str, int]
+    split: str = "train"
+    batch_size: int
+    shuffle: bool = True
+    seed: int = 0
+    pack: bool = False
+    module: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training run.
+
+    **Attributes:**
+
+    - `name`: the stage's directory within a run of several stages, and what later ones call it.
+    - `trainable`: regular expressions over whole parameter paths; what matches none is frozen.
+    - `base`: the weights to start from: a checkpoint's path, the name of an earlier stage, or
+      none for random ones. A prompt in it is left behind.
+    - `prompt`: an initialiser of `prompt_init` for a new prompt, the name of an earlier stage or
+      a file for a trained one, or none to train without.
+    - `train_dataset`: see `DatasetConfig`.
+    - `evaluation`: how the target's validation score is taken, which chooses the best checkpoint;
+      none keeps the last one.
+    - `train_steps`: updates of this stage, whatever came before it.
+    - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimiser fits.
+    - `learning_rate`: schedule from the stage's own step to a rate.
+    - `microbatches`: parts that a batch is taken in.
+    - `frozen_dtype`: storage of the frozen weights, `float32` or `bfloat16`.
+    - `eval_period`: steps between validation scores, each followed by a checkpoint.
+    - `keep`: newest checkpoints kept besides the best.
+    - `random_seed`: seeds dropout, new parameters and new prompts.
+    """
+
+    name: str = "train"
+    trainable: Sequence[str]
+    base: str | None
+    prompt: Any = None
+    train_dataset: DatasetConfig
+    evaluation: EvalConfig | None = None
+    train_steps: int
+    optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
+    learning_rate: Callable[[Any], Any]
+    microbatches: int = 1
+    frozen_dtype: str = "float32"
+    eval_period: int
+    keep: int = 1
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("train_steps", "eval_period", "microbatches", "keep"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(
+                    f"stage {self.name!r}: {field} must be a positive integer, got {value!r}."
+                )
+        if self.frozen_dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"stage {self.name!r}: frozen_dtype must be 'float32' or 'bfloat16', got "
+                f"{self.frozen_dtype!r}.{did_you_mean(self.frozen_dtype, ['float32', 'bfloat16'])}"
+            )
+        if self.train_dataset.batch_size % self.microbatches:
+            raise UserError(
+                f"stage {self.name!r}: microbatches = {self.microbatches} does not divide "
+                f"batch_size = {self.train_dataset.batch_size}."
+            )

@@ -1,0 +1,145 @@
+"""What a run holds: the trainable part of the model, the frozen part, the optimiser's slots.
+
+Gradients, norms and optimiser slots exist for the trainable tree only, so that a frozen model
+costs neither weight gradients nor their memory.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from promot_t5x.errors import UserError
+from promot_t5x.partitioning import Partitioner
+from promot_t5x.prompt import PROMPT_PATH
+
+Tree = dict[str, Any]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """`params` = `trainable` and `frozen` together; `step` counts this run's own updates."""
+
+    step: Int[Array, ""]
+    trainable: Tree
+    frozen: Tree
+    opt_state: Any
+
+    @property
+    def params(self) -> Tree:
+        return merge(self.trainable, self.frozen)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dict -> {'a/b/c': leaf}."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """{'a/b/c': leaf} -> nested dict."""
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tree]:
+    """Part a tree into (trainable, frozen).
+
+    **Arguments:**
+
+    - `patterns`: regular expressions; a parameter trains if one of them matches the whole of its
+      path, such as `encoder/prompt/prompt`.
+
+    **Raises** `UserError` for a pattern that matches nothing.
+    """
+    flat = flatten(params)
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            raise UserError(
+                f"TRAINABLE pattern {pattern!r} matches none of the model's {len(flat)} parameters"
+                f" (the first is {next(iter(flat))!r}). A prompt exists only where PROMPT_LENGTH"
+                " and NUM_PROMPTS are above 0."
+            )
+    chosen = {p for p in flat if any(re.fullmatch(pattern, p) for pattern in patterns)}
+    return (
+        unflatten({p: a for p, a in flat.items() if p in chosen}),
+        unflatten({p: a for p, a in flat.items() if p not in chosen}),
+    )
+
+
+def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
+    """The inverse of `split`."""
+    return unflatten({**flatten(frozen), **flatten(trainable)})
+
+
+def with_prompt(params: Mapping[str, Any], table: Any) -> Tree:
+    """The parameters with a prompt table [prompts, length, embed] among them."""
+    return unflatten({**flatten(params), PROMPT_PATH: table})
+
+
+def count(tree: Any) -> int:
+    """Number of scalars in a tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def opt_state_shardings(
+    optimizer: optax.GradientTransformation,
+    trainable: Tree,
+    shardings: Tree,
+    partitioner: Partitioner,
+) -> Any:
+    """Shardings of the optimiser's slots: a slot shaped like its parameter lies where the
+    parameter lies; the others (factored rows and columns, counters) are replicated, as in T5X.
+    """
+    flat = {
+        tuple(path.split("/")): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            flatten(trainable).items(), flatten(shardings).values(), strict=True
+        )
+    }
+
+    def slot_sharding(key_path: Any, slot: Any) -> Any:
+        names = tuple(str(getattr(key, "key", getattr(key, "name", ""))) for key in key_path)
+        for start in range(len(names)):
+            shape, sharding = flat.get(names[start:], (None, None))
+            if shape == slot.shape:
+                return sharding
+        return partitioner.replicated
+
+    slots = jax.eval_shape(optimizer.init, trainable)
+    return jax.tree_util.tree_map_with_path(slot_sharding, slots)
+
+
+def create(
+    params: Tree,
+    axes: Tree,
+    patterns: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    frozen_dtype: str = "float32",
+) -> TrainState:
+    """Put host parameters on the mesh as the state of step 0.
+
+    **Arguments:**
+
+    - `params`: nested dict of host arrays, all of the model.
+    - `axes`: the same tree of logical axis names.
+    - `patterns`: what trains; see `split`.
+    - `frozen_dtype`: storage type of the frozen weights, `float32` or `bfloat16`.
+    """
+    trainable, frozen = split(params, patterns)
+    frozen = jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(frozen_dtype)), frozen)
+    shardings = flatten(partitioner.shard_tree(axes, params))
+    trainable_shardings = unflatten({p: shardings[p] for p in flatten(trainable)})
+    frozen_shardings = unflatten({p: shardings[p] for p in flatten(frozen)})
+    slots = opt_state_shardings(optimizer, trainable, trainable_shardings, partitioner)
+    trainable = partitioner.place(trainable, trainable_shardings)
+    return TrainState(
+        step=partitioner.place(np.int32(0), partitioner.replicated),
+        trainable=trainable,
+        frozen=partitioner.place(frozen, frozen_shardings),
+        opt_state=jax.jit(optimizer.init, out_shardings=slots)(trainable),
+    )

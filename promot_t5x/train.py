@@ -1,0 +1,281 @@
+"""Run one stage: `Trainer.run` reads top to bottom, from the data to the last checkpoint."""
+
+import concurrent.futures
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from promot_t5x import checkpoints, config, hashing, prompt_file, run_directory, state, step
+from promot_t5x.data import batches, sources, store
+from promot_t5x.errors import UserError
+from promot_t5x.evaluate import Evaluator, mean_score, write_results
+from promot_t5x.models import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+from promot_t5x.progress import duration
+from promot_t5x.prompt import PROMPT_PATH
+from promot_t5x.stages import Stage
+from promot_t5x.step_log import StepLog
+from promot_t5x.weights import StageResult, Weights
+
+SCORE = "score"  # the name of the validation score among a checkpoint's metrics
+
+
+def train(
+    *,
+    model: EncoderDecoderModel,
+    stage: Stage,
+    model_dir: str,
+    partitioner: Partitioner,
+) -> StageResult:
+    """Train one stage in `model_dir`; `promot-t5x train` calls this.
+
+    A stage that was interrupted continues from its newest checkpoint; one that has finished is
+    left as it is. **Raises** `UserError` for bad input before anything is written.
+    """
+    directory = epath.Path(model_dir)
+    trainer = Trainer(model, stage, Weights(model), partitioner)
+    run_directory.claim(directory, config.resolved_str())
+    return trainer.run(directory, run_directory.token_cache(directory))
+
+
+class Trainer:
+    """A stage whose input has been checked; `run` trains it."""
+
+    def __init__(
+        self,
+        model: EncoderDecoderModel,
+        stage: Stage,
+        weights: Weights,
+        partitioner: Partitioner,
+        earlier: Mapping[str, Stage] | None = None,
+    ):
+        """Check everything that can be checked before the first array is read or written.
+
+        **Arguments:**
+
+        - `weights`: finds the base and the prompt.
+        - `earlier`: the stages that run before this one, by name.
+        """
+        self.stage, self._weights, self._partitioner = stage, weights, partitioner
+        self._model = model if stage.prompt is not None else model.without_prompt()
+        data = stage.train_dataset
+        partitioner.check_batch(data.batch_size, f"stage {stage.name!r}: BATCH_SIZE")
+        if stage.microbatches > 1:
+            rows = data.batch_size // stage.microbatches
+            partitioner.check_batch(rows, f"stage {stage.name!r}: BATCH_SIZE / microbatches")
+        for what in ("base", "prompt"):
+            weights.check(getattr(stage, what), earlier or {}, what)
+        shapes = self._model.param_shapes()
+        state.split(shapes, stage.trainable)
+        partitioner.shard_tree(self._model.param_axes(), shapes)
+        self._tasks = sources.resolve_tasks(
+            data.mixture_or_task_name, model.vocabulary, module=data.module, split=data.split
+        )
+        self._check_prompts()
+        self._evaluator = (
+            Evaluator(self._model, stage.evaluation, partitioner) if stage.evaluation else None
+        )
+
+    def _check_prompts(self) -> None:
+        prompts, length, _ = self._model.prompt_shape
+        data = self.stage.train_dataset
+        room = data.task_feature_lengths["inputs"]
+        if length >= room:
+            raise UserError(
+                f"stage {self.stage.name!r}: PROMPT_LENGTH = {length} leaves no room for text in "
+                f"TASK_FEATURE_LENGTHS['inputs'] = {room}, which includes the prompt."
+            )
+        if prompts and prompts != len(self._tasks):
+            raise UserError(
+                f"stage {self.stage.name!r}: {data.mixture_or_task_name!r} has "
+                f"{len(self._tasks)} tasks but NUM_PROMPTS = {prompts}; every task has a prompt of "
+                f"its own, so set NUM_PROMPTS = {len(self._tasks)}."
+            )
+
+    def run(self, directory: epath.Path, token_cache: epath.Path | None) -> StageResult:
+        """Train to the stage's last step, from wherever an earlier launch left off.
+
+        **Arguments:**
+
+        - `directory`: of the stage; gets checkpoints, metrics and the validation's records.
+        - `token_cache`: keeps tokenised examples from one launch or stage to the next.
+        """
+        stage, model, partitioner = self.stage, self._model, self._partitioner
+        if (finished := StageResult.read(directory)) is not None:
+            self._say(f"finished before: step {finished.step}, score {finished.score}")
+            return finished
+
+        # Where a batch comes from: a function of (tasks, seed, step).
+        data = self._open_data(token_cache)
+
+        # Where every parameter comes from.
+        params = self._starting_params()
+        frozen_hash = hashing.content_hash(state.split(params, stage.trainable)[1])
+        optimizer = stage.optimizer(learning_rate=stage.learning_rate)
+        train_state = state.create(
+            params,
+            model.param_axes(),
+            stage.trainable,
+            optimizer,
+            partitioner,
+            stage.frozen_dtype,
+        )
+        del params
+        trains, rests = state.count(train_state.trainable), state.count(train_state.frozen)
+        self._say(f"{trains:,} parameters train, {rests:,} are frozen")
+
+        # What the step does with a batch: compiled once, ahead of the loop.
+        train_step = step.make_train_step(
+            model,
+            optimizer,
+            stage.learning_rate,
+            random_seed=stage.random_seed,
+            microbatches=stage.microbatches,
+        )
+        with checkpoints.Checkpoints(directory, keep=stage.keep, best_metric=SCORE) as saver:
+            train_state = self._resume(saver, train_state, frozen_hash)
+            start = int(train_state.step)
+            shardings = jax.tree.map(lambda a: a.sharding, train_state)
+            began = time.monotonic()
+            with partitioner.activate():
+                compiled = (
+                    jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+                    .lower(train_state, partitioner.place_batch(data.batch(start)))
+                    .compile()
+                )
+            self._say(f"step compiled in {duration(time.monotonic() - began)}")
+
+            # Where its result goes: metrics every step, a score and a checkpoint every period.
+            log = StepLog(stage.name, directory, start, stage.train_steps)
+            with contextlib.closing(log), concurrent.futures.ThreadPoolExecutor(1) as reader:
+                upcoming = reader.submit(data.batch, start)
+                for number in range(start + 1, stage.train_steps + 1):
+                    batch = upcoming.result()
+                    upcoming = reader.submit(data.batch, number)
+                    placed = partitioner.place_batch(batch)
+                    train_state, metrics = compiled(train_state, placed)
+                    log.add(number, metrics, batch)
+                    if number % stage.eval_period == 0 or number == stage.train_steps:
+                        log.pause()
+                        score = self._evaluate(train_state, directory, number)
+                        saver.save(
+                            number,
+                            trainable=train_state.trainable,
+                            opt_state=train_state.opt_state,
+                            metadata=self._metadata(score, frozen_hash),
+                        )
+                        log.resume()
+            saver.wait()
+            chosen = saver.best() or saver.latest()
+            assert chosen is not None  # the loop's last step saved one
+            result = StageResult(
+                directory=directory, step=chosen, score=saver.metrics(chosen).get(SCORE)
+            )
+        self._save_prompt(result, frozen_hash)
+        result.write()
+        self._say(f"done: best step {result.step}, score {result.score}")
+        return result
+
+    def _say(self, text: str) -> None:
+        if jax.process_index() == 0:
+            print(f"[{self.stage.name}] {text}", flush=True)
+
+    def _open_data(self, token_cache: epath.Path | None) -> batches.Batches:
+        dataset = self.stage.train_dataset
+        prompts, prompt_length, _ = self._model.prompt_shape
+        lengths = dict(dataset.task_feature_lengths)
+        room = {**lengths, "inputs": lengths["inputs"] - prompt_length}
+        stores = [
+            store.open_store(task, dataset.split, cache_dir=token_cache, text_lengths=room)
+            for task in self._tasks
+        ]
+        data = batches.Batches(
+            self._tasks,
+            stores,
+            batch_size=dataset.batch_size,
+            lengths=lengths,
+            pack=dataset.pack,
+            seed=dataset.seed,
+            shuffle=dataset.shuffle,
+            vocab_size=self._model.config.vocab_size,
+            prompt_length=prompt_length,
+            use_prompts=prompts > 0,
+        )
+        for name, trimmed in data.trimmed.items():
+            cut = ", ".join(f"{count} {feature}" for feature, count in trimmed.items() if count)
+            self._say(f"data: {name}" + (f" (too long, cut: {cut})" if cut else ""))
+        return data
+
+    def _starting_params(self) -> state.Tree:
+        stage = self.stage
+        params, origin = self._weights.model_weights(stage.base, seed=stage.random_seed)
+        self._say(f"model weights from {origin}")
+        if stage.prompt is None:
+            return params
+        table, origin = self._weights.prompt(stage.prompt, seed=stage.random_seed, base=params)
+        self._say(f"prompt {list(table.shape)} from {origin}")
+        return state.with_prompt(params, table)
+
+    def _resume(
+        self, saver: checkpoints.Checkpoints, fresh: state.TrainState, frozen_hash: str
+    ) -> state.TrainState:
+        """Continue from the newest sound checkpoint; without one, from the fresh state."""
+        restored = saver.restore(trainable=fresh.trainable, opt_state=fresh.opt_state)
+        if restored is None:
+            return fresh
+        for warning in restored.warnings:
+            self._say(f"warning: {warning}")
+        if restored.metadata["frozen_hash"] != frozen_hash:
+            raise UserError(
+                f"{saver.directory} was trained behind other frozen weights than those that "
+                f"{self.stage.base!r} and {self.stage.prompt!r} now hold; give this run a "
+                "MODEL_DIR of its own."
+            )
+        self._say(f"continues after step {restored.step} of {saver.directory}")
+        return fresh.replace(
+            step=self._partitioner.place(np.int32(restored.step), self._partitioner.replicated),
+            trainable=restored.trainable,
+            opt_state=restored.opt_state,
+        )
+
+    def _evaluate(self, train_state: state.TrainState, directory: epath.Path, number: int) -> float:
+        """The target's validation score, or NaN if the stage has no evaluation."""
+        if self._evaluator is None:
+            return float("nan")
+        with self._partitioner.activate():
+            results = self._evaluator.run(train_state.params, f"[{self.stage.name}] validation")
+        if jax.process_index() == 0:
+            write_results(directory, results, number)
+        score = mean_score(results)
+        self._say(f"step {number}: validation score {score:.2f}")
+        return score
+
+    def _metadata(self, score: float, frozen_hash: str) -> dict[str, Any]:
+        return {
+            "config": config.resolved_str(),
+            "base_path": self.stage.base,
+            "frozen_hash": frozen_hash,
+            "random_seed": self.stage.random_seed,
+            "data_seed": self.stage.train_dataset.seed,
+            "metrics": {} if np.isnan(score) else {SCORE: score},
+        }
+
+    def _save_prompt(self, result: StageResult, frozen_hash: str) -> None:
+        """Write the chosen prompt as a small file of its own, if this stage trained one."""
+        table = result.trained().get(PROMPT_PATH)
+        if table is None or jax.process_index():
+            return
+        info = prompt_file.PromptInfo(
+            tasks=tuple(task.name for task in self._tasks),
+            base_hash=frozen_hash,
+            base_path=self.stage.base,
+            initialiser=str(self.stage.prompt),
+            config=config.resolved_str(),
+            step=result.step,
+        )
+        prompt_file.save_prompt(result.directory / "prompt.npz", table, info)

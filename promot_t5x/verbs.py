@@ -1,0 +1,155 @@
+"""What `promot-t5x` can do: one entry a verb, with the page that `--help` shows.
+
+Imports nothing heavy: `promot-t5x --help` must answer at once.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macro:
+    """A value that a run file takes: `--gin.NAME=VALUE`."""
+
+    name: str
+    meaning: str
+    default: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One thing that the command line does.
+
+    **Attributes:**
+
+    - `name`, `help`: as listed by `promot-t5x --help`.
+    - `target`: `module:function`, imported only when the verb runs.
+    - `takes_gin`: gin configures the function, which is called without arguments; otherwise it is
+      called with the rest of the command line and shows its own help.
+    - `description`: what it does and where the results go.
+    - `macros`: the commonest values to give.
+    - `examples`: command lines.
+    - `listed`: whether the overview names it.
+    """
+
+    name: str
+    help: str
+    target: str
+    takes_gin: bool = True
+    description: str = ""
+    macros: tuple[Macro, ...] = ()
+    examples: tuple[str, ...] = ()
+    listed: bool = True
+
+
+_MODEL_DIR = Macro(name="MODEL_DIR", meaning="the run's own directory; results go there")
+_BASE = Macro(name="INITIAL_CHECKPOINT_PATH", meaning="the pretrained checkpoint to start from")
+_TASK = Macro(
+    name="MIXTURE_OR_TASK_NAME",
+    meaning="the task to fine-tune on; `promot-t5x tasks list` shows them",
+)
+_LENGTHS = Macro(
+    name="TASK_FEATURE_LENGTHS",
+    meaning="tokens of inputs (the prompt's vectors included) and targets",
+)
+_BATCH = Macro(name="BATCH_SIZE", meaning="examples a step, over all devices", default="64")
+_DROPOUT = Macro(name="DROPOUT_RATE", meaning="dropout while weights train", default="0.1")
+_PROMPT_LENGTH = Macro(name="PROMPT_LENGTH", meaning="vectors of the prompt", default="100")
+
+OVERVIEW = """\
+Fine-tunes a T5-family model on one task without losing what it can do on all the others
+(ProMoT): stage one trains a soft prompt with the model frozen, stage two trains the model
+with that prompt attached and frozen, and the prompt is then removed.\
+"""
+
+VERBS = (
+    Verb(
+        name="train",
+        help="run one stage: prompt tuning, fine-tuning, or a stage of your own",
+        target="promot_t5x.train:train",
+        description="""\
+Runs one stage: trains what the stage says (a prompt, the model, or both) from a checkpoint on
+a task, and keeps the checkpoint that is best on the task's validation split. Interrupted, the
+same command goes on from the newest checkpoint; finished, it does nothing.
+
+Results, under MODEL_DIR: config.gin (the configuration, as --dry_run prints it),
+checkpoint_<step>/, train/ and training_eval/ (metrics), inference_eval/ (an answer a line).\
+""",
+        macros=(
+            _MODEL_DIR,
+            _BASE,
+            _TASK,
+            _LENGTHS,
+            Macro(name="TRAIN_STEPS", meaning="updates of this run", default="1000"),
+            Macro(name="LEARNING_RATE", meaning="of the model's weights", default="0.001"),
+            _BATCH,
+            _DROPOUT,
+        ),
+        examples=(
+            """\
+promot-t5x train --gin_file=models/mt5_xl.gin --gin_file=runs/finetune.gin \\
+    --gin.MODEL_DIR='"/data/rte"' --gin.MIXTURE_OR_TASK_NAME='"rte"' \\
+    --gin.INITIAL_CHECKPOINT_PATH='"/data/mt5_xl/checkpoint_1000000"' \\
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 16}\"""",
+            """\
+promot-t5x train --gin_file=/data/rte/config.gin --gin.MODEL_DIR='"/data/rte_low"' \\
+    --gin.BATCH_SIZE=16 --dry_run""",
+        ),
+    ),
+    Verb(
+        name="promot",
+        help="run ProMoT from base to table: both stages, then the comparison",
+        target="promot_t5x.promot:promot",
+        description="""\
+Runs the stages of a method in order, then measures every model of the comparison: on the
+fine-tuned task with its prompt, and on the in-context tasks without any. Stages that have
+finished are not repeated; after an interruption the same command goes on where it was.
+
+Results, under MODEL_DIR: report.md and report.json (the table), <stage>/ (as `train` writes
+them), comparison/ (an answer a line for every model and task), config.gin.\
+""",
+        macros=(_MODEL_DIR, _BASE, _TASK, _LENGTHS, _PROMPT_LENGTH, _BATCH, _DROPOUT),
+        examples=(
+            "promot-t5x promot --gin_file=demo/promot.gin",
+            """\
+promot-t5x promot --gin_file=models/mt5_xxl.gin --gin_file=runs/promot.gin \\
+    --gin.MODEL_DIR='"/data/promot_rte"' --gin.MIXTURE_OR_TASK_NAME='"rte"' \\
+    --gin.INITIAL_CHECKPOINT_PATH='"/data/mt5_xxl/checkpoint_1000000"' \\
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 16}\"""",
+        ),
+    ),
+    Verb(
+        name="eval",
+        help="ask a checkpoint a task's questions, with or without a prompt",
+        target="promot_t5x.eval:evaluate",
+        description="""\
+Decodes a checkpoint's answers to the examples of a task or mixture and scores them.
+
+Results, under EVAL_OUTPUT_DIR: inference_eval/<task>-metrics.jsonl (scores) and
+inference_eval/<task>-<step>.jsonl (an answer a line), config.gin.\
+""",
+        macros=(
+            Macro(name="CHECKPOINT_PATH", meaning="the checkpoint to measure"),
+            Macro(name="EVAL_OUTPUT_DIR", meaning="where the results go"),
+            _TASK,
+        ),
+        examples=(
+            """\
+promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
+    --gin.CHECKPOINT_PATH='"/data/rte/checkpoint_1000"' --gin.EVAL_OUTPUT_DIR='"/data/out"' \\
+    --gin.MIXTURE_OR_TASK_NAME='"rte"'""",
+        ),
+    ),
+    Verb(
+        name="tasks",
+        help="list the tasks and mixtures that can be trained and measured on",
+        target="promot_t5x.task_list:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="bench",
+        help="time the training and decoding steps on this machine",
+        target="promot_t5x.bench:main",
+        takes_gin=False,
+        listed=False,
+    ),
+)
