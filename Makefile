@@ -1,0 +1,40 @@
+# What a developer types. Needs Python 3.11 or 3.12, a C compiler and make, and nothing else:
+# .venv is made when it is missing, and brought up to date when a file it depends on changes.
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint format bench install clean
+
+demo: $(INSTALLED)  ## ProMoT on a made-up world, from nothing to the table
+	$(BIN)/promot-t5x promot --gin_file=demo/promot.gin
+
+test: $(INSTALLED)  ## every test
+	$(BIN)/pytest -n $(JOBS)
+
+lint: $(INSTALLED)  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## time the training and decoding steps on this machine
+	$(BIN)/promot-t5x bench
+
+install: $(INSTALLED)  ## only make .venv
+
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "promot-t5x needs Python 3.11 or 3.12, and '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:  ## remove .venv and what was built
+	rm -rf $(VENV) build *.egg-info

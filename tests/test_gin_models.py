@@ -1,0 +1,119 @@
+"""The shipped model files: each one describes the model that its name promises."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import gin
+import jax
+import pytest
+
+from promot_t5x import config, network
+from promot_t5x.models import EncoderDecoderModel
+
+GIN = config.gin_root()
+SIZES = ("small", "base", "large", "xl", "xxl")
+
+# From the public models' parameter shapes.
+T5_1_0 = (60_506_624, 222_903_552, 737_668_096, 2_851_598_336, 11_307_321_344)
+T5_1_1 = (76_961_152, 247_577_856, 783_150_080, 2_849_757_184, 11_135_332_352)
+MT5 = (300_176_768, 582_401_280, 1_229_581_312, 3_742_619_648, 12_921_057_280)
+PARAMETERS = {
+    **{
+        f"t5_1_0_{size}": count
+        for size, count in zip(("small", "base", "large", "3b", "11b"), T5_1_0, strict=True)
+    },
+    **{
+        f"{family}_{size}": count
+        for family in ("t5_1_1", "t5_1_1_lm_adapted", "flan_t5")
+        for size, count in zip(SIZES, T5_1_1, strict=True)
+    },
+    **{f"mt5_{size}": count for size, count in zip(SIZES, MT5, strict=True)},
+}
+SHARED = {"t5_1_0", "t5_1_1", "mt5", "encoder_decoder", "byte_vocabulary"}
+
+
+def model_of(*, model: EncoderDecoderModel) -> EncoderDecoderModel:
+    return model
+
+
+def read(*names: str, bindings: tuple[str, ...] = ()) -> None:
+    files = [f"models/{name}.gin" for name in names]
+    config.configured(model_of)
+    config.parse(
+        files, ["model_of.model = %MODEL", "DROPOUT_RATE = 0.1", *bindings], search_paths=[]
+    )
+    config.check([model_of])
+
+
+def network_config() -> network.T5Config:
+    return gin.get_configurable(network.T5Config)()
+
+
+def test_every_model_file_is_in_the_table():
+    assert {path.stem for path in GIN.glob("models/*.gin")} == set(PARAMETERS) | SHARED
+
+
+@functools.cache
+def parameters(shape: network.T5Config) -> int:
+    """Parameters of the network, which is built without making any of them."""
+    module, tokens = network.Transformer(config=shape), jax.ShapeDtypeStruct((1, 2), "int32")
+    variables = jax.eval_shape(module.init, jax.random.key(0), tokens, tokens, tokens)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def extrapolated(shape: network.T5Config) -> int:
+    """The same count from one and two layers: layers are alike, and tracing 48 takes seconds."""
+    one, two = (
+        parameters(dataclasses.replace(shape, num_encoder_layers=n, num_decoder_layers=n))
+        for n in (1, 2)
+    )
+    assert shape.num_encoder_layers == shape.num_decoder_layers
+    return one + (shape.num_encoder_layers - 1) * (two - one)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_model_file_has_its_parameter_count(name):
+    read(name)
+    assert extrapolated(network_config()) == PARAMETERS[name]
+
+
+def test_a_whole_network_has_the_extrapolated_count():
+    read("t5_1_0_small")
+    assert parameters(network_config()) == PARAMETERS["t5_1_0_small"]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_header_gives_the_count_and_the_checkpoint(name):
+    text = (GIN / f"models/{name}.gin").read_text(encoding="utf-8")
+    assert f"{PARAMETERS[name]:,} parameters" in text
+    assert re.search(r"gs://t5-data/pretrained_models/t5x/\S+/checkpoint_\d{6,7}\n", text)
+
+
+def test_families_differ_in_activation_logits_and_vocabulary():
+    read("t5_1_0_small")
+    first = network_config()
+    read("t5_1_1_small")
+    gated = network_config()
+    assert (first.mlp_activations, first.logits_via_embedding) == (("relu",), True)
+    assert (gated.mlp_activations, gated.logits_via_embedding) == (("gelu", "linear"), False)
+    path = "vocabularies.sentencepiece.path"
+    assert "cc_all.32000.100extra" in gin.query_parameter(path)
+    read("mt5_small")
+    assert "mc4.250000.100extra" in gin.query_parameter(path)
+
+
+def test_overridden_vocabulary_leaves_nothing_behind():
+    read("mt5_small", "byte_vocabulary", bindings=("ACTIVATION_DTYPE = 'float32'",))
+    text = config.resolved_str()
+    assert "sentencepiece" not in text
+    assert network_config().vocab_size == 384
+    model = config.configured(model_of)()
+    assert model.input_vocabulary.vocab_size == 384
+    assert model.config.dtype == "float32"
+
+
+def test_prompt_macros_reach_the_network():
+    read("t5_1_1_small", bindings=("NUM_PROMPTS = 2", "PROMPT_LENGTH = 5"))
+    assert network_config().num_virtual_ids == 10

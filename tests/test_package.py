@@ -1,0 +1,104 @@
+"""What is installed: the layout promises of setup.py, and the stated requirements."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from promot_t5x import __version__, config
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of the repository, built from a copy so that nothing stale gets in."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    tracked = ("promot_t5x", "tasks", "gin", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+    subprocess.run(["cp", "-r", *(str(ROOT / name) for name in tracked), str(copy)], check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out), "."]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def python_files(directory: str) -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in (ROOT / directory).rglob("*.py")}
+
+
+def test_wheel_holds_every_module_task_and_gin_file_and_nothing_else(wheel):
+    expected = python_files("promot_t5x")
+    expected |= {f"promot_t5x/{name}" for name in python_files("tasks")}
+    gin = {str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin")}
+    expected |= {f"promot_t5x/{name}" for name in gin}
+    assert gin
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == expected
+
+
+def test_installed_wheel_runs_from_anywhere(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "from promot_t5x import config, tasks\n"
+        "print(config.gin_root(), tasks.__file__, sep='\\n')\n"
+        "config.parse(['models/t5_1_1_small.gin', 'gin/models/byte_vocabulary.gin'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    gin_root, tasks_file = done.stdout.splitlines()
+    assert gin_root == str(tmp_path / "site/promot_t5x/gin")
+    assert tasks_file == str(tmp_path / "site/promot_t5x/tasks/__init__.py")
+
+
+def test_editable_install_finds_tasks_and_gin_from_anywhere(tmp_path):
+    code = "from promot_t5x import config, tasks; print(config.gin_root(), tasks.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(ROOT / "gin"), str(ROOT / "tasks/__init__.py")]
+
+
+def test_gin_is_data_not_python():
+    assert not list((ROOT / "gin").rglob("*.py"))
+    import gin
+
+    assert Path(gin.__file__).parent != ROOT / "gin"
+
+
+def test_every_shipped_gin_file_registers_dynamically():
+    for path in config.gin_root().rglob("*.gin"):
+        text = path.read_text(encoding="utf-8")
+        assert "from __gin__ import dynamic_registration" in text, path
+
+
+def test_requirements_are_bounded_and_name_one_tensorflow():
+    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
+        assert re.search(r">=[\d.]+,<[\d.]+$", requirement), requirement
+    names = {re.split(r"[\[<>=]", each)[0] for each in PROJECT["dependencies"]}
+    assert "t5" not in names
+    assert not names & {"tensorflow-cpu", "tf-nightly", "tfds-nightly", "tensorflow-gpu"}
+
+
+def test_constraints_pin_every_requirement_exactly():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
+    pinned = {pin.partition("==")[0] for pin in pins}
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    names = {re.split(r"[\[<>=]", each)[0].replace("_", "-").lower() for each in wanted}
+    assert names <= pinned
+
+
+def test_version_is_the_packages(wheel):
+    metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
+    text = wheel.read(metadata).decode()
+    assert f"\nVersion: {__version__}\n" in text
+    assert "\nLicense-Expression: Apache-2.0\n" in text
+    assert "\nRequires-Python: <3.13,>=3.11\n" in text
