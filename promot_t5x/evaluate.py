@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
-from promot_t5x import decoding
+from promot_t5x import decoding, network
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
 from promot_t5x.errors import UserError
@@ -68,6 +69,26 @@ def mean_score(results: Sequence[TaskResult]) -> float:
     return float(np.mean([result.score for result in results]))
 
 
+@functools.cache
+def shared_decoder(
+    module: network.Transformer,
+    method: decoding.Method,
+    max_decode_length: int,
+    batch_size: int,
+    eos_id: int,
+    batch_sharding: NamedSharding,
+) -> decoding.Decoder:
+    """The process's one decoder of these settings: stages and rows share what it compiles."""
+    return decoding.Decoder(
+        module,
+        method=method,
+        max_decode_length=max_decode_length,
+        batch_size=batch_size,
+        eos_id=eos_id,
+        batch_sharding=batch_sharding,
+    )
+
+
 class Evaluator:
     """Asks a fixed set of questions; `run` may be called with the weights of many steps."""
 
@@ -100,13 +121,13 @@ class Evaluator:
                 f"{prompts}; every task has a prompt of its own."
             )
         self._questions: list[list[Question]] = []
-        self._decoder = decoding.Decoder(
+        self._decoder = shared_decoder(
             model.module,
-            method=config.method,
-            max_decode_length=lengths["targets"],
-            batch_size=config.batch_size,
-            eos_id=model.vocabulary.eos_id,
-            batch_sharding=partitioner.sharding(("batch",)),
+            config.method,
+            lengths["targets"],
+            config.batch_size,
+            model.vocabulary.eos_id,
+            partitioner.sharding(("batch",)),
         )
 
     @property

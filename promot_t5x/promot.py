@@ -122,6 +122,7 @@ class Judge:
         self._weights, self._partitioner = weights, partitioner
         for row in comparison.rows:
             self._check(row)
+            weights.check(self._base_of(row), stages, "base")
         plain = model.without_prompt()
         self._targets = [
             Asked(
