@@ -6,10 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format bench install clean
+.PHONY: demo demo-pretrain test lint format bench install clean
 
 demo: $(INSTALLED)  ## ProMoT on a made-up world, from nothing to the table
 	$(BIN)/promot-t5x promot --gin_file=demo/promot.gin
+
+demo-pretrain: $(INSTALLED)  ## make the demonstration's base again, from nothing
+	$(BIN)/promot-t5x promot --gin_file=demo/pretrain.gin
+	$(BIN)/python -m promot_t5x.tasks.tiny.ship runs/demo_pretrain/calibrate
 
 test: $(INSTALLED)  ## every test
 	$(BIN)/pytest -n $(JOBS)

@@ -1,4 +1,4 @@
-"""Reading the two checkpoint formats of T5X without T5X.
+"""The two checkpoint formats of T5X without T5X: both read, the first written too.
 
 Legacy (all public checkpoints): a msgpack file `checkpoint` holding
 `{version: 3, optimizer: {target, state}}`, whose leaves are arrays or tensorstore specs of
@@ -101,6 +101,24 @@ def _array_name(spec: Mapping[str, Any]) -> str:
     # Before tensorstore 0.1.14 the path stood beside the kvstore. The driver says who wrote
     # the checkpoint (gfile, gcs, file), not where it is now.
     return spec["kvstore"].get("path") or spec["path"]
+
+
+def write_inline(directory: epath.Path, params: Mapping[str, Any], step: int) -> None:
+    """Write parameters as a legacy checkpoint of one file, without optimiser slots.
+
+    T5X reads it. The whole of it is in memory twice, so it is for small models.
+
+    Args:
+      directory: created if need be; gets the file `checkpoint`.
+      params: a nested dict of arrays.
+      step: recorded as the optimiser's.
+    """
+    state = {"step": np.asarray(step, np.int32), "param_states": {}}
+    target = jax.tree.map(np.asarray, dict(params))
+    tree = {"version": 3, "optimizer": {"target": target, "state": state}}
+    directory.mkdir(parents=True, exist_ok=True)
+    # Not `to_bytes`, which rewrites lists; T5X's own reader expects plain msgpack.
+    (directory / LEGACY_FILE).write_bytes(serialization.msgpack_serialize(tree))
 
 
 class OrbaxSource:
