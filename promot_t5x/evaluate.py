@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
-from promot_t5x import decoding, network
+from promot_t5x import checks, decoding, network
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
 from promot_t5x.errors import UserError
@@ -47,6 +47,12 @@ class EvalConfig:
     method: Any
     num_examples: int | None = None
     module: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.check_feature_lengths(self.task_feature_lengths)
+        checks.check_positive("EvalConfig.batch_size", self.batch_size)
+        if self.num_examples is not None:
+            checks.check_positive("EvalConfig.num_examples", self.num_examples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ def token_loss(
     Raises:
       UserError: `label_smoothing` outside [0, 1) or `chunk_tokens` below 1.
     """
-    _check_settings(label_smoothing, chunk_tokens)
+    check_settings(label_smoothing, chunk_tokens)
     batch, length = targets.shape
 
     def chunk_sums(hidden, targets, weights) -> LossSums:
@@ -154,27 +154,34 @@ def normalizer(
     Raises:
       UserError: an unknown name, or a number that is not above 0.
     """
+    check_normalizer(kind)
     if kind is None:
         return jnp.float32(1.0), weights
     if not isinstance(kind, str):
-        if not kind > 0:
-            raise UserError(
-                f"loss_normalizing_factor is {kind!r}, but it divides the loss: give a number "
-                f"above 0, None for the sum, or one of {', '.join(SPECIAL_NORMALIZERS)}."
-            )
         return jnp.float32(kind), weights
     name = kind.upper()
     if name == "NUM_TOTAL_TARGET_TOKENS":
         return jnp.float32(weights.size), weights
     if name == "NUM_REAL_TARGET_TOKENS":
         return _one_if_zero(jnp.sum(weights, dtype=jnp.float32)), weights
-    if name == "AVERAGE_PER_SEQUENCE":
-        weights = weights / _one_if_zero(_sequence_weights(weights, segment_ids))
-        return _one_if_zero(jnp.sum(weights)), weights
-    raise UserError(
-        f"Unknown loss_normalizing_factor {kind!r}.{did_you_mean(name, SPECIAL_NORMALIZERS)} "
-        f"Use None, a number, or one of {', '.join(SPECIAL_NORMALIZERS)}."
-    )
+    weights = weights / _one_if_zero(_sequence_weights(weights, segment_ids))
+    return _one_if_zero(jnp.sum(weights)), weights
+
+
+def check_normalizer(kind: float | int | str | None) -> None:
+    """Raise `UserError` for what `normalizer` does not take."""
+    if isinstance(kind, str):
+        if kind.upper() not in SPECIAL_NORMALIZERS:
+            raise UserError(
+                f"Unknown loss_normalizing_factor {kind!r}."
+                f"{did_you_mean(kind.upper(), SPECIAL_NORMALIZERS)} "
+                f"Use None, a number, or one of {', '.join(SPECIAL_NORMALIZERS)}."
+            )
+    elif kind is not None and not kind > 0:
+        raise UserError(
+            f"loss_normalizing_factor is {kind!r}, but it divides the loss: give a number "
+            f"above 0, None for the sum, or one of {', '.join(SPECIAL_NORMALIZERS)}."
+        )
 
 
 def _weighted_sums(
@@ -229,7 +236,8 @@ def _entropy(label_smoothing: float, vocab: int) -> float:
     return -(confidence * math.log(confidence) + (vocab - 1) * off * math.log(off + 1e-20))
 
 
-def _check_settings(label_smoothing: float, chunk_tokens: int) -> None:
+def check_settings(label_smoothing: float, chunk_tokens: int) -> None:
+    """Raise `UserError` for values that `token_loss` does not take."""
     if not 0.0 <= label_smoothing < 1.0:
         raise UserError(
             f"label_smoothing is {label_smoothing}, but it is a probability: give 0 (none) up to, "

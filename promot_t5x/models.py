@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from promot_t5x import loss, network
 from promot_t5x.errors import UserError
 
-Batch = Mapping[str, Int[Array, "batch length"]]
+Batch = Mapping[str, Shaped[Array, "_ _"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class EncoderDecoderModel:
     loss_chunk_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        loss.check_normalizer(self.loss_normalizing_factor)
+        loss.check_settings(self.label_smoothing, self.loss_chunk_tokens)
         if self.input_vocabulary != self.output_vocabulary:
             raise UserError(
                 f"input_vocabulary ({self.input_vocabulary}) and output_vocabulary "

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import TextIO
 
 
 def duration(seconds: float) -> str:
@@ -16,7 +15,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A counter towards `total` that prints rate and time left.
+    """A counter towards `total` that prints rate and time left on stderr.
 
     On a terminal the line is rewritten in place four times a second at most; in a log a new line
     appears every `log_period_seconds`.
@@ -28,11 +27,10 @@ class Progress:
         total: int,
         start: int = 0,
         *,
-        stream: TextIO | None = None,
         log_period_seconds: float = 10.0,
     ):
         self._label, self._total, self._start = label, total, start
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = sys.stderr
         self._live = self._stream.isatty()
         self._period = 0.25 if self._live else log_period_seconds
         self._began = self._shown = time.monotonic()
@@ -71,3 +69,4 @@ class Progress:
         if self._live and self._width:
             self._stream.write("\n")
             self._stream.flush()
+            self._width = 0

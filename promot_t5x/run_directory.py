@@ -17,6 +17,8 @@ def claim(directory: epath.Path, text: str) -> None:
 
     **Raises** `UserError` with a readable difference if it holds another configuration's run.
     """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"MODEL_DIR {directory} is a file; name a directory, new or this run's.")
     path = directory / "config.gin"
     if path.exists():
         difference = config.describe_difference(path.read_text(), text)

@@ -50,11 +50,11 @@ class Greedy:
 
     **Attributes:**
 
-    - `rescale_log_probs`: T5X's default, under which the score of a greedy choice is 0 (it is
-      certain under the rescaled distribution). False scores the model's log-probability.
+    - `rescale_log_probs`: False scores with the model's log-probability. True is T5X's, under
+      which a greedy choice scores 0, because it is certain under the rescaled distribution.
     """
 
-    rescale_log_probs: bool = True
+    rescale_log_probs: bool = False
 
     @property
     def num_decodes(self) -> int:

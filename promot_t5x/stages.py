@@ -18,7 +18,7 @@ from typing import Any
 
 import optax
 
-from promot_t5x import adafactor
+from promot_t5x import adafactor, checks
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluate import EvalConfig
 
@@ -46,6 +46,10 @@ class DatasetConfig:
     seed: int = 0
     pack: bool = False
     module: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.check_feature_lengths(self.task_feature_lengths)
+        checks.check_positive("BATCH_SIZE", self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,11 +94,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         for field in ("train_steps", "eval_period", "microbatches", "keep"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(
-                    f"stage {self.name!r}: {field} must be a positive integer, got {value!r}."
-                )
+            checks.check_positive(f"stage {self.name!r}: {field}", getattr(self, field))
         if self.frozen_dtype not in ("float32", "bfloat16"):
             raise UserError(
                 f"stage {self.name!r}: frozen_dtype must be 'float32' or 'bfloat16', got "

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
 
 from promot_t5x.errors import UserError
 from promot_t5x.partitioning import Partitioner
@@ -23,9 +22,12 @@ Tree = dict[str, Any]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """`params` = `trainable` and `frozen` together; `step` counts this run's own updates."""
+    """`params` = `trainable` and `frozen` together; `step` counts this run's own updates.
 
-    step: Int[Array, ""]
+    `step` is an int32 scalar, and Any because trees of shardings have the form of a state too.
+    """
+
+    step: Any
     trainable: Tree
     frozen: Tree
     opt_state: Any

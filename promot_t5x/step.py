@@ -109,7 +109,7 @@ def make_train_step(
         )
         metrics = {
             **step_metrics(sums, factor),
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
         }
         return new_state, metrics

@@ -96,8 +96,16 @@ class Weights:
             )
         if what == "prompt":
             prompt_file.load_prompt(reference, shape=self._model.prompt_shape)
-        else:
-            self._check_shapes(bases.param_shapes(reference), reference)
+            return
+        try:
+            shapes = bases.param_shapes(reference)
+        except UserError as error:
+            raise UserError(
+                f"The base cannot be read: {error} A base is a checkpoint_<step> directory, a "
+                f"stage's directory, or one of {', '.join(named_bases.SHIPPED)}; None starts from "
+                "random weights."
+            ) from None
+        self._check_shapes(shapes, reference)
 
     def model_weights(self, reference: str | None, *, seed: int) -> tuple[Tree, str]:
         """The model's parameters without any prompt, as host arrays, and where they came from.

@@ -21,7 +21,7 @@ from promot_t5x.scan import scan_params
 from promot_t5x.search import BeamSearch, Greedy, Sampling
 
 LENGTH = 12
-METHODS = {"greedy": Greedy(), "beam4": BeamSearch(num_decodes=4, alpha=0.6)}
+METHODS = {"greedy": Greedy(rescale_log_probs=True), "beam4": BeamSearch(num_decodes=4, alpha=0.6)}
 
 
 class Golden:
@@ -98,7 +98,7 @@ def test_scores_of_targets_are_upstreams(golden):
 
 
 def test_a_hypothesis_scores_what_scoring_it_as_targets_gives(t5_1_1):
-    method = Greedy(rescale_log_probs=False)
+    method = Greedy()
     decodes = decode(t5_1_1.module, t5_1_1.params, t5_1_1.inputs, method)
     targets = np.asarray(decodes.ids[:, 0])
     batch = {

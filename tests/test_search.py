@@ -165,7 +165,7 @@ def test_without_an_ended_hypothesis_the_live_ones_come_out_unpenalised():
 
 def test_greedy_takes_the_likeliest_token_and_stops_with_the_last_row():
     toy, length = Toy(vocab=7, eos_bias=0.6), 30
-    decodes = toy.sample(Greedy(rescale_log_probs=False), length)
+    decodes = toy.sample(Greedy(), length)
     lengths = []
     for row in range(toy.batch):
         tokens, state = [], 0
@@ -177,7 +177,9 @@ def test_greedy_takes_the_likeliest_token_and_stops_with_the_last_row():
         assert decodes.scores[row, 0] == pytest.approx(toy.log_prob(row, tokens), abs=1e-4)
         lengths.append(len(tokens))
     assert int(decodes.steps) == max(lengths) < length
-    np.testing.assert_array_equal(toy.sample(Greedy(), length).scores, np.zeros((3, 1)))
+    np.testing.assert_array_equal(
+        toy.sample(Greedy(rescale_log_probs=True), length).scores, np.zeros((3, 1))
+    )
 
 
 @pytest.mark.parametrize("padding", [[True, True, True], [False, True, False]])
