@@ -119,7 +119,8 @@ def load_prompt(
         text = ", ".join("any" if w is None else str(w) for w in wanted)
         raise UserError(
             f"{path} holds prompts of shape {list(array.shape)} (tasks, length, "
-            f"embedding); the run needs [{text}]"
+            f"embedding); the run needs [{text}]: set NUM_PROMPTS and PROMPT_LENGTH to the file's, "
+            "or name another file"
         )
     return array, info
 

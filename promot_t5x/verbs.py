@@ -104,7 +104,7 @@ Runs the stages of a method in order, then measures every model of the compariso
 fine-tuned task with its prompt, and on the in-context tasks without any. Stages that have
 finished are not repeated; after an interruption the same command goes on where it was.
 
-Results, under MODEL_DIR: report.md and report.json (the table), <stage>/ (as `train` writes
+Results, under MODEL_DIR: report.md (the table), <stage>/ (as `train` writes
 them), comparison/ (an answer a line for every model and task), config.gin.\
 """,
         macros=(_MODEL_DIR, _BASE, _TASK, _LENGTHS, _PROMPT_LENGTH, _BATCH, _DROPOUT),

@@ -37,6 +37,7 @@ def test_wheel_holds_every_module_task_and_gin_file_and_nothing_else(wheel):
     gin = {str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin")}
     expected |= {f"promot_t5x/{name}" for name in gin}
     assert gin
+    expected |= {"promot_t5x/py.typed", "promot_t5x/tasks/tiny/base/checkpoint"}
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == expected
 
@@ -45,7 +46,8 @@ def test_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     wheel.extractall(tmp_path / "site")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "from promot_t5x import config, tasks\n"
+        "from promot_t5x import bases, config, tasks\n"
+        "assert bases.param_shapes('tiny_world')\n"
         "print(config.gin_root(), tasks.__file__, sep='\\n')\n"
         "config.parse(['models/t5_1_1_small.gin', 'gin/models/byte_vocabulary.gin'])"
     )
