@@ -1,12 +1,10 @@
 """Real rows through SeqIO: how full packed rows are, and that arrays equal SeqIO's own."""
 
 import collections
-import json
 
 import numpy as np
 import pytest
 from data_fakes import segments_of
-from real_rows import SAMPLES, real_rows  # noqa: F401 - a fixture
 
 from promot_t5x.data.batches import Batches, EvalBatches, statistics
 from promot_t5x.data.sources import resolve_tasks
@@ -14,36 +12,6 @@ from promot_t5x.data.store import open_store
 
 VOCAB_SIZE = 4096
 PROMPT = {"vocab_size": VOCAB_SIZE, "prompt_length": 100, "use_prompts": True}
-
-
-@pytest.fixture(scope="module")
-def vocabulary(real_rows, tmp_path_factory):  # noqa: F811
-    """A subword vocabulary of 4,000 pieces, trained on the English sample text."""
-    import sentencepiece
-    import seqio
-
-    names = ("super_glue_rte", "super_glue_cb", "xsum", "snli")
-    files = [(SAMPLES / f"{name}.jsonl").read_text() for name in names]
-    lines = [line for file in files for line in file.splitlines()]
-    texts = [
-        text
-        for line in lines
-        for text in json.loads(line).values()
-        if isinstance(text, str) and " " in text
-    ]
-    prefix = tmp_path_factory.mktemp("vocabulary") / "subwords"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(prefix),
-        vocab_size=4000,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        max_sentence_length=20_000,
-        minloglevel=2,
-    )
-    return seqio.SentencePieceVocabulary(f"{prefix}.model")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import run_lab
-from real_rows import SAMPLES, real_rows  # noqa: F401
+from real_rows import SAMPLES
 
 STEPS = 30
 MODEL = """\
@@ -45,7 +45,7 @@ LEARNING_RATE = 0.01
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, real_rows):  # noqa: F811
+def run(tmp_path_factory, real_rows):
     directory = tmp_path_factory.mktemp("rte")
     lab = run_lab.Lab(directory)
     lab.write("small.gin", MODEL)

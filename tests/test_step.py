@@ -29,8 +29,6 @@ from engine_lab import (
     two_stores,
     worst_error,
 )
-from real_rows import real_rows  # noqa: F401 - a fixture
-from test_data_real_rows import vocabulary  # noqa: F401 - a fixture
 
 from promot_t5x import adafactor, scan, state, step
 from promot_t5x.data.batches import EvalBatches
@@ -52,7 +50,7 @@ def fake_examples():
 
 
 @pytest.fixture
-def real_examples(vocabulary):  # noqa: F811
+def real_examples(vocabulary):
     """Rows of RTE, every other one as a task of its own with a prompt of its own."""
     (task,) = resolve_tasks("rte", vocabulary, split="train")
     rows = open_store(task, "train")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from promot_t5x.tasks import registry, templates
-from real_rows import SAMPLES, real_rows  # noqa: F401 - a fixture
+from real_rows import SAMPLES
 
 ROW = {"premise": "A {dog} barks.", "hypothesis": "It sleeps.", "idx": 12, "label": 1}
 
@@ -70,7 +70,7 @@ def test_rte_reads_the_splits_that_have_labels_and_needs_no_network_to_be_built(
     assert task.source.tfds_dataset.name == "super_glue/rte:1.0.2"
 
 
-def test_real_rte_rows_read_as_the_paper_writes_them(real_rows):  # noqa: F811
+def test_real_rte_rows_read_as_the_paper_writes_them(real_rows):
     import seqio
 
     definition = registry.get_task("rte")
