@@ -1,6 +1,6 @@
 """Checks of what a configuration says about data, made when it is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError, did_you_mean
@@ -14,8 +14,11 @@ def check_positive(source: str, value: Any) -> None:
         raise UserError(f"{source} must be a positive integer, got {value!r}.")
 
 
-def check_feature_lengths(lengths: Mapping[str, int]) -> None:
-    """Raise `UserError` unless `lengths` gives a number of inputs and targets, and no other."""
+def check_feature_lengths(lengths: Mapping[str, int], required: Sequence[str] = FEATURES) -> None:
+    """Raise `UserError` unless `lengths` gives a number of inputs and targets, and no other.
+
+    Features that are not `required` may be left out.
+    """
     given = f"TASK_FEATURE_LENGTHS = {dict(lengths)!r}"
     for name in lengths:
         if name not in FEATURES:
@@ -24,6 +27,8 @@ def check_feature_lengths(lengths: Mapping[str, int]) -> None:
                 f"{did_you_mean(name, FEATURES)}"
             )
     for name in FEATURES:
+        if name not in lengths and name not in required:
+            continue
         if name not in lengths:
             raise UserError(f"{given} says nothing of {name!r}: add how many tokens they may take.")
         check_positive(f"{given}: {name!r}", lengths[name])

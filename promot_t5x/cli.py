@@ -10,9 +10,9 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from promot_t5x import quiet
+from promot_t5x import flags, quiet
 from promot_t5x.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from promot_t5x.verbs import OVERVIEW, VERBS, Verb
 
@@ -78,17 +78,17 @@ def _find_verb(name: str) -> Verb:
     )
 
 
-def _run_gin(verb: Verb, flags: argparse.Namespace) -> int:
+def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
     """Read the configuration, check it, and call the function that it configures."""
-    if not flags.gin_file and not flags.gin_bindings:
+    if not parsed.gin_file and not parsed.gin_bindings:
         raise UserError(
             f"{verb.name} needs a configuration: --gin_file=FILE. "
             f"See `{_PROGRAM} {verb.name} --help`."
         )
     quiet.set_defaults()
-    if flags.tfds_data_dir:
+    if parsed.tfds_data_dir:
         # tensorflow-datasets reads it when it is imported, which may be never in this run.
-        os.environ["TFDS_DATA_DIR"] = flags.tfds_data_dir
+        os.environ["TFDS_DATA_DIR"] = parsed.tfds_data_dir
     # Modules that gin files import may lie in the user's directory, as with `python -m`; last, so
     # that nothing there stands in for an installed package.
     sys.path.append(os.getcwd())
@@ -97,9 +97,9 @@ def _run_gin(verb: Verb, flags: argparse.Namespace) -> int:
 
         function = _load(verb)
         configured = config.configured(function)
-        config.parse(flags.gin_file, flags.gin_bindings, flags.gin_search_paths)
+        config.parse(parsed.gin_file, parsed.gin_bindings, parsed.gin_search_paths)
     config.check([function])
-    if flags.dry_run:
+    if parsed.dry_run:
         print(config.resolved_str())
     else:
         configured()
@@ -116,13 +116,8 @@ def _message(error: UserError) -> str:
     return str(error).partition("\n  In call to configurable '")[0]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See `{self.prog} --help`.")
-
-
 def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = flags.Parser(
         prog=f"{_PROGRAM} {verb.name}",
         usage=f"{_PROGRAM} {verb.name} --gin_file=FILE … [--gin.NAME=VALUE …] [--dry_run]",
         description=verb.description,
@@ -130,63 +125,19 @@ def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a gin file; may be repeated, later files override earlier ones. Shipped files are "
-        "named as models/… or runs/…",
+    flags.add_gin_flags(parser)
+    flags.add_tfds_flag(parser)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check and print the configuration, then stop"
     )
-    add(
-        "--gin.NAME",
-        dest="_",
-        metavar="VALUE",
-        help="set a macro, as in --gin.BATCH_SIZE=16; a string needs quotes that the shell "
-        "leaves alone: --gin.MODEL_DIR='\"/data/run\"'",
-    )
-    add(
-        "--gin_bindings",
-        action="append",
-        default=[],
-        metavar="'X = VALUE'",
-        help="set anything, as in 'network.T5Config.scan_layers = True'; may be repeated",
-    )
-    add(
-        "--gin_search_paths",
-        type=_paths,
-        default=[],
-        metavar="DIR,…",
-        help="look for gin files here first, then in the current directory and what is shipped",
-    )
-    add("--tfds_data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
-    add("--dry_run", action="store_true", help="check and print the configuration, then stop")
-    flags, unknown = parser.parse_known_args(_rewrite_gin_flags(words))
+    parsed, unknown = parser.parse_known_args(flags.rewrite_gin_flags(words))
     if unknown:
         name = unknown[0].partition("=")[0]
         hint = did_you_mean(name, _FLAGS) if name.startswith("-") else ""
         raise UserError(
             f"{verb.name} does not take {unknown[0]!r}.{hint} See `{_PROGRAM} {verb.name} --help`."
         )
-    return flags
-
-
-def _rewrite_gin_flags(words: Sequence[str]) -> list[str]:
-    """T5X's `--gin.NAME=VALUE` as `--gin_bindings=NAME = VALUE`."""
-    rewritten = []
-    for word in words:
-        if word.startswith("--gin."):
-            name, equals, value = word.removeprefix("--gin.").partition("=")
-            if not equals or not value:
-                raise UserError(f"{word!r} sets nothing: write --gin.{name}=VALUE.")
-            word = f"--gin_bindings={name} = {value}"
-        rewritten.append(word)
-    return rewritten
-
-
-def _paths(text: str) -> list[str]:
-    return [path for path in text.split(",") if path]
+    return parsed
 
 
 def _listed() -> list[str]:

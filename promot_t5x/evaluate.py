@@ -9,6 +9,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
@@ -17,12 +18,14 @@ from jaxtyping import Float, Int
 from promot_t5x import checks, decoding, network
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
+from promot_t5x.data.tokenise import LOSSES
 from promot_t5x.errors import UserError
 from promot_t5x.files import append_json_line, keep_until, write_json_lines
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.progress import Progress
 from promot_t5x.prompt import prompt_ids
+from promot_t5x.tasks import dialects
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +34,12 @@ class EvalConfig:
 
     **Attributes:**
 
-    - `mixture_or_task_name`, `split`: the examples; every task is scored on its own.
-    - `task_feature_lengths`: the longest `inputs` (prompt included) and the longest answer, in
-      tokens; a longer input is cut from the right, and counted.
+    - `mixture_or_task_name`, `split`: the examples; every task is scored on its own. Without a
+      split, each on the one that its definition scores.
+    - `task_feature_lengths`: the longest `inputs` (soft prompt included) and the longest answer,
+      `targets`, in tokens; without `targets`, each task's own. Where a question does not fit,
+      the project's tasks drop demonstrations and cut articles; other tasks' questions are cut
+      from the right. Both are counted.
     - `batch_size`: examples decoded together.
     - `method`: `decoding.Greedy`, `decoding.Sampling` or `decoding.BeamSearch`.
     - `num_examples`: the first so many of each task only; none takes all.
@@ -41,7 +47,7 @@ class EvalConfig:
     """
 
     mixture_or_task_name: str
-    split: str = "validation"
+    split: str | None = "validation"
     task_feature_lengths: Mapping[str, int]
     batch_size: int
     method: Any
@@ -49,7 +55,7 @@ class EvalConfig:
     module: str | None = None
 
     def __post_init__(self) -> None:
-        checks.check_feature_lengths(self.task_feature_lengths)
+        checks.check_feature_lengths(self.task_feature_lengths, required=("inputs",))
         checks.check_positive("EvalConfig.batch_size", self.batch_size)
         if self.num_examples is not None:
             checks.check_positive("EvalConfig.num_examples", self.num_examples)
@@ -57,12 +63,17 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """A task's metric values (its first metric is the primary one) and one record an example."""
+    """A task's metric values (its first metric is the primary one) and one record an example.
+
+    `losses` counts the examples whose prompt lost something, by what it was; `signatures` says
+    how scores of that name were computed, where a metric can tell (sacreBLEU).
+    """
 
     task: str
     metrics: dict[str, float]
     records: list[dict[str, Any]]
-    trimmed_inputs: int
+    losses: dict[str, int] = dataclasses.field(default_factory=dict)
+    signatures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -120,56 +131,104 @@ class Evaluator:
             model.vocabulary,
             module=config.module,
             split=config.split,
+            dialect=model.dialect,
+            task_format=model.task_format,
         )
+        for task in self.tasks:
+            task.check_split(self._split(task))
         if prompts and prompts != len(self.tasks):
             raise UserError(
                 f"{config.mixture_or_task_name!r} has {len(self.tasks)} tasks but NUM_PROMPTS = "
                 f"{prompts}; every task has a prompt of its own."
             )
         self._questions: list[list[Question]] = []
-        self._decoder = shared_decoder(
-            model.module,
-            config.method,
-            lengths["targets"],
-            config.batch_size,
-            model.vocabulary.eos_id,
-            partitioner.sharding(("batch",)),
-        )
+        # One for each length of answers: most steps of a label decoded as long as a summary
+        # would be wasted.
+        self._decoders = {
+            length: shared_decoder(
+                model.module,
+                config.method,
+                length,
+                config.batch_size,
+                model.vocabulary.eos_id,
+                partitioner.sharding(("batch",)),
+            )
+            for length in dict.fromkeys(map(self._answer_length, self.tasks))
+        }
 
     @property
     def compilations(self) -> Sequence[tuple[int, int]]:
         """(input length, output length) of each program compiled so far."""
-        return self._decoder.compilations
+        return [pair for decoder in self._decoders.values() for pair in decoder.compilations]
 
     def run(self, params: Any, label: str) -> list[TaskResult]:
         """Answer and score every question with these parameters, which lie on the mesh."""
         if not self._questions:
             self._questions = [self._read(task) for task in self.tasks]
-        asked = [
-            self._ids(task, question)
-            for task, questions in zip(self.tasks, self._questions, strict=True)
-            for question in questions
-        ]
-        progress = Progress(label, len(asked))
-        decodes = self._decoder(params, asked, progress=lambda done, _: progress.update(done))
+        progress = Progress(label, sum(map(len, self._questions)))
+        done, results = 0, {}
+        for length, decoder in self._decoders.items():
+            asked = [
+                (task, questions)
+                for task, questions in zip(self.tasks, self._questions, strict=True)
+                if self._answer_length(task) == length
+            ]
+            ids = [self._ids(task, question) for task, questions in asked for question in questions]
+            report = functools.partial(_advance, progress, done)
+            decodes = decoder(params, ids, progress=report)
+            done += len(ids)
+            start = 0
+            for task, questions in asked:
+                rows = slice(start, start + len(questions))
+                start = rows.stop
+                # The best hypothesis of an example is its last.
+                best = decodes.ids[rows, -1], decodes.scores[rows, -1]
+                results[task.name] = self._score(task, questions, *best)
         progress.close()
-        results, start = [], 0
-        for task, questions in zip(self.tasks, self._questions, strict=True):
-            rows = slice(start, start + len(questions))
-            start = rows.stop
-            # The best hypothesis of an example is its last.
-            ids, log_probs = decodes.ids[rows, -1], decodes.scores[rows, -1]
-            results.append(self._score(task, questions, ids, log_probs))
-        return results
+        return [results[task.name] for task in self.tasks]
+
+    def _split(self, task: sources.BoundTask) -> str:
+        return self._config.split or task.scored_split
+
+    def _answer_length(self, task: sources.BoundTask) -> int:
+        """Tokens of an answer of the task at most."""
+        lengths = self._config.task_feature_lengths
+        if "targets" in lengths:
+            return lengths["targets"]
+        if task.definition is None:
+            raise UserError(
+                f"Task {task.name!r} does not say how long its answers are: set "
+                "TASK_FEATURE_LENGTHS['targets']."
+            )
+        return task.definition.output_length
 
     def _read(self, task: sources.BoundTask) -> list[Question]:
-        return read_questions(
+        questions = read_questions(
             task,
-            self._config.split,
+            self._split(task),
             limit=self._config.num_examples,
             room=self._room,
-            answer_length=self._config.task_feature_lengths["targets"],
+            answer_length=self._answer_length(task),
         )
+        losses = {what: count for what, count in self._losses(task, questions).items() if count}
+        if losses and jax.process_index() == 0:
+            said = ", ".join(f"{what}: {count:,}" for what, count in losses.items())
+            print(f"{task.name}: {len(questions):,} questions ({said})", flush=True)
+        return questions
+
+    def _losses(self, task: sources.BoundTask, questions: Sequence[Question]) -> dict[str, int]:
+        """How many of a task's questions lost what, and how many rows make no question."""
+        rows = None if self._config.num_examples else task.num_input_examples(self._split(task))
+        left_out = {"rows left out": rows - len(questions)} if rows else {}
+        return {
+            **left_out,
+            **{
+                said: sum(bool(question.example[name]) for question in questions)
+                for name, said in LOSSES.items()
+                if name in questions[0].example
+            },
+            "inputs cut": sum(len(question.inputs) > self._room for question in questions),
+        }
 
     def _ids(self, task: sources.BoundTask, question: Question) -> np.ndarray:
         """The encoder's ids of one question: its task's prompt, if there is one, and its text."""
@@ -187,7 +246,7 @@ class Evaluator:
     ) -> TaskResult:
         records, targets, predictions = [], [], []
         for question, row, log_prob in zip(questions, ids, log_probs, strict=True):
-            output = self.model.vocabulary.decode([int(i) for i in row])
+            output = self._text(task, row)
             process = functools.partial(task.task.postprocess_fn, example=question.example)
             targets.append(process(question.answer, is_target=True))
             predictions.append(process(output, is_target=False))
@@ -200,13 +259,43 @@ class Evaluator:
                     "output": output,
                     "prediction": plain(predictions[-1]),
                     "log_prob": float(log_prob),
+                    **shown(question.example),
                 }
             )
         metrics: dict[str, float] = {}
+        signatures: dict[str, str] = {}
         for metric in task.task.predict_metric_fns:
             metrics |= {k: float(v) for k, v in metric(targets, predictions).items()}
-        trimmed = sum(len(question.inputs) > self._room for question in questions)
-        return TaskResult(task=task.name, metrics=metrics, records=records, trimmed_inputs=trimmed)
+            if hasattr(metric, "signatures"):
+                signatures |= metric.signatures(targets)
+        return TaskResult(
+            task=task.name,
+            metrics=metrics,
+            records=records,
+            losses=self._losses(task, questions),
+            signatures=signatures,
+        )
+
+    def _text(self, task: sources.BoundTask, ids: Int[np.ndarray, " length"]) -> str:
+        """What the model said; a task of SeqIO's registry gets it as its vocabulary decodes it."""
+        listed = [int(i) for i in ids]
+        if task.definition is None:
+            return self.model.vocabulary.decode(listed)
+        return dialects.decode(self.model.vocabulary, listed)
+
+
+def _advance(progress: Progress, before: int, done: int, total: int) -> None:
+    """Show that `done` examples follow the `before` that other decoders have done."""
+    del total
+    progress.update(before + done)
+
+
+def shown(example: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of an example's demonstrations and what its prompt lost, where it says so."""
+    found = {name: int(example[name]) for name in LOSSES if name in example}
+    if "shots" in example:
+        return {"shots": [plain(shot) for shot in example["shots"]], **found}
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -227,4 +316,6 @@ def write_results(directory: epath.Path, results: Sequence[TaskResult], step: in
         write_json_lines(directory / f"{result.task}-{step:06}.jsonl", result.records)
         history = directory / f"{result.task}-metrics.jsonl"
         keep_until(history, step - 1)
-        append_json_line(history, {"step": step, **result.metrics})
+        said: dict[str, Any] = {name: value for name, value in result.losses.items() if value}
+        said |= {"signatures": result.signatures} if result.signatures else {}
+        append_json_line(history, {"step": step, **result.metrics, **said})

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Shaped
 
 from promot_t5x import loss, network
 from promot_t5x.errors import UserError
+from promot_t5x.tasks import dialects, format
 
 Batch = Mapping[str, Shaped[Array, "_ _"]]
 
@@ -25,6 +26,9 @@ class EncoderDecoderModel:
     - `label_smoothing`, `z_loss`: coefficients of the loss, see `loss.token_loss`.
     - `loss_normalizing_factor`: what the summed loss is divided by, see `loss.normalizer`.
     - `loss_chunk_tokens`: target tokens whose logits [tokens, vocab] exist at one time.
+    - `dialect`: how the model is asked and where its answer stands, see `tasks.dialects`.
+    - `task_format`: how prompts are put together where the paper is silent, see `tasks.format`.
+      Both apply to the project's tasks and the user's, not to those registered with SeqIO.
     """
 
     module: network.Transformer
@@ -34,6 +38,8 @@ class EncoderDecoderModel:
     z_loss: float = 0.0
     loss_normalizing_factor: float | str | None = None
     loss_chunk_tokens: int = 1024
+    dialect: dialects.Dialect = dialects.PLAIN
+    task_format: format.Format = format.DEFAULT
 
     def __post_init__(self) -> None:
         loss.check_normalizer(self.loss_normalizing_factor)

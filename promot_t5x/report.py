@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from promot_t5x.tasks.metrics import norm_avg
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportRow:
@@ -36,7 +38,7 @@ def cells(row: ReportRow, columns: Sequence[str]) -> list[str]:
     """One row's numbers, to one decimal, in the order of `columns`."""
     values: dict[str, float | None] = {**row.targets, **row.suite}
     if row.suite:
-        values["mean"] = sum(row.suite.values()) / len(row.suite)
+        values["mean"] = norm_avg(row.suite)
     values["target's format"] = row.target_format
     return [number(values.get(column)) for column in columns]
 

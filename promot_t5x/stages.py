@@ -36,6 +36,7 @@ class DatasetConfig:
     - `shuffle`: draw every epoch in an order of its own, by `seed`.
     - `pack`: put as many examples into a row as fit; results are those of unpacked rows.
     - `module`: a Python module (dotted name or file) that registers the user's own tasks.
+    - `rates`: rates of a mixture's tasks by name, in place of its own for those that are named.
     """
 
     mixture_or_task_name: str
@@ -46,6 +47,7 @@ class DatasetConfig:
     seed: int = 0
     pack: bool = False
     module: str | None = None
+    rates: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         checks.check_feature_lengths(self.task_feature_lengths)

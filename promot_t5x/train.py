@@ -43,6 +43,23 @@ def train(
     return trainer.run(directory, run_directory.token_cache(directory))
 
 
+def describe(
+    task: sources.BoundTask,
+    split: str,
+    examples: store.ExampleStore,
+    trimmed: Mapping[str, int],
+) -> str:
+    """How many examples a store holds, and how many lost what."""
+    rows = task.num_input_examples(split)
+    losses = {
+        "rows left out": max(0, (rows or 0) - len(examples)),
+        **examples.lost,
+        **{f"{feature} cut": count for feature, count in trimmed.items()},
+    }
+    said = ", ".join(f"{what}: {count:,}" for what, count in losses.items() if count)
+    return f"{examples.name}, {len(examples):,} examples" + (f" ({said})" if said else "")
+
+
 class Trainer:
     """A stage whose input has been checked; `run` trains it."""
 
@@ -74,7 +91,13 @@ class Trainer:
         state.split(shapes, stage.trainable)
         partitioner.shard_tree(self._model.param_axes(), shapes)
         self._tasks = sources.resolve_tasks(
-            data.mixture_or_task_name, model.vocabulary, module=data.module, split=data.split
+            data.mixture_or_task_name,
+            model.vocabulary,
+            module=data.module,
+            split=data.split,
+            rates=data.rates,
+            dialect=model.dialect,
+            task_format=model.task_format,
         )
         self._check_prompts()
         self._evaluator = (
@@ -206,9 +229,8 @@ class Trainer:
             prompt_length=prompt_length,
             use_prompts=prompts > 0,
         )
-        for name, trimmed in data.trimmed.items():
-            cut = ", ".join(f"{count} {feature}" for feature, count in trimmed.items() if count)
-            self._say(f"data: {name}" + (f" (too long, cut: {cut})" if cut else ""))
+        for task, examples, trimmed in zip(self._tasks, stores, data.trimmed.values(), strict=True):
+            self._say(f"data: {describe(task, dataset.split, examples, trimmed)}")
         return data
 
     def _starting_params(self) -> state.Tree:

@@ -141,7 +141,7 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
     ),
     Verb(
         name="tasks",
-        help="list the tasks and mixtures that can be trained and measured on",
+        help="list, show, measure, check and prepare tasks and mixtures",
         target="promot_t5x.task_list:main",
         takes_gin=False,
     ),

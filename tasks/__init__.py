@@ -1,6 +1,42 @@
 """What models are trained and measured on: task definitions, templates and metrics.
 
-`registry` holds the definitions by name, `targets` the tasks that are fine-tuned on real
-data sets, `tiny` a small made-up world that needs no data at all. Importing this package,
-or `registry`, imports no TensorFlow; building a task's data set does.
+`registry` holds the definitions by name, `targets` the tasks that are fine-tuned, `suite` those
+that are asked in context, `tiny` a small made-up world that needs no data at all. For a task of
+your own, take what you need from here:
+
+    from promot_t5x.tasks import jsonl, register, text_task
+
+Importing this package imports no TensorFlow; building a task's data set does.
 """
+
+from promot_t5x.tasks.answers import Until, first_word
+from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.exact_match import squad, trivia_qa
+from promot_t5x.tasks.metrics import accuracy, macro_f1, unmatched
+from promot_t5x.tasks.own import text_task
+from promot_t5x.tasks.registry import Mixture, TaskDef, register
+from promot_t5x.tasks.rouge import Rouge
+from promot_t5x.tasks.sources import hugging_face, jsonl, tfds, tsv
+from promot_t5x.tasks.templates import Choice, Template
+
+__all__ = [
+    "Bleu",
+    "Choice",
+    "Mixture",
+    "Rouge",
+    "TaskDef",
+    "Template",
+    "Until",
+    "accuracy",
+    "first_word",
+    "hugging_face",
+    "jsonl",
+    "macro_f1",
+    "register",
+    "squad",
+    "text_task",
+    "tfds",
+    "trivia_qa",
+    "tsv",
+    "unmatched",
+]

@@ -2,11 +2,17 @@
 
 All take two lists of equal length, targets first, and return `{name: percent}` with percent
 in [0, 100]. A target is a string, or a list of strings of which any is right. Empty
-predictions are scored, never dropped.
+predictions are scored, never dropped; empty lists are an error. Answers are compared as they
+come: a task's post-processing has cut them before.
+
+Metrics with a module of their own: `exact_match` (normalised questions and answers), `bleu`,
+`rouge`.
 """
 
+import collections
+import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 References = str | list[str]
 
@@ -21,15 +27,56 @@ def exact_match(targets: Sequence[References], predictions: Sequence[str]) -> di
     return {"exact_match": _share_right(targets, [p.strip() for p in predictions])}
 
 
+def macro_f1(labels: Sequence[str]) -> Callable[..., dict[str, float]]:
+    """A metric: F1 of each class, averaged over the classes; SuperGLUE's second score for CB.
+
+    A prediction that is none of the labels counts against the class that it should have been
+    and for none. Classes that occur neither as target nor as prediction are left out, so that
+    perfect answers score 100 on any subset of the data.
+    """
+    known = tuple(labels)
+
+    def macro_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+        check(targets, predictions)
+        if strange := sorted({str(target) for target in targets if target not in known}):
+            raise ValueError(f"targets {strange} are none of the labels {list(known)}")
+        right = collections.Counter(t for t, p in zip(targets, predictions, strict=True) if t == p)
+        asked, answered = collections.Counter(targets), collections.Counter(predictions)
+        # F1 = 2 TP / (2 TP + FP + FN), and its denominator is targets + predictions.
+        return {
+            "macro_f1": mean_percent(
+                2.0 * right[label] / (asked[label] + answered[label])
+                for label in known
+                if asked[label] + answered[label]
+            )
+        }
+
+    return macro_f1
+
+
 def unmatched(labels: Sequence[str]) -> Callable[..., dict[str, float]]:
     """A metric: the share of predictions that are none of `labels` (and so are wrong)."""
     known = frozenset(labels)
 
     def unmatched(targets: Sequence[References], predictions: Sequence[str]) -> dict[str, float]:
-        _check(targets, predictions)
-        return {"unmatched": _percent([p not in known for p in predictions])}
+        check(targets, predictions)
+        return {"unmatched": mean_percent(p not in known for p in predictions)}
 
     return unmatched
+
+
+def norm_avg(scores: Mapping[str, float]) -> float:
+    """The paper's "Norm. Avg.": the plain mean of the tasks' primary scores, all in percent.
+
+    Args:
+        scores: by task; the paper's eight, or any other number of tasks.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    if not scores:
+        raise ValueError("no scores to average")
+    return math.fsum(scores.values()) / len(scores)
 
 
 def format_share(predictions: Sequence[str], words: Sequence[str] = ("True", "False")) -> float:
@@ -39,7 +86,7 @@ def format_share(predictions: Sequence[str], words: Sequence[str] = ("True", "Fa
     with the words of the task that it was fine-tuned on (arXiv 2211.00635, figure 2).
     """
     known = frozenset(words)
-    return _percent([first_word(p) in known for p in predictions])
+    return mean_percent(first_word(p) in known for p in predictions)
 
 
 def first_word(text: str) -> str:
@@ -48,21 +95,30 @@ def first_word(text: str) -> str:
     return words[0].strip(string.punctuation) if words else ""
 
 
-def _share_right(targets: Sequence[References], predictions: Sequence[str]) -> float:
-    _check(targets, predictions)
-    return _percent([_right(t, p) for t, p in zip(targets, predictions, strict=True)])
+def references(target: References) -> list[str]:
+    """The answers of which any is right."""
+    return [target] if isinstance(target, str) else list(target)
 
 
-def _right(target: References, prediction: str) -> bool:
-    return prediction in ([target] if isinstance(target, str) else target)
-
-
-def _percent(hits: Sequence[bool]) -> float:
-    if not hits:
-        raise ValueError("no predictions to score")
-    return 100.0 * sum(hits) / len(hits)
-
-
-def _check(targets: Sequence[References], predictions: Sequence[str]) -> None:
+def check(targets: Sequence[References], predictions: Sequence[str]) -> None:
+    """Raise `ValueError` unless both lists have the same length, and it is not 0;
+    nor may a list of references be empty."""
     if len(targets) != len(predictions):
         raise ValueError(f"{len(targets)} targets but {len(predictions)} predictions")
+    if not len(predictions):
+        raise ValueError("no predictions to score")
+    if any(not len(target) for target in targets if not isinstance(target, str)):
+        raise ValueError("a target has an empty list of references")
+
+
+def mean_percent(shares: Iterable[float | int]) -> float:
+    """100 times the mean of numbers in [0, 1], summed exactly."""
+    listed = list(shares)
+    if not listed:
+        raise ValueError("no predictions to score")
+    return 100.0 * math.fsum(listed) / len(listed)
+
+
+def _share_right(targets: Sequence[References], predictions: Sequence[str]) -> float:
+    check(targets, predictions)
+    return mean_percent(p in references(t) for t, p in zip(targets, predictions, strict=True))

@@ -1,24 +1,44 @@
 """Task definitions by name: what to read, how to ask, how to score. No vocabulary in them.
 
-A `TaskDef` is data. `TaskDef.build(vocabulary)` makes a SeqIO task from it for any SeqIO
-vocabulary; the task is not added to SeqIO's global registry, so one definition may be built
-for several vocabularies in one process. Nothing here imports TensorFlow before that.
+A `TaskDef` is data. `TaskDef.build(vocabulary, dialect, format)` makes a SeqIO task from it for
+any SeqIO vocabulary and any model; the task is not added to SeqIO's global registry, so one
+definition may be built for several models in one process. Nothing here imports TensorFlow before
+that.
 
-To add a task, write a `register(TaskDef(...))` in a module and, if it belongs to the
-project, name the module in `_DEFINING_MODULES`.
+Every name is good for any number of demonstrations: `cb` asks plainly, `cb_1shot` and `cb_16shot`
+after so many; a mixture passes the number on to its tasks. `names` lists those that a definition
+names in `listed_shots`; the others are known too.
+
+To add a task, write a `register(TaskDef(...))` (or `register(text_task(...))`, see `own`) in a
+module and, if it belongs to the project, name the module in `_DEFINING_MODULES`.
 """
 
 import dataclasses
 import fnmatch
 import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from promot_t5x.tasks import dialects, sources, templates
+from promot_t5x.tasks.answers import keep
+from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.dialects import Dialect
+from promot_t5x.tasks.format import DEFAULT, Format
+from promot_t5x.tasks.rouge import Rouge
+from promot_t5x.tasks.shots import Assembler, Pool, assemble, assemble_as_it_stands
+from promot_t5x.tasks.templates import Template
+
 from promot_t5x.errors import UserError, did_you_mean
 
-_DEFINING_MODULES = ("promot_t5x.tasks.targets", "promot_t5x.tasks.tiny.definitions")
-_REQUIRED_FIELDS = ("id", "inputs", "targets")
+_DEFINING_MODULES = (
+    "promot_t5x.tasks.targets",
+    "promot_t5x.tasks.suite",
+    "promot_t5x.tasks.tiny.definitions",
+)
+_SHOTS = re.compile(r"(.+)_(\d+)shot")
+_REFERENCES = "references"
 
 # A tf.data.Dataset. TensorFlow is not imported here, so the type cannot be named.
 Dataset = Any
@@ -26,29 +46,29 @@ Dataset = Any
 Metric = Callable[[Sequence[Any], Sequence[str]], dict[str, float]]
 
 
-def keep(text: str) -> str:
-    """The answer as it was decoded, without surrounding white space."""
-    return text.strip()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskDef:
-    """One task, for any vocabulary.
+    """One task, for any vocabulary, any model and any number of demonstrations.
 
     Attributes:
       name: unique among tasks and mixtures; letters, digits, `_`, `.` and `:`.
       description: one line for people.
-      source: makes the `seqio.DataSource`; called by `build` only.
+      source: makes the `seqio.DataSource`; called by `build` only. See `tasks.sources`.
       splits: the splits that the source has and that may be asked for.
-      preprocessors: functions Dataset -> Dataset that turn the source's rows into rows with
-        the string fields `inputs`, `targets` and `id` (unique within its split), and
-        whatever `references` names. Other fields are passed through.
-      postprocess: decoded text -> prediction.
+      preprocessors: functions Dataset -> Dataset that the source's rows go through first.
+      template: how a row is asked and answered. None: rows have the text fields `inputs`,
+        `targets` and `id` (unique within its split) already, and nothing in them is cut.
+      postprocess: the answer's text, read in the model's dialect -> prediction.
       metrics: functions (targets, predictions) -> {name: percent}; the first name of the
         first one is the task's primary score.
-      references: the string field (scalar or vector) that the metrics get as target; None
-        for the text of the target itself.
-      output_length: how many tokens an answer may take when decoded (EOS included).
+      references: the field (text or list of texts, nested as in a template) that the metrics get
+        as target; None for the answer itself.
+      output_length: how many tokens an answer may take when decoded (EOS and sentinels included).
+      scored_split: the split that is scored when none is asked for.
+      shots: demonstrations before each example.
+      shots_split: where they come from.
+      listed_shots: numbers of demonstrations under which `names` lists the task besides its own.
+      base: the name that the task has without demonstrations; set by the registry.
     """
 
     name: str
@@ -58,17 +78,23 @@ class TaskDef:
     metrics: tuple[Metric, ...]
     output_length: int
     preprocessors: tuple[Callable[[Dataset], Dataset], ...] = ()
+    template: Template | None = None
     postprocess: Callable[[str], str] = keep
     references: str | None = None
+    scored_split: str = "validation"
+    shots: int = 0
+    shots_split: str = "train"
+    listed_shots: tuple[int, ...] = ()
+    base: str | None = None
 
     def reference(self, example: Mapping[str, Any]) -> str | list[str]:
         """What the metrics compare the prediction of `example` with.
 
         Args:
-          example: one example of the built task's data set, as numpy values; only the
-            references field (by default `targets_pretokenized`) is read.
+          example: one example of the built task's data set, as numpy values; only its field
+            `references`, or without one `answer`, is read.
         """
-        value = example[self.references or "targets_pretokenized"]
+        value = example[_REFERENCES if self.references else "answer"]
         value = value.tolist() if hasattr(value, "tolist") else value
         return [_text(v) for v in value] if isinstance(value, list) else _text(value)
 
@@ -79,32 +105,80 @@ class TaskDef:
             scores.update(metric(targets, predictions))
         return scores
 
-    def build(self, vocabulary: Any) -> Any:
+    def build(
+        self, vocabulary: Any, dialect: Dialect = dialects.PLAIN, format: Format = DEFAULT
+    ) -> Any:
         """A `seqio.Task` of this definition, for `vocabulary` (a `seqio.Vocabulary`).
 
         Its examples have `inputs` and `targets` as int32 ids ending in EOS (still so when
-        SeqIO trims them to a sequence length), `inputs_pretokenized` and
-        `targets_pretokenized` as text, `id`, and the fields that scoring needs.
+        SeqIO trims them to a sequence length); `inputs_pretokenized`, `targets_pretokenized` and
+        the plain `answer` as text; `id`; the ids of the demonstrations as `shots`; the counts
+        `dropped_shots` and `cut_articles`; and `references` if the definition has any.
+
+        Args:
+          dialect: how the model is asked.
+          format: how prompts are put together.
+
+        Raises:
+          UserError: the vocabulary lacks the sentinels that the dialect needs.
         """
         import seqio
 
+        dialect.check(vocabulary)
         feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
+        kept = {_REFERENCES: self.references} if self.references else {}
         return seqio.Task(
             self.name,
             source=self.source(),
             output_features={"inputs": feature, "targets": feature},
             preprocessors=[
+                sources.with_row_id,
                 *self.preprocessors,
-                functools.partial(_check_fields, task=self.name, required=self._fields()),
-                seqio.preprocessors.tokenize,
+                functools.partial(
+                    templates.rendered, template=self._template, task=self.name, keep=kept
+                ),
+                self._assembly(vocabulary, dialect, format),
+                functools.partial(dialects.speak, vocabulary=vocabulary, dialect=dialect),
                 seqio.preprocessors.append_eos_after_trim,
             ],
-            postprocess_fn=functools.partial(_seqio_postprocess, task=self),
-            metric_fns=list(self.metrics),
+            postprocess_fn=functools.partial(_seqio_postprocess, task=self, dialect=dialect),
+            metric_fns=[_formatted(metric, format) for metric in self.metrics],
         )
 
-    def _fields(self) -> tuple[str, ...]:
-        return (*_REQUIRED_FIELDS, *([self.references] if self.references else []))
+    @property
+    def _template(self) -> Template:
+        return self.template or templates.AS_IT_STANDS
+
+    def _assembly(self, vocabulary: Any, dialect: Dialect, format: Format) -> Any:
+        assembler = Assembler(
+            task=self.base or self.name,
+            template=self._template,
+            format=format,
+            vocabulary=vocabulary,
+            shots=self.shots,
+            pool=self._pool(format) if self.shots else None,
+            cuts=self.template is not None,
+        )
+        if self.template is None and not self.shots:
+            return functools.partial(assemble_as_it_stands, assembler=assembler)
+        taken = 2 if dialect.marks_inputs else 1
+        return functools.partial(assemble, assembler=assembler, taken=taken)
+
+    def _pool(self, format: Format) -> Pool:
+        split = format.shot_split or self.shots_split
+        if split not in self.splits:
+            raise UserError(
+                f"task {self.name!r} shows rows of its split {split!r}, but it has only "
+                f"{', '.join(self.splits)}." + did_you_mean(split, self.splits)
+            )
+        return Pool(
+            task=self.base or self.name,
+            source=self.source,
+            split=split,
+            preprocessors=(sources.with_row_id, *self.preprocessors),
+            template=self._template,
+            size=format.shot_pool,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,11 +189,13 @@ class Mixture:
       name: unique among tasks and mixtures.
       description: one line for people.
       rates: task name -> rate > 0, in a fixed order; they need not sum to one.
+      listed_shots: numbers of demonstrations under which `names` lists it besides its own name.
     """
 
     name: str
     description: str
     rates: dict[str, float]
+    listed_shots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rates:
@@ -146,18 +222,22 @@ def register(definition: TaskDef | Mixture) -> TaskDef | Mixture:
 
 def names(pattern: str | None = None) -> list[str]:
     """Sorted names of all tasks and mixtures, or of those that match a glob `pattern`."""
-    found = sorted(_definitions())
-    return found if pattern is None else fnmatch.filter(found, pattern)
+    found = {
+        listed
+        for name, definition in _definitions().items()
+        for listed in (name, *(f"{name}_{shots}shot" for shots in definition.listed_shots))
+    }
+    return sorted(found) if pattern is None else fnmatch.filter(sorted(found), pattern)
 
 
 def is_task(name: str) -> bool:
-    """Whether `name` is a registered task."""
-    return isinstance(_definitions().get(name), TaskDef)
+    """Whether there is a task of that name."""
+    return isinstance(_find(name), TaskDef)
 
 
 def is_mixture(name: str) -> bool:
-    """Whether `name` is a registered mixture."""
-    return isinstance(_definitions().get(name), Mixture)
+    """Whether there is a mixture of that name."""
+    return isinstance(_find(name), Mixture)
 
 
 def get_task(name: str) -> TaskDef:
@@ -179,16 +259,38 @@ def get_mixture(name: str) -> Mixture:
         if not is_task(task):
             raise UserError(
                 f"mixture {name!r} names {task!r}, which is not a task."
-                + did_you_mean(task, filter(is_task, _definitions()))
+                + did_you_mean(task, filter(is_task, names()))
             )
     return definition
 
 
 def _get(name: str, kind: str) -> TaskDef | Mixture:
+    definition = _find(name)
+    if definition is None:
+        raise UserError(f"there is no {kind} {name!r}." + did_you_mean(name, names()))
+    return definition
+
+
+def _find(name: str) -> TaskDef | Mixture | None:
+    """What is registered under `name`, or the definition that it makes of another name."""
     definitions = _definitions()
-    if name not in definitions:
-        raise UserError(f"there is no {kind} {name!r}." + did_you_mean(name, definitions))
-    return definitions[name]
+    if name in definitions:
+        return definitions[name]
+    match = _SHOTS.fullmatch(name)
+    base = definitions.get(match[1]) if match else None
+    if match is None or base is None or str(int(match[2])) != match[2]:
+        return None
+    return _with_shots(base, name, int(match[2]))
+
+
+def _with_shots(base: TaskDef | Mixture, name: str, count: int) -> TaskDef | Mixture:
+    said = f"{base.description}; after {count} demonstration{'s' * (count != 1)}"
+    if isinstance(base, Mixture):
+        rates = {f"{task}_{count}shot": rate for task, rate in base.rates.items()}
+        return Mixture(name=name, description=said, rates=rates)
+    return dataclasses.replace(
+        base, name=name, description=said, shots=count, listed_shots=(), base=base.name
+    )
 
 
 def _definitions() -> dict[str, TaskDef | Mixture]:
@@ -198,22 +300,26 @@ def _definitions() -> dict[str, TaskDef | Mixture]:
     return _DEFINITIONS
 
 
-def _check_fields(dataset: Dataset, *, task: str, required: tuple[str, ...]) -> Dataset:
-    missing = [field for field in required if field not in dataset.element_spec]
-    if missing:
-        raise UserError(
-            f"task {task!r}: its preprocessors made no field {', '.join(missing)}; they made "
-            f"{', '.join(sorted(dataset.element_spec))}"
-        )
-    return dataset
+def _formatted(metric: Metric, format: Format) -> Metric:
+    """`metric` with what the format says about its kind; other metrics as they are."""
+    if metric == Bleu():
+        return Bleu(tokenise=format.bleu_tokenise)
+    if metric == Rouge():
+        return Rouge(stem=format.rouge_stem)
+    return metric
 
 
 def _seqio_postprocess(
-    text: Any, example: Mapping[str, Any] | None = None, is_target: bool = False, *, task: TaskDef
+    text: Any,
+    example: Mapping[str, Any] | None = None,
+    is_target: bool = False,
+    *,
+    task: TaskDef,
+    dialect: Dialect,
 ) -> Any:
     if is_target and example is not None:
         return task.reference(example)
-    return task.postprocess(_text(text))
+    return task.postprocess(dialect.read(_text(text)))
 
 
 def _text(value: Any) -> str:

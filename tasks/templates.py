@@ -1,15 +1,19 @@
-"""How a row of a data set becomes a question and an answer: the paper's templates.
+"""How a row of a data set becomes a question and an answer.
 
-A template is text with `{field}` where a field of the row goes (arXiv 2211.00635, appendix;
-the paper does not say where it breaks lines, so parts are joined by single spaces).
+A template is text with `{field}` where a field of the row goes; `{answer.value}` and
+`{answers.0}` reach into nested rows and lists, `{br}` is a place where `format.Format` may break
+the line, and `{{`, `}}` are braces.
 """
 
 import dataclasses
+import functools
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-RTE = "{premise} question: {hypothesis} Is it true or false? answer:"
+from promot_t5x.errors import UserError
+
+BREAK = "br"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,23 +21,103 @@ class Choice:
     """An answer given by a class label: `words[row[field]]`.
 
     Attributes:
-      field: the integer field that holds the label.
+      field: the field that holds the label: an integer, or the text of one of `words`.
       words: the answer for each label, in the order of the data set's classes.
     """
 
     field: str
-    words: tuple[str, ...]
+    words: Sequence[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Template:
+    """A task's way to ask and to answer.
+
+    Attributes:
+      question: template of the question, up to and with the cue for the answer.
+      answer: template of the answer, or a choice by label.
+      example_id: template of the example's id, unique within a split. Rows read by
+        `promot_t5x.tasks.sources` have a `row_id`.
+      article: the field that is cut when a prompt is too long, if the task has one that may
+        lose its end; without one the question's longest field is.
+    """
+
+    question: str
+    answer: str | Choice
+    example_id: str = "{row_id}"
+    article: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.article is not None and self.article not in self.fields:
+            raise UserError(
+                f"a template's article is {self.article!r}, which its question does not have: "
+                f"{self.question!r}"
+            )
+
+    @functools.cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The row's fields in the question, each once, in their order."""
+        return tuple(dict.fromkeys(f for _, f in _parts(self.question) if f not in (None, BREAK)))
+
+    def ask(self, values: Mapping[str, str], line_break: str) -> str:
+        """The question's text, from the text of each of `fields`."""
+        return "".join(_filled(self.question, {**values, BREAK: line_break}))
+
+
+# For rows that have been written out already: nothing in them may be cut.
+AS_IT_STANDS = Template(question="{inputs}", answer="{targets}", example_id="{id}")
+
+
+def rendered(dataset: Any, *, template: Template, task: str, keep: Mapping[str, str]) -> Any:
+    """A preprocessor: from rows to the texts that a template needs of them.
+
+    Args:
+      dataset: rows as the source and the task's own preprocessors make them.
+      template: what to render.
+      task: the task's name, for errors.
+      keep: new name -> field of the row, nested as in a template, to pass on.
+
+    Returns:
+      Rows with `fields` (the text of each of `template.fields`), `targets`, `id`, `label` (-1
+      without a choice) and what is kept.
+    """
+    import seqio
+    import tensorflow as tf
+
+    def render(row: Mapping[str, Any]) -> dict[str, Any]:
+        answer = template.answer
+        if isinstance(answer, Choice):
+            label = _label(field_of(row, answer.field), answer.words)
+            targets = tf.gather(tf.constant(answer.words), label)
+        else:
+            label, targets = tf.constant(-1, tf.int64), fill(answer, row)
+        return {
+            **{name: field_of(row, path) for name, path in keep.items()},
+            "fields": tf.stack([_as_text(field_of(row, name)) for name in template.fields]),
+            "targets": targets,
+            "id": fill(template.example_id, row),
+            "label": label,
+        }
+
+    spec = dataset.element_spec
+    missing = [path for path in _named(template, keep) if not _has(spec, path)]
+    if missing:
+        raise UserError(
+            f"task {task!r} needs the field{'s' * (len(missing) > 1)} {', '.join(missing)} of its "
+            f"rows, which have {', '.join(sorted(spec))}"
+        )
+    return seqio.map_over_dataset(render)(dataset)
 
 
 def fill(template: str, row: Mapping[str, Any]) -> Any:
-    """Put the row's fields into a template, inside `tf.data`.
+    """Put the row's fields into a template, inside `tf.data`: a scalar string tensor.
 
     Args:
-      template: text with `{field}` placeholders; `{{` and `}}` stand for braces.
-      row: scalar tensors by field; numbers are written in decimal.
-
-    Returns:
-      A scalar string tensor.
+      template: text with `{field}` placeholders, but no `{br}`.
+      row: scalar tensors by field, perhaps nested; numbers are written in decimal.
 
     Raises:
       KeyError: the template names a field that the row lacks.
@@ -41,43 +125,77 @@ def fill(template: str, row: Mapping[str, Any]) -> Any:
     import tensorflow as tf
 
     parts = []
-    for literal, field, _, _ in string.Formatter().parse(template):
+    for literal, field in _parts(template):
         parts.append(tf.constant(literal))
         if field is not None:
-            value = tf.convert_to_tensor(row[field])
-            parts.append(value if value.dtype == tf.string else tf.strings.as_string(value))
+            parts.append(_as_text(field_of(row, field)))
     return tf.strings.join(parts)
 
 
-def render(
-    inputs: str, targets: str | Choice, *, example_id: str, keep: tuple[str, ...] = ()
-) -> Callable[[Any], Any]:
-    """A preprocessor that asks and answers by template.
+def ask(template: Template, fields: Any, line_break: str) -> Any:
+    """`Template.ask` inside `tf.data`, from the stacked texts of `template.fields`."""
+    import tensorflow as tf
 
-    Args:
-      inputs: template of the question.
-      targets: template of the answer, or a choice by label.
-      example_id: template of the example's id, unique within a split.
-      keep: fields of the row to pass on for scoring.
+    values = {name: fields[i] for i, name in enumerate(template.fields)}
+    return tf.strings.join(_filled(template.question, values | {BREAK: line_break}))
 
-    Returns:
-      A function Dataset -> Dataset whose rows have string fields `inputs`, `targets`, `id`
-      and the kept ones.
-    """
 
-    def rendered(row: Mapping[str, Any]) -> dict[str, Any]:
-        import tensorflow as tf
+def field_of(row: Any, path: str) -> Any:
+    """`row["a"]["b"]` for the path `a.b`; a number picks from a list. `KeyError` if absent."""
+    if isinstance(row, Mapping) and path in row:
+        return row[path]
+    for step in path.split("."):
+        row = row[step] if isinstance(row, Mapping) else row[int(step)]
+    return row
 
-        if isinstance(targets, Choice):
-            answer = tf.gather(tf.constant(targets.words), row[targets.field])
-        else:
-            answer = fill(targets, row)
-        made = {"inputs": fill(inputs, row), "targets": answer, "id": fill(example_id, row)}
-        return {**{field: row[field] for field in keep}, **made}
 
-    def preprocessor(dataset: Any) -> Any:
-        import seqio
+def _filled(template: str, values: Mapping[str, Any]) -> list[Any]:
+    filled = []
+    for literal, field in _parts(template):
+        filled.append(literal)
+        if field is not None:
+            filled.append(values[field])
+    return filled
 
-        return seqio.map_over_dataset(rendered)(dataset)
 
-    return preprocessor
+def _parts(template: str) -> Iterator[tuple[str, str | None]]:
+    for literal, field, _, _ in string.Formatter().parse(template):
+        yield literal, field
+
+
+def _named(template: Template, keep: Mapping[str, str]) -> Sequence[str]:
+    answer = template.answer
+    paths = [answer.field] if isinstance(answer, Choice) else [f for _, f in _parts(answer)]
+    paths += [f for _, f in _parts(template.example_id)]
+    return tuple(dict.fromkeys(p for p in (*template.fields, *paths, *keep.values()) if p))
+
+
+def _has(spec: Any, path: str) -> bool:
+    try:
+        field_of(spec, path)
+    except (KeyError, ValueError, IndexError):
+        return False
+    # A number in the path picks from a list, whose length is not known here.
+    except TypeError:
+        return True
+    return True
+
+
+def _label(value: Any, words: Sequence[str]) -> Any:
+    import tensorflow as tf
+
+    if value.dtype != tf.string:
+        return tf.cast(value, tf.int64)
+    known = tf.equal(value, tf.constant(words))
+    message = tf.strings.join(["the label ", value, f" is none of {', '.join(words)}"])
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(known), [message])]):
+        return tf.argmax(known, output_type=tf.int64)
+
+
+def _as_text(value: Any) -> Any:
+    import tensorflow as tf
+
+    value = tf.convert_to_tensor(value)
+    if value.dtype == tf.string:
+        return value
+    return tf.strings.as_string(value, shortest=value.dtype.is_floating)

@@ -14,9 +14,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from jaxtyping import install_import_hook
 
 # Fixtures that many files take.
-from real_rows import real_rows, vocabulary
+from real_rows import real_rows
+from subwords import subwords, vocabulary
 
-__all__ = ["real_rows", "vocabulary"]
+__all__ = ["real_rows", "subwords", "vocabulary"]
 
 # Every array annotation in the package is checked on every call that a test makes.
 install_import_hook("promot_t5x", "beartype.beartype")

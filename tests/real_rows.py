@@ -6,7 +6,6 @@ They are prepared once a machine (some 20 seconds) and kept in the temporary dir
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -60,33 +59,3 @@ def _prepare(directory: Path) -> None:
     failed = [line for line in script.stdout.splitlines() if line.startswith("FAIL")]
     if script.returncode or failed:
         pytest.fail(f"preparing the sample rows failed: {failed or script.stderr[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def vocabulary(real_rows, tmp_path_factory):
-    """A subword vocabulary of 4,000 pieces, trained on the English sample text."""
-    import sentencepiece
-    import seqio
-
-    names = ("super_glue_rte", "super_glue_cb", "xsum", "snli")
-    files = [(SAMPLES / f"{name}.jsonl").read_text() for name in names]
-    lines = [line for file in files for line in file.splitlines()]
-    texts = [
-        text
-        for line in lines
-        for text in json.loads(line).values()
-        if isinstance(text, str) and " " in text
-    ]
-    prefix = tmp_path_factory.mktemp("vocabulary") / "subwords"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(prefix),
-        vocab_size=4000,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        max_sentence_length=20_000,
-        minloglevel=2,
-    )
-    return seqio.SentencePieceVocabulary(f"{prefix}.model")

@@ -17,7 +17,38 @@ PROMPT = {"vocab_size": VOCAB_SIZE, "prompt_length": 100, "use_prompts": True}
 @pytest.fixture(scope="module")
 def rte(vocabulary):
     tasks = resolve_tasks("rte", vocabulary, split="train")
-    return tasks, [open_store(tasks[0], "train")]
+    return tasks, [open_store(tasks[0], "train", text_lengths={"inputs": 412, "targets": 8})]
+
+
+@pytest.fixture(scope="module")
+def seqio_rte(vocabulary):
+    """RTE as a task of SeqIO's registry, which is trimmed from the right."""
+    import seqio
+
+    def written(dataset):
+        return dataset.map(
+            lambda row: {
+                "inputs": tf.strings.join([row["premise"], " question: ", row["hypothesis"]]),
+                "targets": tf.gather(["True", "False"], row["label"]),
+            }
+        )
+
+    import tensorflow as tf
+
+    feature = seqio.Feature(vocabulary=vocabulary)
+    seqio.TaskRegistry.add(
+        "seqio_rte",
+        source=seqio.TfdsDataSource("super_glue/rte:1.0.2", splits=["train", "validation"]),
+        preprocessors=[
+            written,
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features={"inputs": feature, "targets": feature},
+    )
+    tasks = resolve_tasks("seqio_rte", vocabulary, split="train")
+    yield tasks, [open_store(tasks[0], "train")]
+    seqio.TaskRegistry.remove("seqio_rte")
 
 
 def test_packed_rows_of_prompted_rte_are_nearly_full(rte):
@@ -50,14 +81,14 @@ def test_packing_loses_no_real_row(rte):
     assert set(seen) == set(expected)
 
 
-def test_unpacked_batches_equal_those_of_seqio(rte, vocabulary):
+def test_unpacked_batches_equal_those_of_seqio(seqio_rte):
     import seqio
 
-    tasks, stores = rte
+    tasks, stores = seqio_rte
     # Tight lengths, so that some rows are trimmed: SeqIO trims before it adds the EOS.
     lengths = {"inputs": 96, "targets": 8}
     ours = EvalBatches(tasks, stores, batch_size=10, lengths=lengths, vocab_size=VOCAB_SIZE)
-    assert ours.trimmed["rte/train"]["inputs"] > 5
+    assert ours.trimmed["seqio_rte/train"]["inputs"] > 5
     dataset = seqio.EncDecFeatureConverter(pack=False)(
         tasks[0].task.get_dataset(lengths, split="train", shuffle=False), lengths
     )

@@ -9,7 +9,7 @@ import gin
 import jax
 import pytest
 
-from promot_t5x import config, network
+from promot_t5x import config, network, promot
 from promot_t5x.models import EncoderDecoderModel
 
 GIN = config.gin_root()
@@ -117,3 +117,48 @@ def test_overridden_vocabulary_leaves_nothing_behind():
 def test_prompt_macros_reach_the_network():
     read("t5_1_1_small", bindings=("NUM_PROMPTS = 2", "PROMPT_LENGTH = 5"))
     assert network_config().num_virtual_ids == 10
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_model_is_asked_in_the_dialect_that_it_was_trained_to(name):
+    read(name, "byte_vocabulary")
+    dialect = config.configured(model_of)().dialect
+    if "lm_adapted" in name:
+        assert (dialect.kind, dialect.sentinel) == ("lm", "none")
+    elif name.startswith("flan"):
+        assert (dialect.kind, dialect.sentinel) == ("instruction", "none")
+    else:
+        assert (dialect.kind, dialect.sentinel) == ("span_corruption", "both")
+
+
+def test_dialect_and_format_can_be_bound():
+    bindings = (
+        "SENTINEL = 'targets'",
+        "format.Format.separator = '|'",
+        "format.Format.shot_seed = 4",
+    )
+    read("mt5_small", "byte_vocabulary", bindings=bindings)
+    model = config.configured(model_of)()
+    assert model.dialect.sentinel == "targets"
+    assert (model.task_format.separator, model.task_format.shot_seed) == ("|", 4)
+    assert model.without_prompt().dialect == model.dialect
+
+
+@pytest.mark.parametrize(("shots", "length"), [(0, 1152), (1, 2304), (4, 5632)])
+def test_suites_of_the_paper_are_asked_of_every_row(shots, length):
+    files = ["models/t5_1_1_small.gin", "models/byte_vocabulary.gin", "runs/promot.gin"]
+    given = {
+        "MODEL_DIR": "/tmp/run",
+        "MIXTURE_OR_TASK_NAME": "rte",
+        "INITIAL_CHECKPOINT_PATH": "/tmp/base",
+        "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 8},
+    }
+    bindings = [f"{name} = {value!r}" for name, value in given.items()]
+    config.configured(promot.promot)
+    config.parse([*files, f"suites/icl_{shots}shot.gin"], bindings, search_paths=[])
+    config.check([promot.promot])
+    suite = gin.get_configurable(promot.Comparison)().suite
+    assert (suite.mixture_or_task_name, suite.split) == (f"icl_{shots}shot", None)
+    assert suite.task_feature_lengths == {"inputs": length}
+    assert suite.batch_size == 64
+    assert gin.query_parameter("format.Format.article_tokens") == 1024

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from promot_t5x.tasks import metrics, registry, templates
+from promot_t5x.tasks import metrics, registry
 from promot_t5x.tasks.registry import Mixture, TaskDef
+from promot_t5x.tasks.templates import Template
 
 from promot_t5x.errors import UserError
 
@@ -30,9 +31,7 @@ def rows_task(**changes):
             splits=("train",),
         ),
         "splits": ("train",),
-        "preprocessors": (
-            templates.render("say {text}", "{n}", example_id="row-{n}", keep=("answers",)),
-        ),
+        "template": Template(question="say {text}", answer="{n}", example_id="row-{n}"),
         "metrics": (metrics.exact_match, metrics.unmatched(("a", "c"))),
         "references": "answers",
         "output_length": 4,
@@ -116,13 +115,63 @@ def test_a_built_task_keeps_text_id_and_references():
     assert rows_task(references=None).reference(second) == "8"
 
 
-def test_a_trimmed_example_still_ends_in_eos():
+def test_a_question_that_is_too_long_is_cut_before_its_cue():
     import seqio
 
     vocabulary = seqio.ByteVocabulary()
-    first, _ = examples(rows_task().build(vocabulary), {"inputs": 6, "targets": 9})
-    assert vocabulary.decode(first["inputs"].tolist()[:-1]) == "say o"
-    assert first["inputs"][-1] == vocabulary.eos_id
+    template = Template(question="say {text}:", answer="{n}", example_id="row-{n}")
+    task = rows_task(template=template).build(vocabulary)
+    first, second = examples(task, {"inputs": 9, "targets": 9})
+    assert first["inputs_pretokenized"] == b"say one:"
+    assert vocabulary.decode(first["inputs"].tolist()) == "say one:"
+    assert first["inputs"][-1] == vocabulary.eos_id and len(first["inputs"]) == 9
+    assert (first["cut_articles"], second["cut_articles"]) == (1, 1)
+
+
+def test_text_that_was_written_elsewhere_is_trimmed_from_the_right_and_keeps_eos():
+    import seqio
+
+    vocabulary = seqio.ByteVocabulary()
+    definition = registry.get_task("tiny_rte")
+    (row, *_) = examples(definition.build(vocabulary), {"inputs": 6, "targets": 9}, "validation")
+    assert len(row["inputs"]) == 6 and row["inputs"][-1] == vocabulary.eos_id
+    assert row["inputs_pretokenized"].decode().startswith(vocabulary.decode(row["inputs"].tolist()))
+
+
+def test_any_number_of_shots_makes_a_task_of_its_own_name():
+    task = registry.get_task("rte_3shot")
+    assert (task.name, task.base, task.shots) == ("rte_3shot", "rte", 3)
+    assert registry.get_task("rte").shots == 0 and registry.is_task("rte_0shot")
+    assert "rte_1shot" in registry.names() and "rte_3shot" not in registry.names()
+    for name in ("rte_01shot", "rte_-1shot", "rte_shot", "nothing_1shot", "rte_1shot_1shot"):
+        assert not registry.is_task(name) and not registry.is_mixture(name)
+    mixture = registry.get_mixture("rte_wmt14_enfr_2shot")
+    assert mixture.rates == {"rte_2shot": 1.0, "wmt14_enfr_2shot": 1.0}
+    with pytest.raises(UserError, match="there is no task 'rt_1shot'. Did you mean 'rte_1shot'?"):
+        registry.get_task("rt_1shot")
+
+
+def test_a_task_without_a_template_is_shown_as_it_stands():
+    import seqio
+
+    definition = registry.get_task("tiny_rte_2shot")
+    vocabulary = seqio.ByteVocabulary()
+    row = examples(definition.build(vocabulary), split="validation")[0]
+    one, other, query = row["inputs_pretokenized"].decode().split("\n\n")
+    assert one != other and all(d.split()[-1] in ("True", "False") for d in (one, other))
+    plain = examples(registry.get_task("tiny_rte").build(vocabulary), split="validation")[0]
+    assert query == plain["inputs_pretokenized"].decode()
+
+
+def test_the_format_reaches_bleu_and_rouge():
+    import seqio
+    from promot_t5x.tasks.format import Format
+
+    chosen = Format(bleu_tokenise="13a", rouge_stem=True)
+    for name, field, value in (("wmt16_ende", "tokenise", "13a"), ("xsum", "stem", True)):
+        built = registry.get_task(name).build(seqio.ByteVocabulary(), format=chosen)
+        (metric,) = built.predict_metric_fns
+        assert getattr(metric, field) == value
 
 
 def test_one_definition_serves_two_vocabularies_and_no_global_registry_learns_of_it():
@@ -159,5 +208,5 @@ def test_a_missing_field_is_named():
     import seqio
 
     task = rows_task(references="aliases").build(seqio.ByteVocabulary())
-    with pytest.raises(UserError, match="'two_rows': its preprocessors made no field aliases"):
+    with pytest.raises(UserError, match="task 'two_rows' needs the field aliases of its rows"):
         task.get_dataset(None, "train", shuffle=False)

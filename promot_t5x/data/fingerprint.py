@@ -22,8 +22,13 @@ from typing import Any
 
 import numpy as np
 
+# An environment may see the packages of another one, too (system packages, a .pth file).
 _LIBRARIES = tuple(
-    os.path.realpath(sysconfig.get_path(kind)) + os.sep for kind in ("stdlib", "purelib", "platlib")
+    os.path.realpath(path) + os.sep
+    for path in (
+        *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
+        *(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))),
+    )
 )
 _OWN = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
 _VERSIONED = ("seqio", "tensorflow", "tensorflow-text", "tensorflow-datasets")

@@ -8,7 +8,8 @@ from promot_t5x import quiet
 from promot_t5x.errors import UserError
 
 PREPARE_TFDS = (
-    "If its data come from TensorFlow Datasets, prepare them first or point --tfds_data_dir at "
+    "If its data come from TensorFlow Datasets, prepare them first (`promot-t5x tasks prepare "
+    "NAME`, or with --module for a task of your own) or point --tfds_data_dir at "
     "the directory that holds them."
 )
 
@@ -29,6 +30,8 @@ def import_seqio() -> ModuleType:
             f"Reading a SeqIO task needs seqio and tensorflow, and importing them failed: {error}. "
             "Install them with `pip install seqio tensorflow tensorflow-text`."
         ) from error
+    # Data sets read with their ids make TensorFlow warn of its own deprecated functions.
+    tf.get_logger().setLevel("ERROR")
     # TensorFlow would otherwise take the memory that JAX is about to use.
     for kind in ("GPU", "TPU"):
         try:

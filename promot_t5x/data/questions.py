@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from promot_t5x.data.lazy import import_tensorflow
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenise import depends_on_lengths, examples
+from promot_t5x.data.tokenise import depends_on_lengths, examples, unreadable
 from promot_t5x.errors import UserError
 
 
@@ -44,13 +45,16 @@ def read_questions(
         room: tokens that the text may take, for a task whose preprocessors ask for it.
         answer_length: likewise of the answer.
 
-    Raises `UserError` for a split without examples.
+    Raises `UserError` for a split without examples, and one that cannot be read.
     """
     bound.check_split(split)
     lengths = {"inputs": room, "targets": answer_length}
     data = examples(bound.task, split, lengths if depends_on_lengths(bound.task) else None)
     rows = itertools.islice(data.as_numpy_iterator(), limit)
-    questions = [_question(bound.task, row, index) for index, row in enumerate(rows)]
+    try:
+        questions = [_question(bound.task, row, index) for index, row in enumerate(rows)]
+    except import_tensorflow().errors.OpError as error:
+        raise unreadable(bound.task, split, error) from error
     if not questions:
         raise UserError(f"Split {split!r} of task {bound.name!r} has no examples to evaluate.")
     return questions

@@ -10,15 +10,18 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from promot_t5x.data import prepared
 from promot_t5x.data.fingerprint import vocabulary_identity
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio
 from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.tasks.dialects import PLAIN, Dialect
+from promot_t5x.tasks.format import DEFAULT, Format
 
 _NAMES_SHOWN = 12
 
@@ -33,6 +36,8 @@ class BoundTask:
         rate: its share of the mixture, all shares summing to 1.
         prompt_index: the number of its prompt, 0 for the mixture's first task.
         splits: names of the splits that it has.
+        scored_split: the split that is scored where none is named.
+        definition: the `tasks.registry.TaskDef` that it was built from, if it is no SeqIO task.
     """
 
     name: str
@@ -40,6 +45,8 @@ class BoundTask:
     rate: float = 1.0
     prompt_index: int = 0
     splits: tuple[str, ...]
+    scored_split: str = "validation"
+    definition: Any = None
 
     def check_split(self, split: str) -> None:
         """Raise `UserError` unless the task has a split of that name."""
@@ -49,6 +56,8 @@ class BoundTask:
                 f"{', '.join(repr(name) for name in self.splits)}."
                 f"{did_you_mean(split, self.splits)}"
             )
+        if self.task is not None:
+            prepared.check(self.name, self.task.source, split)
 
     def num_input_examples(self, split: str) -> int | None:
         """Raw examples of the split before preprocessing, or None if the source cannot tell."""
@@ -60,7 +69,14 @@ class BoundTask:
 
 
 def resolve_tasks(
-    name: str, vocabulary: Any, *, module: str | None = None, split: str | None = None
+    name: str,
+    vocabulary: Any,
+    *,
+    module: str | None = None,
+    split: str | None = None,
+    rates: Mapping[str, float] | None = None,
+    dialect: Dialect = PLAIN,
+    task_format: Format = DEFAULT,
 ) -> tuple[BoundTask, ...]:
     """The tasks behind a task or mixture name, in the order that numbers their prompts.
 
@@ -69,13 +85,17 @@ def resolve_tasks(
         vocabulary: the model's `seqio.Vocabulary`; the tasks must tokenise with an equal one.
         module: MIXTURE_OR_TASK_MODULE, imported first: a dotted name or a path to a .py file.
         split: if given, every task must have it.
+        rates: rates of some of the mixture's tasks, in place of the mixture's own.
+        dialect: how the model is asked; a task of SeqIO's registry is left as it is.
+        task_format: likewise, how prompts are put together.
 
     Raises `UserError` for a module that fails to import, an unknown name, another vocabulary
-    than the model's, rates that are not positive, and a missing split.
+    than the model's or one without the dialect's sentinels, rates that are not positive or of
+    tasks that the mixture does not have, and a missing split.
     """
     if module:
         import_task_module(module)
-    members = list(_members(name, vocabulary))
+    members = _rated(list(_members(name, vocabulary, dialect, task_format)), name, rates or {})
     for member in members:
         _check_rate(member, name)
         _check_vocabulary(member.task, vocabulary)
@@ -87,6 +107,8 @@ def resolve_tasks(
             rate=member.rate / total,
             prompt_index=index,
             splits=member.splits,
+            scored_split=member.definition.scored_split if member.definition else "validation",
+            definition=member.definition,
         )
         for index, member in enumerate(members)
     )
@@ -148,31 +170,47 @@ class _Member(NamedTuple):
     task: Any
     rate: float
     splits: tuple[str, ...]
+    definition: Any = None
 
 
-def _members(name: str, vocabulary: Any) -> Iterator[_Member]:
+def _rated(members: list[_Member], mixture: str, rates: Mapping[str, float]) -> list[_Member]:
+    names = [member.task.name for member in members]
+    for name in rates:
+        if name not in names:
+            raise UserError(
+                f"RATES has a rate of {name!r}, which is no task of {mixture!r} "
+                f"({', '.join(names)}).{did_you_mean(name, names)}"
+            )
+    return [
+        member._replace(rate=float(rates.get(member.task.name, member.rate))) for member in members
+    ]
+
+
+def _members(
+    name: str, vocabulary: Any, dialect: Dialect, task_format: Format
+) -> Iterator[_Member]:
     seqio = import_seqio()
     registry = importlib.import_module("promot_t5x.tasks.registry")
     theirs = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    ours = set(registry.names())
-    if name in theirs & ours:
+    is_task, is_mixture = registry.is_task(name), registry.is_mixture(name)
+    if name in theirs and (is_task or is_mixture):
         raise UserError(
             f"{name!r} names a task of the imported module and one of this project: give yours "
             "another name."
         )
-    if name in ours:
-        is_task = registry.is_task(name)
+    if is_task or is_mixture:
         rates = {name: 1.0} if is_task else registry.get_mixture(name).rates
         for task, rate in rates.items():
             definition = registry.get_task(task)
-            yield _Member(definition.build(vocabulary), float(rate), tuple(definition.splits))
+            built = definition.build(vocabulary, dialect, task_format)
+            yield _Member(built, float(rate), tuple(definition.splits), definition)
     elif name in seqio.MixtureRegistry.names():
         yield from _mixture_members(seqio.MixtureRegistry.get(name))
     elif name in theirs:
         task = seqio.TaskRegistry.get(name)
         yield _Member(task, 1.0, _splits(task))
     else:
-        raise _unknown(name, theirs | ours)
+        raise _unknown(name, {*theirs, *registry.names()})
 
 
 def _mixture_members(mixture: Any) -> Iterator[_Member]:

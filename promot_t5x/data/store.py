@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jaxtyping import Int32, Int64
 
 from promot_t5x.data.fingerprint import digest, task_definition
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenise import FEATURES, depends_on_lengths, tokenised
+from promot_t5x.data.tokenise import FEATURES, LOSSES, depends_on_lengths, tokenised
 from promot_t5x.errors import UserError
 
 _META = "store.json"
@@ -85,6 +85,7 @@ class ExampleStore:
         eos_ids: by feature, the end-of-sequence id, or None if the vocabulary has none.
         max_token: the largest id of all.
         content_hash: SHA-256 of the tokens: equal on hosts that hold equal data.
+        lost: how many examples lost what of their prompts, as in `{"articles cut": 12}`.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ExampleStore:
     eos_ids: Mapping[str, int | None]
     max_token: int
     content_hash: str
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets["inputs"]) - 1
@@ -171,6 +173,7 @@ def _build(
     bound: BoundTask, split: str, lengths: Mapping[str, int] | None, progress: ProgressFn
 ) -> ExampleStore:
     parts: dict[str, list] = {name: [] for name in FEATURES}
+    lost: dict[str, int] = {}
     name, total = f"{bound.name}/{split}", bound.num_input_examples(split)
     start, examples = time.monotonic(), 0
 
@@ -185,6 +188,9 @@ def _build(
     for chunk in tokenised(bound.task, split, lengths):
         for feature in FEATURES:
             parts[feature].append(chunk[feature])
+        for loss in LOSSES.keys() & chunk.keys():
+            count = int(np.count_nonzero(chunk[loss].tokens))
+            lost[LOSSES[loss]] = lost.get(LOSSES[loss], 0) + count
         examples += len(chunk["inputs"].lengths)
         report(False)
     report(True)
@@ -192,10 +198,12 @@ def _build(
         raise UserError(
             f"Split {split!r} of task {bound.name!r} has no examples after preprocessing."
         )
-    return _store_of(bound, name, parts)
+    return _store_of(bound, name, parts, lost)
 
 
-def _store_of(bound: BoundTask, name: str, parts: Mapping[str, list]) -> ExampleStore:
+def _store_of(
+    bound: BoundTask, name: str, parts: Mapping[str, list], lost: Mapping[str, int]
+) -> ExampleStore:
     tokens = {
         feature: np.concatenate([part.tokens for part in parts[feature]]) for feature in FEATURES
     }
@@ -214,6 +222,7 @@ def _store_of(bound: BoundTask, name: str, parts: Mapping[str, list]) -> Example
         eos_ids={feature: features[feature].vocabulary.eos_id for feature in FEATURES},
         max_token=int(max(array.max(initial=0) for array in tokens.values())),
         content_hash=_content_hash(tokens, offsets),
+        lost=lost,
     )
 
 
@@ -239,6 +248,7 @@ def _save(store: ExampleStore, folder: Path) -> None:
         "eos_ids": dict(store.eos_ids),
         "max_token": store.max_token,
         "content_hash": store.content_hash,
+        "lost": dict(store.lost),
     }
     with open(building / _META, "w") as file:
         json.dump(meta, file, indent=2)
@@ -286,6 +296,7 @@ def _load(folder: Path) -> ExampleStore | None:
         eos_ids=meta["eos_ids"],
         max_token=meta["max_token"],
         content_hash=meta["content_hash"],
+        lost=meta.get("lost", {}),
     )
 
 

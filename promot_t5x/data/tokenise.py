@@ -18,6 +18,10 @@ from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio, import_tensorflow
 from promot_t5x.errors import UserError
 
 FEATURES = ("inputs", "targets")
+# Counts that the project's tasks give with each example of what its prompt lost, and how an
+# example that lost something is spoken of. Where a task has no article, the longest field of its
+# question counts as one.
+LOSSES = {"dropped_shots": "demonstrations dropped", "cut_articles": "articles cut"}
 # Random preprocessors draw from this seed, so that every host and every run gets the same
 # tokens; what differs between epochs is the order, never the text.
 _SEED = 0
@@ -47,6 +51,8 @@ def tokenised(
 ) -> Iterator[dict[str, Ragged]]:
     """Yield the inputs and targets of a split, some hundred examples at a time.
 
+    A chunk also has, for tasks that give them, the counts named in `LOSSES`, one an example.
+
     Args:
         task: a `seqio.Task`.
         split: one of its splits.
@@ -54,16 +60,17 @@ def tokenised(
     """
     tf = import_tensorflow()
     data = _check(task, examples(task, split, lengths))
+    wanted = (*FEATURES, *(name for name in LOSSES if name in data.element_spec))
     data = data.map(
-        lambda example: {name: tf.cast(example[name], tf.int32) for name in FEATURES},
+        lambda example: {name: tf.cast(example[name], tf.int32) for name in wanted},
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
     try:
         for batch in data.ragged_batch(_EXAMPLES_AT_ONCE).prefetch(2):
-            yield {name: _ragged(batch[name]) for name in FEATURES}
+            yield {name: _ragged(batch[name]) for name in wanted}
     except tf.errors.OpError as error:
-        raise _unreadable(task, split, error) from error
+        raise unreadable(task, split, error) from error
 
 
 def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
@@ -90,12 +97,15 @@ def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
 def _opened(task: Any, split: str) -> Any:
     try:
         return task.source.get_dataset(split=split, shuffle=False)
+    except UserError:
+        raise
     # Sources fail here in their own ways: a data set not prepared, no network, a missing file.
     except Exception as error:
-        raise _unreadable(task, split, error) from error
+        raise unreadable(task, split, error) from error
 
 
-def _unreadable(task: Any, split: str, error: Exception) -> UserError:
+def unreadable(task: Any, split: str, error: Exception) -> UserError:
+    """The error for a split that its source, or the task's preprocessors, cannot read."""
     return UserError(
         f"The examples of task {task.name!r}, split {split!r}, cannot be read: "
         f"{type(error).__name__}: {error}. {PREPARE_TFDS}"
@@ -127,5 +137,5 @@ def _check(task: Any, data: Any) -> Any:
 def _ragged(batch: Any) -> Ragged:
     if hasattr(batch, "row_lengths"):
         return Ragged(batch.values.numpy(), batch.row_lengths().numpy().astype(np.int64))
-    dense = batch.numpy()
+    dense = batch.numpy().reshape(batch.shape[0], -1)
     return Ragged(dense.reshape(-1), np.full(len(dense), dense.shape[1], np.int64))

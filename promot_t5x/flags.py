@@ -1,0 +1,75 @@
+"""Command-line flags that several verbs take, and the parser that reads them.
+
+Bad flags are a `UserError`, as all bad input is. Imports nothing heavy.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from promot_t5x.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An `argparse` parser whose errors are `UserError`s that name the help page."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See `{self.prog} --help`.")
+
+
+def add_gin_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--gin_file`, `--gin.NAME`, `--gin_bindings`, `--gin_search_paths`."""
+    add = parser.add_argument
+    add(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file; may be repeated, later files override earlier ones. Shipped files are "
+        "named as models/… or runs/…",
+    )
+    add(
+        "--gin.NAME",
+        dest="_",
+        metavar="VALUE",
+        help="set a macro, as in --gin.BATCH_SIZE=16; a string needs quotes that the shell "
+        "leaves alone: --gin.MODEL_DIR='\"/data/run\"'",
+    )
+    add(
+        "--gin_bindings",
+        action="append",
+        default=[],
+        metavar="'X = VALUE'",
+        help="set anything, as in 'network.T5Config.scan_layers = True'; may be repeated",
+    )
+    add(
+        "--gin_search_paths",
+        type=_paths,
+        default=[],
+        metavar="DIR,…",
+        help="look for gin files here first, then in the current directory and what is shipped",
+    )
+
+
+def add_tfds_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--tfds_data_dir`."""
+    parser.add_argument(
+        "--tfds_data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets"
+    )
+
+
+def rewrite_gin_flags(words: Sequence[str]) -> list[str]:
+    """T5X's `--gin.NAME=VALUE` as `--gin_bindings=NAME = VALUE`."""
+    rewritten = []
+    for word in words:
+        if word.startswith("--gin."):
+            name, equals, value = word.removeprefix("--gin.").partition("=")
+            if not equals or not value:
+                raise UserError(f"{word!r} sets nothing: write --gin.{name}=VALUE.")
+            word = f"--gin_bindings={name} = {value}"
+        rewritten.append(word)
+    return rewritten
+
+
+def _paths(text: str) -> list[str]:
+    return [path for path in text.split(",") if path]

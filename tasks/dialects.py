@@ -1,0 +1,167 @@
+"""How a model wants to be asked and where it puts its answer: a property of the model.
+
+A model pretrained by span corruption alone (T5 1.0, T5 1.1, mT5) fills in what stands at a
+sentinel: it answers between `<extra_id_0>` and `<extra_id_1>`, asked to or not. A model that
+was trained on to continue text, or on instructions, answers plainly. One task definition serves
+all of them; demonstrations are plain text in every dialect, only the query's own answer has a
+sentinel.
+
+Sentinels are put in and read as token ids. Text is no way to do it: a `ByteVocabulary` spells
+`<extra_id_0>` as twelve bytes, and decodes sentinels to nothing.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from promot_t5x.errors import UserError, did_you_mean
+
+KINDS = ("span_corruption", "lm", "instruction")
+SENTINELS = ("none", "targets", "both")
+FIRST = "<extra_id_0>"
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+# T5's vocabularies have 100, ByT5's 125.
+_MOST_SENTINELS = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """A model's way to be asked.
+
+    Attributes:
+      kind: 'span_corruption' (answers are read between `<extra_id_0>` and `<extra_id_1>`),
+        'lm' (LM-adapted) or 'instruction' (tuned on instructions); the latter two are asked as
+        the template stands and answer as they stand.
+      sentinel: where `<extra_id_0>` goes: 'none'; 'targets', in front of the answer; 'both', also
+        at the end of the question. Only for span corruption.
+    """
+
+    kind: str = "lm"
+    sentinel: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, known in (("kind", KINDS), ("sentinel", SENTINELS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(
+                    f"the dialect's {name} must be one of {', '.join(known)}, got {value!r}."
+                    + did_you_mean(value, known)
+                )
+        if self.kind != "span_corruption" and self.sentinel != "none":
+            raise UserError(
+                f"a dialect of kind {self.kind!r} has no sentinels, but SENTINEL is "
+                f"{self.sentinel!r}: set SENTINEL = 'none' or DIALECT = 'span_corruption'."
+            )
+
+    @property
+    def marks_inputs(self) -> bool:
+        """Whether the question ends in `<extra_id_0>`."""
+        return self.sentinel == "both"
+
+    @property
+    def marks_targets(self) -> bool:
+        """Whether the answer that is trained begins with `<extra_id_0>`."""
+        return self.sentinel in ("targets", "both")
+
+    def question(self, text: str) -> str:
+        """`text` as the model is asked it."""
+        return f"{text} {FIRST}" if self.marks_inputs else text
+
+    def target(self, answer: str) -> str:
+        """`answer` as the model is trained to give it."""
+        return f"{FIRST} {answer}" if self.marks_targets else answer
+
+    def read(self, output: str) -> str:
+        """The answer within what the model said, as `decode` writes that down."""
+        if self.kind == "span_corruption":
+            output = output.split(FIRST, 1)[-1]
+            output = _SENTINEL.split(output, maxsplit=1)[0]
+        return output.strip()
+
+    def check(self, vocabulary: Any) -> None:
+        """Raise `UserError` unless `vocabulary` has the sentinels that the dialect puts in."""
+        if self.sentinel != "none" and 0 not in sentinel_ids(vocabulary).values():
+            raise UserError(
+                f"The model's dialect puts {FIRST} into its text (SENTINEL = {self.sentinel!r}), "
+                f"but its vocabulary {type(vocabulary).__name__} of {vocabulary.vocab_size} ids "
+                "has no sentinels: give the vocabulary extra_ids, or set SENTINEL = 'none'."
+            )
+
+
+PLAIN = Dialect()
+
+
+def sentinel_ids(vocabulary: Any) -> dict[int, int]:
+    """Token id -> number of the sentinel that it is; empty for a vocabulary without any."""
+    if vocabulary.extra_ids:
+        last = vocabulary.vocab_size - 1
+        return {last - number: number for number in range(vocabulary.extra_ids)}
+    tokenizer = getattr(vocabulary, "tokenizer", None)
+    if tokenizer is None or not hasattr(tokenizer, "PieceToId"):
+        return {}
+    # T5's and mT5's published models hold their sentinels as pieces of their own.
+    found = {}
+    for number in range(_MOST_SENTINELS):
+        ids = (tokenizer.PieceToId(f"{lead}<extra_id_{number}>") for lead in ("▁", ""))
+        known = [i for i in ids if i != tokenizer.unk_id()]
+        if not known:
+            break
+        found[known[0]] = number
+    return found
+
+
+def decode(vocabulary: Any, ids: Sequence[int]) -> str:
+    """Token ids up to the first EOS as text in which sentinels are written out.
+
+    `Vocabulary.decode` makes unknown words, or nothing at all, of sentinels beyond the base
+    vocabulary; without them an answer cannot be told from what surrounds it.
+    """
+    sentinels = sentinel_ids(vocabulary)
+    parts: list[str] = []
+    plain: list[int] = []
+    for token in (int(i) for i in ids):
+        if token == vocabulary.eos_id:
+            break
+        if token in sentinels:
+            parts += [vocabulary.decode(plain), f"<extra_id_{sentinels[token]}>"]
+            plain = []
+        else:
+            plain.append(token)
+    parts.append(vocabulary.decode(plain))
+    return " ".join(part.strip() for part in parts if part.strip()) if len(parts) > 1 else parts[0]
+
+
+def speak(dataset: Any, *, vocabulary: Any, dialect: Dialect) -> Any:
+    """A preprocessor: from the texts `inputs` and `targets` to token ids in a dialect.
+
+    Adds `answer`, the target's plain text, and `inputs_pretokenized`, `targets_pretokenized`, the
+    texts as the model sees them.
+    """
+    import seqio
+    import tensorflow as tf
+
+    dialect.check(vocabulary)
+    first = [i for i, number in sentinel_ids(vocabulary).items() if number == 0]
+
+    def spoken(row: dict[str, Any]) -> dict[str, Any]:
+        inputs, targets = (
+            tf.cast(vocabulary.encode_tf(row[name]), tf.int32) for name in ("inputs", "targets")
+        )
+        text, answer = row["inputs"], row["targets"]
+        if dialect.marks_inputs:
+            inputs = tf.concat([inputs, first], 0)
+            text = tf.strings.join([text, f" {FIRST}"])
+        if dialect.marks_targets:
+            targets = tf.concat([first, targets], 0)
+            answer = tf.strings.join([f"{FIRST} ", answer])
+        return {
+            **row,
+            "inputs": inputs,
+            "targets": targets,
+            "inputs_pretokenized": text,
+            "targets_pretokenized": answer,
+            "answer": row["targets"],
+        }
+
+    return seqio.map_over_dataset(spoken)(dataset)

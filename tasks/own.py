@@ -1,0 +1,104 @@
+"""A task of one's own, in a few lines; see `docs/tasks.md` for a whole example.
+
+from promot_t5x.tasks import jsonl, register, text_task
+
+register(text_task(
+    name="weather",
+    source=jsonl("train.jsonl", validation="dev.jsonl"),
+    inputs="Report: {report} Will it rain? answer:",
+    target="{label}",
+    labels=("no", "yes"),
+))
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from promot_t5x.tasks import metrics as known_metrics
+from promot_t5x.tasks.answers import Until, first_word, keep
+from promot_t5x.tasks.registry import Metric, TaskDef
+from promot_t5x.tasks.templates import Choice, Template
+
+from promot_t5x.errors import UserError
+
+
+def text_task(
+    *,
+    name: str,
+    source: Any,
+    inputs: str,
+    target: str,
+    labels: Sequence[str] | None = None,
+    metrics: Sequence[Metric] | None = None,
+    example_id: str = "{row_id}",
+    article: str | None = None,
+    prefix: str | None = None,
+    postprocess: Callable[[str], str] | None = None,
+    references: str | None = None,
+    output_length: int = 64,
+    scored_split: str | None = None,
+    shots_split: str = "train",
+    preprocessors: Sequence[Callable[[Any], Any]] = (),
+    description: str = "",
+) -> TaskDef:
+    """A task that asks and answers by template; `register` it to make it known.
+
+    Args:
+      name: what MIXTURE_OR_TASK_NAME calls it; `<name>_4shot` asks after 4 demonstrations.
+      source: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv` or `hugging_face`.
+      inputs: the question, `{field}` where a field of the row goes, up to the answer's cue.
+      target: the answer, likewise. With `labels` and one field alone, that field may be an
+        integer label; a field of text must hold one of the labels.
+      labels: all answers there are, in the order of integer labels. The first word of what the
+        model says is then compared with them, and the share that is none of them reported.
+      metrics: functions (targets, predictions) -> {name: percent}, the primary one first;
+        accuracy and the unmatched share with labels, else exact match.
+      example_id: template of the id, unique within a split; every row has a `row_id`.
+      article: the field to cut when a prompt is too long; by default the longest.
+      prefix: how every question begins; the answer ends where the model starts another one.
+      postprocess: the answer's text -> prediction, in place of what `labels` and `prefix` do.
+      references: the field that holds all right answers, where the target is only one.
+      output_length: tokens of an answer, at most.
+      scored_split: what is scored where no split is named; the source's second by default.
+      shots_split: where demonstrations come from.
+      preprocessors: functions on the `tf.data.Dataset` of rows, applied first.
+      description: one line for people.
+
+    Raises:
+      UserError: settings that contradict each other.
+    """
+    if labels is not None and prefix is not None:
+        raise UserError(
+            f"task {name!r} has labels, whose answers are their first words, and a prefix, which "
+            "cuts longer answers: give one of the two"
+        )
+    splits = tuple(source.splits)
+    if labels is not None:
+        metrics = metrics or (known_metrics.accuracy, known_metrics.unmatched(labels))
+        postprocess = postprocess or first_word
+    return TaskDef(
+        name=name,
+        description=description or f"{name}, a task of your own",
+        source=source,
+        splits=splits,
+        preprocessors=tuple(preprocessors),
+        template=Template(
+            question=inputs,
+            answer=_answer(target, labels),
+            example_id=example_id,
+            article=article,
+        ),
+        postprocess=postprocess or (Until(prefix) if prefix else keep),
+        metrics=tuple(metrics or (known_metrics.exact_match,)),
+        references=references,
+        output_length=output_length,
+        scored_split=scored_split or splits[min(1, len(splits) - 1)],
+        shots_split=shots_split,
+    )
+
+
+def _answer(target: str, labels: Sequence[str] | None) -> str | Choice:
+    field = target[1:-1]
+    if labels is None or target != f"{{{field}}}" or "{" in field or "}" in field:
+        return target
+    return Choice(field=field, words=tuple(labels))
