@@ -65,14 +65,15 @@ class EvalConfig:
 class TaskResult:
     """A task's metric values (its first metric is the primary one) and one record an example.
 
-    `losses` counts the examples whose prompt lost something, by what it was; `signatures` says
-    how scores of that name were computed, where a metric can tell (sacreBLEU).
+    `counts` has the examples whose prompt lost something, by what it was, and the answers that
+    are none of the task's labels; `signatures` says how scores of that name were computed, where
+    a metric can tell (sacreBLEU).
     """
 
     task: str
     metrics: dict[str, float]
     records: list[dict[str, Any]]
-    losses: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
     signatures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -272,7 +273,7 @@ class Evaluator:
             task=task.name,
             metrics=metrics,
             records=records,
-            losses=self._losses(task, questions),
+            counts={**self._losses(task, questions), **unmatched(task, predictions)},
             signatures=signatures,
         )
 
@@ -282,6 +283,14 @@ class Evaluator:
         if task.definition is None:
             return self.model.vocabulary.decode(listed)
         return dialects.decode(self.model.vocabulary, listed)
+
+
+def unmatched(task: sources.BoundTask, predictions: Sequence[Any]) -> dict[str, int]:
+    """How many predictions are none of the task's labels, where it has labels."""
+    labels = task.definition.labels if task.definition else ()
+    if not labels:
+        return {}
+    return {"unmatched answers": sum(prediction not in labels for prediction in predictions)}
 
 
 def _advance(progress: Progress, before: int, done: int, total: int) -> None:
@@ -316,6 +325,6 @@ def write_results(directory: epath.Path, results: Sequence[TaskResult], step: in
         write_json_lines(directory / f"{result.task}-{step:06}.jsonl", result.records)
         history = directory / f"{result.task}-metrics.jsonl"
         keep_until(history, step - 1)
-        said: dict[str, Any] = {name: value for name, value in result.losses.items() if value}
+        said: dict[str, Any] = {name: value for name, value in result.counts.items() if value}
         said |= {"signatures": result.signatures} if result.signatures else {}
         append_json_line(history, {"step": step, **result.metrics, **said})

@@ -12,7 +12,7 @@ Importing this package imports no TensorFlow; building a task's data set does.
 from promot_t5x.tasks.answers import Until, first_word
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.exact_match import squad, trivia_qa
-from promot_t5x.tasks.metrics import accuracy, macro_f1, unmatched
+from promot_t5x.tasks.metrics import accuracy, macro_f1
 from promot_t5x.tasks.own import text_task
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
 from promot_t5x.tasks.rouge import Rouge
@@ -38,5 +38,4 @@ __all__ = [
     "tfds",
     "trivia_qa",
     "tsv",
-    "unmatched",
 ]

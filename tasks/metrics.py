@@ -54,17 +54,6 @@ def macro_f1(labels: Sequence[str]) -> Callable[..., dict[str, float]]:
     return macro_f1
 
 
-def unmatched(labels: Sequence[str]) -> Callable[..., dict[str, float]]:
-    """A metric: the share of predictions that are none of `labels` (and so are wrong)."""
-    known = frozenset(labels)
-
-    def unmatched(targets: Sequence[References], predictions: Sequence[str]) -> dict[str, float]:
-        check(targets, predictions)
-        return {"unmatched": mean_percent(p not in known for p in predictions)}
-
-    return unmatched
-
-
 def norm_avg(scores: Mapping[str, float]) -> float:
     """The paper's "Norm. Avg.": the plain mean of the tasks' primary scores, all in percent.
 

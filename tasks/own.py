@@ -50,9 +50,9 @@ def text_task(
       target: the answer, likewise. With `labels` and one field alone, that field may be an
         integer label; a field of text must hold one of the labels.
       labels: all answers there are, in the order of integer labels. The first word of what the
-        model says is then compared with them, and the share that is none of them reported.
+        model says is then compared with them, and answers that are none of them are counted.
       metrics: functions (targets, predictions) -> {name: percent}, the primary one first;
-        accuracy and the unmatched share with labels, else exact match.
+        accuracy with labels, else exact match.
       example_id: template of the id, unique within a split; every row has a `row_id`.
       article: the field to cut when a prompt is too long; by default the longest.
       prefix: how every question begins; the answer ends where the model starts another one.
@@ -74,7 +74,7 @@ def text_task(
         )
     splits = tuple(source.splits)
     if labels is not None:
-        metrics = metrics or (known_metrics.accuracy, known_metrics.unmatched(labels))
+        metrics = metrics or (known_metrics.accuracy,)
         postprocess = postprocess or first_word
     return TaskDef(
         name=name,
@@ -90,6 +90,7 @@ def text_task(
         ),
         postprocess=postprocess or (Until(prefix) if prefix else keep),
         metrics=tuple(metrics or (known_metrics.exact_match,)),
+        labels=tuple(labels or ()),
         references=references,
         output_length=output_length,
         scored_split=scored_split or splits[min(1, len(splits) - 1)],

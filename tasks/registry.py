@@ -63,6 +63,7 @@ class TaskDef:
         first one is the task's primary score.
       references: the field (text or list of texts, nested as in a template) that the metrics get
         as target; None for the answer itself.
+      labels: the answers there are, if they are few: predictions that are none are counted.
       output_length: how many tokens an answer may take when decoded (EOS and sentinels included).
       scored_split: the split that is scored when none is asked for.
       shots: demonstrations before each example.
@@ -81,6 +82,7 @@ class TaskDef:
     template: Template | None = None
     postprocess: Callable[[str], str] = keep
     references: str | None = None
+    labels: tuple[str, ...] = ()
     scored_split: str = "validation"
     shots: int = 0
     shots_split: str = "train"

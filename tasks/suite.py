@@ -94,6 +94,7 @@ def _super_glue(name: str, description: str, *, question: str, words: tuple[str,
             question=question, answer=Choice(field="label", words=words), example_id="{idx}"
         ),
         postprocess=first_word,
+        labels=words,
         output_length=LABEL_LENGTH,
         **more,
     )
@@ -136,11 +137,7 @@ _super_glue(
     "CommitmentBank (SuperGLUE): True / False / Neither",
     question=ENTAILMENT_3_WAY,
     words=TRUE_FALSE_NEITHER,
-    metrics=(
-        metrics.accuracy,
-        metrics.macro_f1(TRUE_FALSE_NEITHER),
-        metrics.unmatched(TRUE_FALSE_NEITHER),
-    ),
+    metrics=(metrics.accuracy, metrics.macro_f1(TRUE_FALSE_NEITHER)),
 )
 _super_glue(
     "wic",
@@ -150,7 +147,7 @@ _super_glue(
         "sentences. Is it true or False?{br}answer:"
     ),
     words=FALSE_TRUE,
-    metrics=(metrics.accuracy, metrics.unmatched(FALSE_TRUE)),
+    metrics=(metrics.accuracy,),
 )
 _suite_task(
     "triviaqa",

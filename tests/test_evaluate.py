@@ -124,7 +124,7 @@ def test_records_hold_the_rows_of_the_source_in_its_order(prompted):
     assert [record["inputs"] for record in result.records] == list(rows["inputs"][:20])
     assert [record["target"] for record in result.records] == list(rows["targets"][:20])
     assert {record["task"] for record in result.records} == {"tiny_rte"}
-    assert result.trimmed_inputs == 0
+    assert result.counts["inputs cut"] == 0
     json.dumps(result.records)
 
 
@@ -204,7 +204,7 @@ def test_an_input_that_is_too_long_is_cut_and_counted():
     (result,) = ask(Evaluator(model, config, partitioner), partitioner, params)
     asked = [[*BYTES.encode(record["inputs"]), BYTES.eos_id] for record in result.records]
     assert [len(text) for text in asked] == [6, 6, 6, 7, 7, 8, 8]
-    assert result.trimmed_inputs == 4
+    assert result.counts["inputs cut"] == 4
     for record, text in zip(result.records, asked, strict=True):
         cut = trim(np.asarray(text, np.int32), 6, BYTES.eos_id)
         assert len(cut) == 6 and cut[-1] == BYTES.eos_id and cut[:5].tolist() == text[:5]
@@ -234,9 +234,7 @@ def test_bad_input_is_refused_before_anything_is_read(words):
 
 def result_of(task, score, outputs=("a", "ü")):
     records = [{"task": task, "id": str(i), "output": text} for i, text in enumerate(outputs)]
-    return TaskResult(
-        task=task, metrics={"accuracy": score, "other": 1.0}, records=records, trimmed_inputs=0
-    )
+    return TaskResult(task=task, metrics={"accuracy": score, "other": 1.0}, records=records)
 
 
 def test_results_are_written_under_the_names_of_t5x(tmp_path):
@@ -267,5 +265,5 @@ def test_results_are_written_under_the_names_of_t5x(tmp_path):
 def test_the_mean_is_that_of_the_primary_metrics():
     assert mean_score([result_of("a", 10.0), result_of("b", 40.0)]) == 25.0
     assert result_of("a", 10.0).score == 10.0
-    nothing = TaskResult(task="c", metrics={}, records=[], trimmed_inputs=0)
+    nothing = TaskResult(task="c", metrics={}, records=[])
     assert np.isnan(nothing.score) and np.isnan(mean_score([result_of("a", 1.0), nothing]))

@@ -31,6 +31,8 @@ PARAMETERS = {
     },
     **{f"mt5_{size}": count for size, count in zip(SIZES, MT5, strict=True)},
 }
+# A vocabulary that needs no file, and nothing else of models/byte_vocabulary.gin.
+BYTES = ("VOCABULARY = @vocabularies.byte_level()", "NUM_EMBEDDINGS = 384")
 SHARED = {"t5_1_0", "t5_1_1", "mt5", "encoder_decoder", "byte_vocabulary"}
 
 
@@ -121,7 +123,7 @@ def test_prompt_macros_reach_the_network():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_model_is_asked_in_the_dialect_that_it_was_trained_to(name):
-    read(name, "byte_vocabulary")
+    read(name, bindings=BYTES)
     dialect = config.configured(model_of)().dialect
     if "lm_adapted" in name:
         assert (dialect.kind, dialect.sentinel) == ("lm", "none")
@@ -137,7 +139,7 @@ def test_dialect_and_format_can_be_bound():
         "format.Format.separator = '|'",
         "format.Format.shot_seed = 4",
     )
-    read("mt5_small", "byte_vocabulary", bindings=bindings)
+    read("mt5_small", bindings=(*BYTES, *bindings))
     model = config.configured(model_of)()
     assert model.dialect.sentinel == "targets"
     assert (model.task_format.separator, model.task_format.shot_seed) == ("|", 4)

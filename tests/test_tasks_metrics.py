@@ -17,7 +17,6 @@ EVERY_METRIC = [
     metrics.accuracy,
     metrics.exact_match,
     metrics.macro_f1(LABELS),
-    metrics.unmatched(LABELS),
     exact_match.trivia_qa,
     exact_match.squad,
     Bleu(),
@@ -47,11 +46,6 @@ def test_any_of_several_references_is_right():
     assert metrics.exact_match(targets, ["City of Light\n", " Rome"]) == {"exact_match": 100.0}
     assert metrics.exact_match(targets, ["City", "Rome"]) == {"exact_match": 50.0}
     assert metrics.exact_match(["Paris"], ["ar"]) == {"exact_match": 0.0}
-
-
-def test_unmatched_counts_answers_that_are_no_label():
-    metric = metrics.unmatched(LABELS)
-    assert metric(["True"] * 4, ["False", "", "true", "maybe"]) == {"unmatched": 75.0}
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_module_of_ten_lines_gets_shots_dialects_metrics_and_records(tmp_path)
     said = [task.postprocess_fn("<extra_id_0> no.", example=q.example) for q in found]
     assert (wanted, said) == (["no", "yes"] * 3, ["no"] * 6)
     scores = [metric(wanted, said) for metric in task.predict_metric_fns]
-    assert scores == [{"accuracy": 50.0}, {"unmatched": 0.0}]
+    assert scores == [{"accuracy": 50.0}]
 
 
 def test_tab_separated_columns(tmp_path):

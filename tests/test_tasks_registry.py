@@ -32,7 +32,7 @@ def rows_task(**changes):
         ),
         "splits": ("train",),
         "template": Template(question="say {text}", answer="{n}", example_id="row-{n}"),
-        "metrics": (metrics.exact_match, metrics.unmatched(("a", "c"))),
+        "metrics": (metrics.exact_match, metrics.accuracy),
         "references": "answers",
         "output_length": 4,
     }
@@ -201,7 +201,7 @@ def test_seqio_scores_as_the_definition_does():
     for metric in task.predict_metric_fns:
         by_seqio.update(metric(targets, answers))
     assert by_seqio == definition.score(targets, answers)
-    assert by_seqio == {"exact_match": 50.0, "unmatched": 100.0}
+    assert by_seqio == {"exact_match": 50.0, "accuracy": 50.0}
 
 
 def test_a_missing_field_is_named():
