@@ -26,6 +26,7 @@ SETTINGS = f"""\
 from __gin__ import dynamic_registration
 
 from promot_t5x import decoding
+from promot_t5x import evaluate
 
 INITIAL_CHECKPOINT_PATH = None
 MIXTURE_OR_TASK_NAME = 'rte'
@@ -41,6 +42,8 @@ PROMPT_EVAL_PERIOD = {STEPS}
 TRAIN_STEPS = {STEPS}
 EVAL_PERIOD = {STEPS}
 LEARNING_RATE = 0.01
+# Room for every question's bytes, so that none is cut.
+target/evaluate.EvalConfig.task_feature_lengths = {{'inputs': 864, 'targets': 8}}
 """
 
 
