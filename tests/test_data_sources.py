@@ -36,7 +36,7 @@ def test_tasks_and_mixtures_of_the_project_are_built_for_the_models_vocabulary(
 ):
     from promot_t5x.tasks import registry
 
-    names = [name for name in registry.names() if registry.is_task(name)][:2]
+    names = ["cb", "rte"]
     mixture = registry.Mixture(name="a_mix", description="", rates={names[0]: 1.0, names[1]: 3.0})
     monkeypatch.setitem(registry._DEFINITIONS, "a_mix", mixture)
     (single,) = resolve_tasks(names[0], vocabulary)
