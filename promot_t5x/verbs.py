@@ -72,7 +72,7 @@ a task, and keeps the checkpoint that is best on the task's validation split. In
 same command goes on from the newest checkpoint; finished, it does nothing.
 
 Results, under MODEL_DIR: config.gin (the configuration, as --dry_run prints it),
-checkpoint_<step>/, train/ and training_eval/ (metrics), inference_eval/ (an answer a line).\
+checkpoint_<step>/, train/ (metrics), inference_eval/ (an answer a line).\
 """,
         macros=(
             _MODEL_DIR,
