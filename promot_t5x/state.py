@@ -115,6 +115,52 @@ def opt_state_shardings(
     return jax.tree_util.tree_map_with_path(slot_sharding, slots)
 
 
+def state_shapes(
+    shapes: Tree,
+    axes: Tree,
+    patterns: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    frozen_dtype: str = "float32",
+) -> TrainState:
+    """The state of a run as `jax.ShapeDtypeStruct`s with their shardings; allocates nothing.
+
+    **Arguments:**
+
+    - `shapes`: nested dict of arrays or `jax.ShapeDtypeStruct`s, all of the model.
+    - `axes`: the same tree of logical axis names.
+    - `patterns`: what trains; see `split`.
+    - `frozen_dtype`: storage type of the frozen weights, `float32` or `bfloat16`.
+    """
+    shardings = flatten(partitioner.shard_tree(axes, shapes))
+
+    def laid_out(tree: Tree, dtype: str | None = None) -> Tree:
+        return unflatten(
+            {
+                path: jax.ShapeDtypeStruct(
+                    leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=shardings[path]
+                )
+                for path, leaf in flatten(tree).items()
+            }
+        )
+
+    trains, rests = split(shapes, patterns)
+    trainable, frozen = laid_out(trains), laid_out(rests, frozen_dtype)
+    slots = opt_state_shardings(
+        optimizer, trainable, jax.tree.map(lambda a: a.sharding, trainable), partitioner
+    )
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated),
+        trainable=trainable,
+        frozen=frozen,
+        opt_state=jax.tree.map(
+            lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+            jax.eval_shape(optimizer.init, trainable),
+            slots,
+        ),
+    )
+
+
 def create(
     params: Tree,
     axes: Tree,
@@ -123,25 +169,20 @@ def create(
     partitioner: Partitioner,
     frozen_dtype: str = "float32",
 ) -> TrainState:
-    """Put host parameters on the mesh as the state of step 0.
+    """Put host parameters on the mesh as the state of step 0, laid out as `state_shapes` says.
 
     **Arguments:**
 
-    - `params`: nested dict of host arrays, all of the model.
-    - `axes`: the same tree of logical axis names.
-    - `patterns`: what trains; see `split`.
-    - `frozen_dtype`: storage type of the frozen weights, `float32` or `bfloat16`.
+    - `params`: nested dict of host arrays, all of the model; the rest as `state_shapes`.
     """
+    like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype)
     trainable, frozen = split(params, patterns)
     frozen = jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(frozen_dtype)), frozen)
-    shardings = flatten(partitioner.shard_tree(axes, params))
-    trainable_shardings = unflatten({p: shardings[p] for p in flatten(trainable)})
-    frozen_shardings = unflatten({p: shardings[p] for p in flatten(frozen)})
-    slots = opt_state_shardings(optimizer, trainable, trainable_shardings, partitioner)
-    trainable = partitioner.place(trainable, trainable_shardings)
+    shardings = jax.tree.map(lambda a: a.sharding, like)
+    trainable = partitioner.place(trainable, shardings.trainable)
     return TrainState(
-        step=partitioner.place(np.int32(0), partitioner.replicated),
+        step=partitioner.place(np.int32(0), shardings.step),
         trainable=trainable,
-        frozen=partitioner.place(frozen, frozen_shardings),
-        opt_state=jax.jit(optimizer.init, out_shardings=slots)(trainable),
+        frozen=partitioner.place(frozen, shardings.frozen),
+        opt_state=jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable),
     )

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x import checkpoints, config, hashing, prompt_file, run_directory, state, step
+from promot_t5x import checkpoints, config, hashing, prompt_file, run_directory, state
 from promot_t5x.data import batches, sources, store
 from promot_t5x.errors import UserError
 from promot_t5x.evaluate import Evaluator, mean_score, write_results
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
+from promot_t5x.program import StageProgram
 from promot_t5x.progress import duration
 from promot_t5x.prompt import PROMPT_PATH
 from promot_t5x.stages import Stage
@@ -128,7 +129,7 @@ class Trainer:
         - `directory`: of the stage; gets checkpoints, metrics and the validation's records.
         - `token_cache`: keeps tokenised examples from one launch or stage to the next.
         """
-        stage, model, partitioner = self.stage, self._model, self._partitioner
+        stage, partitioner = self.stage, self._partitioner
         if (finished := StageResult.read(directory)) is not None:
             self._say(f"finished before: step {finished.step}, score {finished.score}")
             return finished
@@ -139,38 +140,19 @@ class Trainer:
         # Where every parameter comes from.
         params = self._starting_params()
         frozen_hash = hashing.content_hash(state.split(params, stage.trainable)[1])
-        optimizer = stage.optimizer(learning_rate=stage.learning_rate)
-        train_state = state.create(
-            params,
-            model.param_axes(),
-            stage.trainable,
-            optimizer,
-            partitioner,
-            stage.frozen_dtype,
-        )
+        program = StageProgram(self._model, stage, partitioner)
+        train_state = program.create_state(params)
         del params
         trains, rests = state.count(train_state.trainable), state.count(train_state.frozen)
         self._say(f"{trains:,} parameters train, {rests:,} are frozen")
 
-        # What the step does with a batch: compiled once, ahead of the loop.
-        train_step = step.make_train_step(
-            model,
-            optimizer,
-            stage.learning_rate,
-            random_seed=stage.random_seed,
-            microbatches=stage.microbatches,
-        )
         with checkpoints.Checkpoints(directory, keep=stage.keep, best_metric=SCORE) as saver:
             train_state = self._resume(saver, train_state, frozen_hash)
             start = int(train_state.step)
-            shardings = jax.tree.map(lambda a: a.sharding, train_state)
+
+            # What the step does with a batch: compiled once, ahead of the loop.
             began = time.monotonic()
-            with partitioner.activate():
-                compiled = (
-                    jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-                    .lower(train_state, partitioner.place_batch(data.batch(start)))
-                    .compile()
-                )
+            train_step = program.lower().compile()
             self._say(f"step compiled in {duration(time.monotonic() - began)}")
 
             # Where its result goes: metrics every step, a score and a checkpoint every period.
@@ -181,7 +163,7 @@ class Trainer:
                     batch = upcoming.result()
                     upcoming = reader.submit(data.batch, number)
                     placed = partitioner.place_batch(batch)
-                    train_state, metrics = compiled(train_state, placed)
+                    train_state, metrics = train_step(train_state, placed)
                     log.add(number, metrics, batch)
                     if number % stage.eval_period == 0 or number == stage.train_steps:
                         log.pause()

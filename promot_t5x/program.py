@@ -1,0 +1,73 @@
+"""What a stage compiles: its one training step, from the shapes of everything that it takes.
+
+Training runs what is compiled here, and planning compiles it for devices that are not there: both
+need the same shapes, the same shardings and the same step, and get them from one place.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from promot_t5x import state, step
+from promot_t5x.data.assembly import batch_shapes
+from promot_t5x.models import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+from promot_t5x.stages import Stage
+
+
+class StageProgram:
+    """The training step of a stage on a mesh; neither arrays nor devices are needed to lower it.
+
+    **Arguments:**
+
+    - `model`: with a prompt table if the stage has a prompt.
+    """
+
+    def __init__(self, model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner):
+        self._model, self._stage, self._partitioner = model, stage, partitioner
+        self._optimizer = stage.optimizer(learning_rate=stage.learning_rate)
+
+    def state_shapes(self) -> state.TrainState:
+        """The state's arrays as `jax.ShapeDtypeStruct`s with their shardings."""
+        return state.state_shapes(self._model.param_shapes(), *self._layout())
+
+    def create_state(self, params: state.Tree) -> state.TrainState:
+        """The state of step 0 on the mesh, from host arrays of all the model's parameters."""
+        return state.create(params, *self._layout())
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch's arrays likewise."""
+        data = self._stage.train_dataset
+        shapes = batch_shapes(
+            batch_size=data.batch_size, lengths=data.task_feature_lengths, pack=data.pack
+        )
+        sharding = self._partitioner.sharding(("batch",))
+        return {
+            name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+            for name, shape in shapes.items()
+        }
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step `(state, batch) -> (state, metrics)`, which takes over the state's memory."""
+        stage = self._stage
+        train_step = step.make_train_step(
+            self._model,
+            self._optimizer,
+            stage.learning_rate,
+            random_seed=stage.random_seed,
+            microbatches=stage.microbatches,
+        )
+        shapes = self.state_shapes()
+        shardings = jax.tree.map(lambda a: a.sharding, shapes)
+        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+        with self._partitioner.activate():
+            return jitted.lower(shapes, self.batch_shapes())
+
+    def _layout(self) -> tuple:
+        stage = self._stage
+        return (
+            self._model.param_axes(),
+            stage.trainable,
+            self._optimizer,
+            self._partitioner,
+            stage.frozen_dtype,
+        )
