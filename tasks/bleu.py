@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promot_t5x.tasks.metrics import References, check, references
+import numpy as np
+from jaxtyping import Float64
+from promot_t5x.tasks.metrics import Metric, References, check, references
 
 TOKENISATIONS = ("intl", "13a")
+ORDERS = 4  # n-grams of one to four words
 
 
 @dataclass(frozen=True)
-class Bleu:
+class Bleu(Metric):
     """A metric: `{"bleu": …, "bleu_<the other tokenisation>": …}` in percent.
 
     Attributes:
@@ -25,22 +28,42 @@ class Bleu:
     """
 
     tokenise: str = "intl"
+    registered = "bleu"
 
     def __post_init__(self) -> None:
         if self.tokenise not in TOKENISATIONS:
             raise ValueError(f"tokenise is {self.tokenise!r}; it must be one of {TOKENISATIONS}")
 
-    def __call__(
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """`bleu`, and the other tokenisation's."""
+        return tuple(self._names())
+
+    def example_statistics(
         self, targets: Sequence[References], predictions: Sequence[str]
-    ) -> dict[str, float]:
-        """Score translations; a target may be a list of references."""
+    ) -> Float64[np.ndarray, "examples k"]:
+        """For each score: words said, words of the nearest reference, n-grams right, n-grams said.
+
+        A target may be a list of references.
+        """
         check(targets, predictions)
-        columns = _columns(targets)
-        return {
-            # Perfect answers come out a rounding error above 100.
-            name: min(100.0, _sacrebleu(tokenise).corpus_score(list(predictions), columns).score)
-            for name, tokenise in self._names().items()
-        }
+        # An effective order plays a part in scores of sentences only; the counts are the same.
+        scorers = [_sacrebleu(name, effective_order=True) for name in self._names().values()]
+        rows = []
+        for target, prediction in zip(targets, predictions, strict=True):
+            wanted = references(target)
+            found = [scorer.sentence_score(prediction, wanted) for scorer in scorers]
+            rows.append([n for f in found for n in (f.sys_len, f.ref_len, *f.counts, *f.totals)])
+        return np.array(rows, np.float64)
+
+    def value(self, sums: Float64[np.ndarray, "*b k"]) -> dict[str, Float64[np.ndarray, "*b"]]:
+        """BLEU of each tokenisation, in percent, as sacreBLEU computes it of a corpus."""
+        parts = np.split(sums, len(self.scores), axis=-1)
+        return {name: _bleu(part) for name, part in zip(self.scores, parts, strict=True)}
+
+    def example_score(self, statistics: Float64[np.ndarray, "*b k"]) -> Float64[np.ndarray, "*b"]:
+        """sacreBLEU's sentence BLEU: a sentence of three words has no n-grams of four to miss."""
+        return _bleu(statistics[..., : 2 + 2 * ORDERS], effective_order=True)
 
     def signatures(self, targets: Sequence[References] = ("",)) -> dict[str, str]:
         """sacreBLEU's signature of each score: all that is needed to compute it again.
@@ -63,10 +86,30 @@ class Bleu:
         return {"bleu": self.tokenise, f"bleu_{other}": other}
 
 
-def _sacrebleu(tokenise: str) -> Any:
+def _bleu(
+    sums: Float64[np.ndarray, "*b k"], effective_order: bool = False
+) -> Float64[np.ndarray, "*b"]:
+    """Geometric mean of the n-grams' precisions, times the penalty for brevity, in percent."""
+    said, wanted = sums[..., 0], sums[..., 1]
+    right, grams = sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]
+    # Smoothing "exp": the first order without a hit counts half a hit, the next a quarter, ….
+    missed = np.cumsum(right == 0, axis=-1)
+    hits = np.where(right > 0, right, 0.5**missed)
+    with np.errstate(divide="ignore"):
+        logs = np.where(grams > 0, np.log(hits / np.maximum(grams, 1.0)), -np.inf)
+        penalty = np.minimum(0.0, 1.0 - wanted / np.maximum(said, 1.0))
+    if effective_order:
+        orders = np.maximum((grams > 0).sum(axis=-1), 1)
+        mean = np.where(grams > 0, logs, 0.0).sum(axis=-1) / orders
+    else:
+        mean = logs.sum(axis=-1) / ORDERS
+    return np.where(right.any(axis=-1), 100.0 * np.exp(mean + penalty), 0.0)
+
+
+def _sacrebleu(tokenise: str, effective_order: bool = False) -> Any:
     from sacrebleu.metrics import BLEU
 
-    return BLEU(tokenize=tokenise)
+    return BLEU(tokenize=tokenise, effective_order=effective_order)
 
 
 def _columns(targets: Sequence[References]) -> list[list[str | None]]:

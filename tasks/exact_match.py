@@ -11,25 +11,49 @@ too when normalised: any answer that is not blank as decoded may match that.
 """
 
 import collections
+import dataclasses
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
-from promot_t5x.tasks.metrics import References, check, mean_percent, references
+from promot_t5x.tasks.metrics import MeanOfExamples, References, references
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _TRIVIA_QA = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 _SQUAD = str.maketrans(dict.fromkeys(string.punctuation))
 
 
-def trivia_qa(targets: Sequence[References], predictions: Sequence[str]) -> dict[str, float]:
-    """`{"exact_match", "f1"}` with TriviaQA's normalisation, in percent."""
-    return _scores(targets, predictions, normalise_trivia_qa)
+@dataclasses.dataclass(frozen=True)
+class ShortAnswers(MeanOfExamples):
+    """A metric: `{"exact_match", "f1"}` in percent.
 
+    Attributes:
+        normalisation: whose: "trivia_qa" or "squad".
+    """
 
-def squad(targets: Sequence[References], predictions: Sequence[str]) -> dict[str, float]:
-    """`{"exact_match", "f1"}` with SQuAD's normalisation, in percent."""
-    return _scores(targets, predictions, normalise_squad)
+    normalisation: str
+    registered = "short_answers"
+    scores = ("exact_match", "f1")
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"normalisation is {self.normalisation!r}; it must be one of "
+                f"{tuple(NORMALISATIONS)}"
+            )
+
+    def shares(
+        self, targets: Sequence[References], predictions: Sequence[str]
+    ) -> Iterable[Sequence[float]]:
+        """Whether each answer is right, and its words' F1."""
+        normalise = NORMALISATIONS[self.normalisation]
+        for target, prediction in zip(targets, predictions, strict=True):
+            if not prediction.strip():
+                yield 0.0, 0.0
+                continue
+            answer = normalise(prediction)
+            wanted = [normalise(reference) for reference in references(target)]
+            yield answer in wanted, max(_f1(each, answer) for each in wanted)
 
 
 def normalise_trivia_qa(text: str) -> str:
@@ -46,20 +70,6 @@ def _squeeze(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
-def _scores(
-    targets: Sequence[References], predictions: Sequence[str], normalise: Callable[[str], str]
-) -> dict[str, float]:
-    check(targets, predictions)
-    exact, overlap = [], []
-    for target, prediction in zip(targets, predictions, strict=True):
-        answer = normalise(prediction)
-        wanted = [normalise(reference) for reference in references(target)]
-        blank = not prediction.strip()
-        exact.append(not blank and answer in wanted)
-        overlap.append(0.0 if blank else max((_f1(each, answer) for each in wanted), default=0.0))
-    return {"exact_match": mean_percent(exact), "f1": mean_percent(overlap)}
-
-
 def _f1(wanted: str, answer: str) -> float:
     """Harmonic mean of precision and recall over words, repeated ones counted."""
     if wanted == answer:
@@ -67,3 +77,8 @@ def _f1(wanted: str, answer: str) -> float:
     reference, given = wanted.split(), answer.split()
     shared = sum((collections.Counter(reference) & collections.Counter(given)).values())
     return 2.0 * shared / (len(reference) + len(given))
+
+
+NORMALISATIONS = {"trivia_qa": normalise_trivia_qa, "squad": normalise_squad}
+trivia_qa = ShortAnswers("trivia_qa")
+squad = ShortAnswers("squad")

@@ -1,57 +1,246 @@
-"""Metrics: functions of targets and predictions that return percentages by name.
+"""Metrics: what a task's answers are worth, in percent, and what that rests on.
 
-All take two lists of equal length, targets first, and return `{name: percent}` with percent
-in [0, 100]. A target is a string, or a list of strings of which any is right. Empty
-predictions are scored, never dropped; empty lists are an error. Answers are compared as they
-come: a task's post-processing has cut them before.
+A metric is called with two lists of equal length, targets first, and returns `{name: percent}`,
+the primary score first, percent in [0, 100]. A target is a string, or a list of strings of which
+any is right. Empty predictions are scored, never dropped; empty lists are an error. Answers are
+compared as they come: a task's post-processing has cut them before.
+
+Every score is a function of sums over the examples. A `Metric` has both halves,
+`example_statistics` and `value`, and its call is nothing but the one after the other. So a
+bootstrap resamples rows of numbers instead of scoring texts again (`promot_t5x.statistics`), and
+from `spec` and the answers on file a score can be computed again without model or data.
 
 Metrics with a module of their own: `exact_match` (normalised questions and answers), `bleu`,
 `rouge`.
 """
 
-import collections
+import abc
+import dataclasses
+import importlib
 import math
+import operator
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float64
+
+from promot_t5x.errors import UserError, did_you_mean
 
 References = str | list[str]
+# metric(targets, predictions) -> {metric name: percent in [0, 100]}
+AnyMetric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
+
+# What specs name -> what makes the metric of the settings beside the name.
+_REGISTERED = {
+    "accuracy": "promot_t5x.tasks.metrics:Accuracy",
+    "exact_match": "promot_t5x.tasks.metrics:ExactMatch",
+    "macro_f1": "promot_t5x.tasks.metrics:macro_f1",
+    "short_answers": "promot_t5x.tasks.exact_match:ShortAnswers",
+    "bleu": "promot_t5x.tasks.bleu:Bleu",
+    "rouge": "promot_t5x.tasks.rouge:Rouge",
+}
 
 
-def accuracy(targets: Sequence[References], predictions: Sequence[str]) -> dict[str, float]:
+class Metric(abc.ABC):
+    """A metric whose scores are functions of sums over the examples.
+
+    A subclass is a frozen dataclass; its fields are its settings, and JSON can hold them.
+
+    Attributes:
+        registered: the name that specs of it have; None for a metric that is not this package's.
+    """
+
+    registered: ClassVar[str | None] = None
+
+    @property
+    @abc.abstractmethod
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores, the primary one first."""
+
+    @abc.abstractmethod
+    def example_statistics(
+        self, targets: Sequence[Any], predictions: Sequence[Any]
+    ) -> Float64[np.ndarray, "examples k"]:
+        """One row an example; the sum of the rows is all that `value` needs.
+
+        Raises:
+            ValueError: lists that are empty or of unequal length.
+        """
+
+    @abc.abstractmethod
+    def value(self, sums: Float64[np.ndarray, "*b k"]) -> dict[str, Float64[np.ndarray, "*b"]]:
+        """Every score, in percent, of summed statistics; of many samples at once if wanted."""
+
+    def example_score(self, statistics: Float64[np.ndarray, "*b k"]) -> Float64[np.ndarray, "*b"]:
+        """The primary score of each example alone, in percent."""
+        return self.value(statistics)[self.scores[0]]
+
+    def __call__(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """Every score of these answers, in percent."""
+        sums = total(self.example_statistics(targets, predictions))
+        return {name: float(value) for name, value in self.value(sums).items()}
+
+    def spec(self) -> dict[str, Any]:
+        """What `from_spec` makes this metric of again, as JSON can hold it."""
+        settings = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]  # see the class
+        }
+        if self.registered is None:
+            kind = type(self)
+            return {"module": kind.__module__, "function": kind.__qualname__, "settings": settings}
+        return {"metric": self.registered, **settings}
+
+
+class MeanOfExamples(Metric):
+    """A metric whose every score is the mean of the examples' own scores."""
+
+    @abc.abstractmethod
+    def shares(
+        self, targets: Sequence[Any], predictions: Sequence[Any]
+    ) -> Iterable[Sequence[float]]:
+        """Of each example its scores, in [0, 1], in the order of `scores`."""
+
+    def example_statistics(
+        self, targets: Sequence[Any], predictions: Sequence[Any]
+    ) -> Float64[np.ndarray, "examples k"]:
+        """The example's scores, and 1 to count it."""
+        check(targets, predictions)
+        rows = [(*map(float, shares), 1.0) for shares in self.shares(targets, predictions)]
+        return np.array(rows, np.float64)
+
+    def value(self, sums: Float64[np.ndarray, "*b k"]) -> dict[str, Float64[np.ndarray, "*b"]]:
+        """Means, in percent."""
+        means = 100.0 * sums[..., :-1] / sums[..., -1:]
+        return {name: means[..., i] for i, name in enumerate(self.scores)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy(MeanOfExamples):
     """Share of predictions that equal their label, case-sensitively."""
-    return {"accuracy": _share_right(targets, predictions)}
+
+    registered = "accuracy"
+    scores = ("accuracy",)
+
+    def shares(
+        self, targets: Sequence[References], predictions: Sequence[str]
+    ) -> Iterable[Sequence[float]]:
+        """Whether each prediction is right."""
+        for target, prediction in zip(targets, predictions, strict=True):
+            yield (prediction in references(target),)
 
 
-def exact_match(targets: Sequence[References], predictions: Sequence[str]) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class ExactMatch(MeanOfExamples):
     """Share of whole answers that equal a target, surrounding white space aside."""
-    return {"exact_match": _share_right(targets, [p.strip() for p in predictions])}
+
+    registered = "exact_match"
+    scores = ("exact_match",)
+
+    def shares(
+        self, targets: Sequence[References], predictions: Sequence[str]
+    ) -> Iterable[Sequence[float]]:
+        """Whether each answer is right."""
+        for target, prediction in zip(targets, predictions, strict=True):
+            yield (prediction.strip() in references(target),)
 
 
-def macro_f1(labels: Sequence[str]) -> Callable[..., dict[str, float]]:
-    """A metric: F1 of each class, averaged over the classes; SuperGLUE's second score for CB.
+@dataclasses.dataclass(frozen=True)
+class MacroF1(Metric):
+    """F1 of each class, averaged over the classes; SuperGLUE's second score for CB.
 
     A prediction that is none of the labels counts against the class that it should have been
     and for none. Classes that occur neither as target nor as prediction are left out, so that
     perfect answers score 100 on any subset of the data.
+
+    Attributes:
+        labels: the classes.
     """
-    known = tuple(labels)
 
-    def macro_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    labels: tuple[str, ...]
+    registered = "macro_f1"
+    scores = ("macro_f1",)
+
+    def example_statistics(
+        self, targets: Sequence[str], predictions: Sequence[str]
+    ) -> Float64[np.ndarray, "examples k"]:
+        """For each class in turn: is it right, is it the target, is it the answer."""
         check(targets, predictions)
-        if strange := sorted({str(target) for target in targets if target not in known}):
-            raise ValueError(f"targets {strange} are none of the labels {list(known)}")
-        right = collections.Counter(t for t, p in zip(targets, predictions, strict=True) if t == p)
-        asked, answered = collections.Counter(targets), collections.Counter(predictions)
-        # F1 = 2 TP / (2 TP + FP + FN), and its denominator is targets + predictions.
-        return {
-            "macro_f1": mean_percent(
-                2.0 * right[label] / (asked[label] + answered[label])
-                for label in known
-                if asked[label] + answered[label]
-            )
-        }
+        if strange := sorted({str(target) for target in targets if target not in self.labels}):
+            raise ValueError(f"targets {strange} are none of the labels {list(self.labels)}")
+        asked = np.array([[t == label for label in self.labels] for t in targets], np.float64)
+        said = np.array([[p == label for label in self.labels] for p in predictions], np.float64)
+        return np.concatenate([asked * said, asked, said], axis=-1)
 
-    return macro_f1
+    def value(self, sums: Float64[np.ndarray, "*b k"]) -> dict[str, Float64[np.ndarray, "*b"]]:
+        """The mean over the classes that occur, in percent."""
+        right, asked, said = np.split(sums, 3, axis=-1)
+        # F1 = 2 TP / (2 TP + FP + FN), and its denominator is targets + predictions.
+        seen = asked + said
+        f1 = 2.0 * right / np.where(seen > 0, seen, 1.0)
+        return {"macro_f1": np.asarray(100.0 * f1.sum(axis=-1) / (seen > 0).sum(axis=-1))}
+
+
+accuracy = Accuracy()
+exact_match = ExactMatch()
+
+
+def macro_f1(labels: Sequence[str]) -> MacroF1:
+    """The metric of these classes."""
+    return MacroF1(tuple(labels))
+
+
+def total(statistics: Float64[np.ndarray, "examples k"]) -> Float64[np.ndarray, " k"]:
+    """Sums over the examples, exact and so the same in any order of them."""
+    return np.array([math.fsum(column) for column in statistics.T], np.float64)
+
+
+def spec(metric: AnyMetric) -> dict[str, Any]:
+    """How to make `metric` again, as JSON can hold it: `from_spec` reads it.
+
+    A `Metric` has its registered name and its settings, any other function its module and name.
+    """
+    if isinstance(metric, Metric):
+        return metric.spec()
+    name = getattr(metric, "__qualname__", None) or repr(metric)
+    return {"module": getattr(metric, "__module__", None), "function": name}
+
+
+def from_spec(spec: Mapping[str, Any]) -> AnyMetric:
+    """The metric that `spec` describes.
+
+    Raises:
+        UserError: there is no such metric, or it does not take these settings.
+    """
+    settings: dict[str, Any] | None
+    if "metric" in spec:
+        name = spec["metric"]
+        if name not in _REGISTERED:
+            raise UserError(
+                f"there is no metric {name!r}.{did_you_mean(str(name), _REGISTERED)} There are: "
+                f"{', '.join(_REGISTERED)}."
+            )
+        module, _, attribute = _REGISTERED[name].partition(":")
+        settings = {key: value for key, value in spec.items() if key != "metric"}
+    else:
+        module, attribute = str(spec.get("module")), str(spec.get("function"))
+        settings = spec.get("settings")
+    try:
+        found = operator.attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"the metric {attribute} of the module {module} cannot be imported ({error}). Put the "
+            "module where Python finds it; a function made inside another one or without a name "
+            "(a lambda) cannot be found again."
+        ) from error
+    if settings is None:
+        return found
+    try:
+        return found(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the metric {attribute} does not take {settings}: {error}.") from error
 
 
 def norm_avg(scores: Mapping[str, float]) -> float:
@@ -106,8 +295,3 @@ def mean_percent(shares: Iterable[float | int]) -> float:
     if not listed:
         raise ValueError("no predictions to score")
     return 100.0 * math.fsum(listed) / len(listed)
-
-
-def _share_right(targets: Sequence[References], predictions: Sequence[str]) -> float:
-    check(targets, predictions)
-    return mean_percent(p in references(t) for t, p in zip(targets, predictions, strict=True))

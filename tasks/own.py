@@ -16,7 +16,7 @@ from typing import Any
 
 from promot_t5x.tasks import metrics as known_metrics
 from promot_t5x.tasks.answers import Until, first_word, keep
-from promot_t5x.tasks.registry import Metric, TaskDef
+from promot_t5x.tasks.registry import TaskDef
 from promot_t5x.tasks.templates import Choice, Template
 
 from promot_t5x.errors import UserError
@@ -29,7 +29,7 @@ def text_task(
     inputs: str,
     target: str,
     labels: Sequence[str] | None = None,
-    metrics: Sequence[Metric] | None = None,
+    metrics: Sequence[known_metrics.AnyMetric] | None = None,
     example_id: str = "{row_id}",
     article: str | None = None,
     prefix: str | None = None,

@@ -26,6 +26,7 @@ from promot_t5x.tasks.answers import keep
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.format import DEFAULT, Format
+from promot_t5x.tasks.metrics import AnyMetric
 from promot_t5x.tasks.rouge import Rouge
 from promot_t5x.tasks.shots import Assembler, Pool, assemble, assemble_as_it_stands
 from promot_t5x.tasks.templates import Template
@@ -42,8 +43,6 @@ _REFERENCES = "references"
 
 # A tf.data.Dataset. TensorFlow is not imported here, so the type cannot be named.
 Dataset = Any
-# metric(targets, predictions) -> {metric name: percent in [0, 100]}
-Metric = Callable[[Sequence[Any], Sequence[str]], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class TaskDef:
     description: str
     source: Callable[[], Any]
     splits: tuple[str, ...]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[AnyMetric, ...]
     output_length: int
     preprocessors: tuple[Callable[[Dataset], Dataset], ...] = ()
     template: Template | None = None
@@ -302,7 +301,7 @@ def _definitions() -> dict[str, TaskDef | Mixture]:
     return _DEFINITIONS
 
 
-def _formatted(metric: Metric, format: Format) -> Metric:
+def _formatted(metric: AnyMetric, format: Format) -> AnyMetric:
     """`metric` with what the format says about its kind; other metrics as they are."""
     if metric == Bleu():
         return Bleu(tokenise=format.bleu_tokenise)

@@ -12,12 +12,12 @@ Such targets are never passed over in silence: where there are any, their share 
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from promot_t5x.tasks.metrics import References, check, mean_percent, references
+from promot_t5x.tasks.metrics import MeanOfExamples, References, mean_percent, references
 
 # The primary score first.
 KINDS = ("rouge2", "rouge1", "rougeLsum")
@@ -25,7 +25,7 @@ WORDS = ("rouge_score", "unicode")
 
 
 @dataclass(frozen=True)
-class Rouge:
+class Rouge(MeanOfExamples):
     """A metric: `{"rouge2": …, "rouge1": …, "rougeLsum": …}` in percent, ROUGE-2 the primary.
 
     Attributes:
@@ -37,6 +37,8 @@ class Rouge:
 
     stem: bool = False
     words: str = "rouge_score"
+    registered = "rouge"
+    scores = KINDS
 
     def __post_init__(self) -> None:
         if self.words not in WORDS:
@@ -47,22 +49,23 @@ class Rouge:
     def __call__(
         self, targets: Sequence[References], predictions: Sequence[str]
     ) -> dict[str, float]:
-        """Score summaries; of several references the best counts, for each kind by itself."""
-        check(targets, predictions)
+        """Every score, and the share of targets without a word to compare, if there are any."""
+        tokenize = self._tokenizer().tokenize
+        blank = [not any(map(tokenize, references(target))) for target in targets]
+        found = {"rouge_blank_targets": mean_percent(blank)} if any(blank) else {}
+        return super().__call__(targets, predictions) | found
+
+    def shares(
+        self, targets: Sequence[References], predictions: Sequence[str]
+    ) -> Iterable[Sequence[float]]:
+        """F-measures; of several references the best counts, for each kind by itself."""
         from rouge_score.rouge_scorer import RougeScorer
 
-        tokenizer = self._tokenizer()
-        scorer = RougeScorer(list(KINDS), tokenizer=tokenizer)
-        shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        blank = []
+        scorer = RougeScorer(list(KINDS), tokenizer=self._tokenizer())
         for target, prediction in zip(targets, predictions, strict=True):
             wanted = [_sentences(text) for text in references(target)]
             found = scorer.score_multi(wanted, _sentences(prediction))
-            for kind in KINDS:
-                shares[kind].append(found[kind].fmeasure)
-            blank.append(not any(tokenizer.tokenize(text) for text in wanted))
-        scores = {kind: mean_percent(shares[kind]) for kind in KINDS}
-        return scores | ({"rouge_blank_targets": mean_percent(blank)} if any(blank) else {})
+            yield [found[kind].fmeasure for kind in KINDS]
 
     def signatures(self, targets: Sequence[References] = ()) -> dict[str, str]:
         """How each score was computed: settings, and the version of `rouge_score`."""
