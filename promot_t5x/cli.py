@@ -1,8 +1,9 @@
 """The command line: `promot-t5x VERB …`.
 
 A verb is an entry of `verbs.VERBS`; what it runs is imported only when it runs. A `UserError`
-becomes one message on stderr and exit status 2, Ctrl-C status 130; anything else is a fault of
-the program and shows its traceback.
+becomes one message on stderr and exit status 2, a failed save one and status 74, SIGTERM status 75
+("start me again", see `preemption`), Ctrl-C status 130; anything else is a fault of the program and
+shows its traceback.
 """
 
 import argparse
@@ -13,7 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from promot_t5x import flags, quiet
-from promot_t5x.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from promot_t5x.errors import (
+    EXIT_NOT_SAVED,
+    EXIT_START_AGAIN,
+    EXIT_USER_ERROR,
+    Preempted,
+    SaveError,
+    UserError,
+    did_you_mean,
+)
 from promot_t5x.verbs import OVERVIEW, VERBS, Verb
 
 EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells count
@@ -41,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{_PROGRAM}: error: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except SaveError as error:
+        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+        return EXIT_NOT_SAVED
+    except Preempted as stop:
+        print(f"{_PROGRAM}: {stop}; start it again to go on", file=sys.stderr)
+        return EXIT_START_AGAIN
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_NOT_SAVED = 74  # sysexits' EX_IOERR: results could not be written; mend the disk, start again
+EXIT_START_AGAIN = 75  # sysexits' EX_TEMPFAIL: stopped by SIGTERM, nothing lost; start it again
 
 
 class UserError(Exception):
@@ -11,6 +13,20 @@ class UserError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with
     status 2. Raise it before anything expensive starts or anything is written.
+    """
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written or does not hold what it should; the ones before do.
+
+    The command line prints the message alone and exits with status `EXIT_NOT_SAVED`.
+    """
+
+
+class Preempted(BaseException):
+    """SIGTERM asked the process to end, and what had been done is safe.
+
+    The command line exits with status `EXIT_START_AGAIN`: launchers start the same command again.
     """
 
 
