@@ -116,14 +116,9 @@ def training_batches(config, count, *, pack=True, batch_size=8):
     return [data.batch(number) for number in range(count)]
 
 
-class OneDevice(Partitioner):
+def one_device_mesh():
     """A mesh of the first device only."""
-
-    @functools.cached_property
-    def mesh(self):
-        axes = (jax.sharding.AxisType.Auto,) * 2
-        devices = jax.devices()[:1]
-        return jax.make_mesh((1, 1), ("data", "model"), axis_types=axes, devices=devices)
+    return Partitioner(devices=jax.devices()[:1])
 
 
 CONSTANT = create_learning_rate_scheduler(factors="constant", base_learning_rate=0.01)
@@ -147,7 +142,7 @@ class Run:
         frozen_dtype="float32",
         random_seed=0,
     ):
-        self.partitioner = partitioner or OneDevice()
+        self.partitioner = partitioner or one_device_mesh()
         optimizer = optimizer(learning_rate=schedule)
         self.state = state.create(
             params, model.param_axes(), trainable, optimizer, self.partitioner, frozen_dtype

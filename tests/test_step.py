@@ -15,11 +15,11 @@ from engine_lab import (
     QUICKLY,
     VOCAB_SIZE,
     Golden,
-    OneDevice,
     Run,
     flat,
     losses,
     model_of,
+    one_device_mesh,
     random_params,
     relative_error,
     small_adafactor,
@@ -34,7 +34,7 @@ from promot_t5x import adafactor, scan, state, step
 from promot_t5x.data.batches import EvalBatches
 from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.data.store import open_store
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.partitioning import AXES, Partitioner, standard_logical_axis_rules
 from promot_t5x.prompt import PROMPT_PATH
 
 SHALLOW = {"num_encoder_layers": 1, "num_decoder_layers": 1}
@@ -163,21 +163,24 @@ def one_device():
     return model, batches, losses(history), run.params
 
 
-@pytest.mark.parametrize("num_partitions", [1, 2, 8])
-def test_five_steps_on_eight_devices_are_those_on_one(one_device, num_partitions):
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((1, 8, 1), (1, 2)), ((1, 4, 2), (2, 2)), ((1, 1, 8), (2, 1)), ((2, 2, 2), (1, 1))],
+)
+def test_five_steps_on_eight_devices_are_those_on_one(one_device, shape, dims):
     model, batches, expected_losses, expected_params = one_device
-    partitioner = Partitioner(num_partitions=num_partitions)
-    assert partitioner.mesh.shape == {"data": 8 // num_partitions, "model": num_partitions}
+    rules = standard_logical_axis_rules(*dims)
+    mesh_shape = dict(zip(AXES, shape, strict=True))
+    partitioner = Partitioner(mesh_shape=mesh_shape, logical_axis_rules=rules)
     run = Run(model, random_params(model), batches[0], partitioner=partitioner)
     got = losses(run.train(batches))
     worst, path = worst_error(run.params, expected_params)
-    print(
-        f"{num_partitions=}: losses {relative_error(got, expected_losses):.1e}, {worst:.1e} {path}"
-    )
+    print(f"{shape}: losses {relative_error(got, expected_losses):.1e}, {worst:.1e} {path}")
     np.testing.assert_allclose(got, expected_losses, rtol=1e-5)
     assert worst < 1e-5, path
     embedding = run.state.trainable["token_embedder"]["embedding"]
-    assert embedding.sharding.shard_shape(embedding.shape) == (VOCAB_SIZE // num_partitions, 32)
+    columns = 32 // shape[1] if dims[1] == 2 else 32
+    assert embedding.sharding.shard_shape(embedding.shape) == (VOCAB_SIZE // shape[2], columns)
 
 
 @pytest.mark.parametrize("trainable", [ONLY_PROMPT, ALL_BUT_PROMPT])
@@ -332,7 +335,7 @@ def compiled_flops(config, trainable, *, batch_size=4, microbatches=1):
     }
     batch = {k: jax.ShapeDtypeStruct((batch_size, n), np.int32) for k, n in features.items()}
     train_step = step.make_train_step(model, optimizer, CONSTANT, microbatches=microbatches)
-    with OneDevice().activate():
+    with one_device_mesh().activate():
         compiled = jax.jit(train_step, donate_argnums=0).lower(shapes, batch).compile(QUICKLY)
     return compiled.cost_analysis()["flops"]
 
