@@ -24,8 +24,9 @@ from jaxtyping import Int
 
 from promot_t5x.errors import UserError, did_you_mean
 
-MeshAxes = str | tuple[str, ...] | None
-Rules = Sequence[tuple[str, MeshAxes]]
+MeshAxes = str | Sequence[str] | None
+# (logical axis, the mesh axes that split it: MeshAxes). Any, because flax knows no lists.
+Rules = Sequence[tuple[str, Any]]
 
 AXES = ("replica", "data", "model")
 
