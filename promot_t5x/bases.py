@@ -42,12 +42,15 @@ class OwnSource:
             path: jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))
             for path, record in self.manifest.subtree("target").items()
         }
+
+    def check_whole(self) -> None:
+        """Raise `UserError` if the stage trained only a part of a model."""
         if _EMBEDDING not in self.shapes:
             base = self.manifest.metadata.get("base_path")
             start = f"It was trained on {base}: start from that." if base else ""
             raise UserError(
-                f"{step_dir} holds only what its stage trained ({_some(sorted(self.shapes))}), not "
-                f"a whole model. {start}"
+                f"{self.step_dir} holds only what its stage trained "
+                f"({_some(sorted(self.shapes))}), not a whole model. {start}"
             )
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -133,7 +136,9 @@ def open_source(path: str | os.PathLike) -> ParamSource:
     if steps := restore.complete_steps(directory):
         directory = restore.step_directory(directory, steps[-1])
     if (directory / manifests.FILE_NAME).exists():
-        return OwnSource(directory)
+        source = OwnSource(directory)
+        source.check_whole()
+        return source
     _refuse_unfinished(directory)
     for orbax in (directory / restore.STATE, directory):
         if (orbax / tensors.ORBAX_TREE_FILE).exists():

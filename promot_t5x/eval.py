@@ -7,7 +7,8 @@ from promot_t5x import config, report, run_directory
 from promot_t5x.evaluate import EvalConfig, Evaluator, TaskResult, write_results
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
-from promot_t5x.state import with_prompt
+from promot_t5x.prompt import PROMPT_AXES
+from promot_t5x.state import flatten, laid_out, unflatten, with_prompt
 from promot_t5x.weights import Weights
 
 
@@ -36,12 +37,15 @@ def evaluate(
     evaluator = Evaluator(model, questions, partitioner)
     run_directory.claim(directory, config.resolved_str())
 
-    params, _ = weights.model_weights(checkpoint_path, seed=0)
+    plain = model.without_prompt()
+    wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
+    params = unflatten(weights.read(checkpoint_path, flatten(wanted), seed=0).arrays)
     if prompt_path:
-        params = with_prompt(params, weights.prompt(prompt_path, seed=0, base=params)[0])
+        table, _ = weights.prompt(prompt_path, seed=0, base=checkpoint_path)
+        placed = partitioner.place(table, partitioner.sharding(PROMPT_AXES))
+        params = with_prompt(params, placed)
     with partitioner.activate():
-        shardings = partitioner.shard_tree(model.param_axes(), params)
-        results = evaluator.run(partitioner.place(params, shardings), "evaluate")
+        results = evaluator.run(params, "evaluate")
     if jax.process_index() == 0:
         write_results(directory, results, 0)
         for result in results:

@@ -2,8 +2,8 @@
 
 Orbax writes the arrays and notices no flipped byte; the manifest does. It is written
 after orbax has committed, and last of all, so its presence means a complete checkpoint.
-An array is recorded in blocks: one for the whole array where one host can see all of it,
-otherwise one for each shard, taken by the host that holds the shard's first replica.
+An array is recorded in blocks, one for each shard, taken by the process that holds the
+shard's first replica.
 """
 
 import dataclasses
@@ -148,17 +148,14 @@ def _some(items: list[str]) -> str:
 
 
 def host_blocks(array: Any) -> Blocks:
-    """Copy to the host the blocks of an array that this process vouches for.
+    """Copy to the host the blocks of an array that this process vouches for: first replicas.
 
     The copies share no memory with the array, which may be donated at once.
     """
-    if not isinstance(array, jax.Array) or array.is_fully_addressable:
-        return [((0,) * np.ndim(array), np.array(array))]
-    if array.is_fully_replicated:
-        whole = np.array(array.addressable_data(0)) if jax.process_index() == 0 else None
-        return [] if whole is None else [((0,) * array.ndim, whole)]
-    shards = [s for s in array.addressable_shards if s.replica_id == 0]
-    return [(_start(s.index), np.array(s.data)) for s in shards]
+    if isinstance(array, jax.Array):
+        shards = [s for s in array.addressable_shards if s.replica_id == 0]
+        return [(_start(s.index), np.array(s.data)) for s in shards]
+    return [((0,) * np.ndim(array), np.array(array))] if jax.process_index() == 0 else []
 
 
 def _start(index: tuple[slice, ...]) -> tuple[int, ...]:
@@ -198,14 +195,16 @@ def _within(start: tuple, shape: tuple, index: tuple[slice, ...], whole: tuple) 
 
 def _visible(array: Any, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | None:
     """Return a block of an array, or None where this process does not hold it in one shard."""
-    if not isinstance(array, jax.Array) or array.is_fully_addressable:
-        block = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
-        return np.asarray(np.asarray(array)[block])
-    for shard in array.addressable_shards:
-        if _within(start, shape, shard.index, array.shape):
-            low = _start(shard.index)
-            parts = zip(start, shape, low, strict=True)
-            return np.asarray(shard.data)[tuple(slice(a - o, a - o + n) for a, n, o in parts)]
+    whole = tuple(slice(0, size) for size in np.shape(array))
+    parts = [(whole, array)]
+    if isinstance(array, jax.Array):
+        parts = [(shard.index, shard.data) for shard in array.addressable_shards]
+    for index, data in parts:
+        if _within(start, shape, index, np.shape(array)):
+            low = _start(index)
+            block = zip(start, shape, low, strict=True)
+            part = tuple(slice(a - o, a - o + n) for a, n, o in block)
+            return np.asarray(hashing.host_array(data)[part])
     return None
 
 

@@ -259,12 +259,15 @@ class Partitioner:
     def place(self, tree: Any, shardings: Any) -> Any:
         """Put a tree of host arrays on the mesh with the given shardings.
 
-        Every process has all of every array, and uploads what its own devices hold.
+        Every process has all of every array, and uploads what its own devices hold; an array that
+        lies there so already is taken as it is.
         """
         return jax.tree.map(_put, tree, shardings)
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(array, jax.Array) and array.sharding == sharding:
+        return array
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

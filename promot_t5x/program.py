@@ -31,7 +31,7 @@ class StageProgram:
         return state.state_shapes(self._model.param_shapes(), *self._layout())
 
     def create_state(self, params: state.Tree) -> state.TrainState:
-        """The state of step 0 on the mesh, from host arrays of all the model's parameters."""
+        """The state of step 0, from all the model's parameters; see `state.create`."""
         return state.create(params, *self._layout())
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -19,8 +19,9 @@ from promot_t5x.evaluate import EvalConfig, Evaluator, TaskResult, write_results
 from promot_t5x.files import write_atomically
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
+from promot_t5x.prompt import PROMPT_AXES
 from promot_t5x.stages import Stage
-from promot_t5x.state import Tree, with_prompt
+from promot_t5x.state import Tree, flatten, laid_out, unflatten, with_prompt
 from promot_t5x.train import Trainer
 from promot_t5x.weights import Weights
 
@@ -160,8 +161,7 @@ class Judge:
         done = directory / "row.json"
         if done.exists():
             return report.ReportRow(**json.loads(done.read_text()))
-        weights, origin = self._weights.model_weights(self._base_of(row), seed=0)
-        print(f"[{row.label}] model weights from {origin}", flush=True)
+        weights = self._load(row)
         targets: list[TaskResult] = []
         for target, prompt in zip(self._targets, self._prompts_of(row), strict=True):
             targets += self._ask_target(target, row.label, weights, prompt)
@@ -189,15 +189,24 @@ class Judge:
         label = f"[{label}] {target.name}"
         if prompt is None:
             return self._ask(target.plain, label, weights)
-        table, _ = self._weights.prompt(prompt, seed=0, base=weights)
+        table, _ = self._weights.prompt(prompt, seed=0, base=None)
+        placed = self._partitioner.place(table, self._partitioner.sharding(PROMPT_AXES))
         assert target.prompted is not None  # the rows were looked through for prompts
-        return self._ask(target.prompted, label, with_prompt(weights, table))
+        return self._ask(target.prompted, label, with_prompt(weights, placed))
+
+    def _load(self, row: Row) -> Tree:
+        """The row's model without a prompt, on the mesh."""
+        model = self._model.without_prompt()
+        wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
+        loaded = self._weights.read(self._base_of(row), flatten(wanted), seed=0)
+        if jax.process_index() == 0:
+            for line in loaded.summary():
+                print(f"[{row.label}] {line}", flush=True)
+        return unflatten(loaded.arrays)
 
     def _ask(self, evaluator: Evaluator, label: str, params: Tree) -> list[TaskResult]:
-        model = evaluator.model
         with self._partitioner.activate():
-            shardings = self._partitioner.shard_tree(model.param_axes(), params)
-            return evaluator.run(self._partitioner.place(params, shardings), label)
+            return evaluator.run(params, label)
 
 
 def target_format(targets: Sequence[TaskResult], suite: Sequence[TaskResult]) -> float | None:

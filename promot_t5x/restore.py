@@ -6,6 +6,7 @@ another process trains and saves.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -162,19 +163,24 @@ def read_verified(
     Raises:
       BrokenCheckpointError: unreadable or with wrong checksums; the message names what.
     """
+    arrays: dict[str, Any] = {}
     try:
-        stores = tensors.open_orbax(step_dir / STATE, like)
-        arrays = tensors.read(stores, like)
-        if verify:
-            manifests.verify(
-                arrays, manifest.arrays, lambda p, part: stores[p][part].read().result()
-            )
+        for part in tensors.portions(like):
+            stores = tensors.open_orbax(step_dir / STATE, part)
+            arrays |= tensors.read(stores, part)
+            if verify:
+                read = {path: arrays[path] for path in part}
+                manifests.verify(read, manifest.arrays, functools.partial(_fetch, stores))
     except BrokenCheckpointError as error:
         raise BrokenCheckpointError(f"{step_dir / STATE}: {error}") from None
     except (ValueError, OSError, KeyError) as error:  # tensorstore's are ValueErrors
         reason = (str(error).strip().splitlines() or [""])[0].split(" [tensorstore_spec")[0]
         raise BrokenCheckpointError(f"{step_dir / STATE} cannot be read: {reason[:600]}") from error
     return arrays
+
+
+def _fetch(stores: Mapping[str, Any], path: str, part: Any) -> np.ndarray:
+    return stores[path][part].read().result()
 
 
 def read_trainable(directory: str | os.PathLike, step: int) -> dict[str, Any]:

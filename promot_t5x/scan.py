@@ -30,6 +30,15 @@ def layer_axis(path: str) -> int | None:
     return LAYER_AXIS if _SCANNED.fullmatch(path) else None
 
 
+def layer_paths(path: str, depth: int) -> list[str]:
+    """Paths of the single layers that the parameter at a path of a scanned stack is made of."""
+    match = _SCANNED.fullmatch(path)
+    if match is None:
+        raise ValueError(f"{path!r} is not in a scanned stack")
+    stack, rest = match.groups()
+    return [f"{stack}/layers_{i}/{rest}" for i in range(depth)]
+
+
 def scan_params(params: Params, config: T5Config) -> Params:
     """Stack the layers of a tree; numpy leaves stay numpy, jax leaves stay jax.
 
@@ -74,9 +83,8 @@ def unscan_params(params: Params, config: T5Config) -> Params:
                 f"Cannot split layers: {path!r} has shape {tuple(leaf.shape)} and the config "
                 f"{depth} layers, which must be the size of axis {LAYER_AXIS}."
             )
-        stack, rest = match.groups()
-        for i in range(depth):
-            result[f"{stack}/layers_{i}/{rest}"] = leaf[:, i]
+        for i, name in enumerate(layer_paths(path, depth)):
+            result[name] = leaf[:, i]
     return unflatten_dict(result, sep="/")
 
 

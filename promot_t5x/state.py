@@ -115,6 +115,25 @@ def opt_state_shardings(
     return jax.tree_util.tree_map_with_path(slot_sharding, slots)
 
 
+def laid_out(shapes: Tree, axes: Tree, partitioner: Partitioner, dtype: str | None = None) -> Tree:
+    """Parameters, or a part of them, as `jax.ShapeDtypeStruct`s with their shardings.
+
+    **Arguments:**
+
+    - `shapes`: nested dict of arrays or `jax.ShapeDtypeStruct`s.
+    - `axes`: of at least these parameters, logical axis names.
+    - `dtype`: instead of each parameter's own.
+    """
+    shardings = partitioner.shard_tree(axes, shapes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=sharding
+        ),
+        shapes,
+        shardings,
+    )
+
+
 def state_shapes(
     shapes: Tree,
     axes: Tree,
@@ -132,20 +151,9 @@ def state_shapes(
     - `patterns`: what trains; see `split`.
     - `frozen_dtype`: storage type of the frozen weights, `float32` or `bfloat16`.
     """
-    shardings = flatten(partitioner.shard_tree(axes, shapes))
-
-    def laid_out(tree: Tree, dtype: str | None = None) -> Tree:
-        return unflatten(
-            {
-                path: jax.ShapeDtypeStruct(
-                    leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=shardings[path]
-                )
-                for path, leaf in flatten(tree).items()
-            }
-        )
-
     trains, rests = split(shapes, patterns)
-    trainable, frozen = laid_out(trains), laid_out(rests, frozen_dtype)
+    trainable = laid_out(trains, axes, partitioner)
+    frozen = laid_out(rests, axes, partitioner, frozen_dtype)
     slots = opt_state_shardings(
         optimizer, trainable, jax.tree.map(lambda a: a.sharding, trainable), partitioner
     )
@@ -169,15 +177,18 @@ def create(
     partitioner: Partitioner,
     frozen_dtype: str = "float32",
 ) -> TrainState:
-    """Put host parameters on the mesh as the state of step 0, laid out as `state_shapes` says.
+    """The state of step 0 on the mesh, laid out as `state_shapes` says.
 
     **Arguments:**
 
-    - `params`: nested dict of host arrays, all of the model; the rest as `state_shapes`.
+    - `params`: nested dict of all of the model's parameters: host arrays, or arrays that lie on
+      the mesh as they should, which the state takes over. The rest as `state_shapes`.
     """
     like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype)
     trainable, frozen = split(params, patterns)
-    frozen = jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(frozen_dtype)), frozen)
+    frozen = jax.tree.map(
+        lambda a: a if a.dtype == frozen_dtype else np.asarray(a).astype(frozen_dtype), frozen
+    )
     shardings = jax.tree.map(lambda a: a.sharding, like)
     trainable = partitioner.place(trainable, shardings.trainable)
     return TrainState(

@@ -4,7 +4,7 @@ Reads of many arrays run side by side; of a sharded array, each process reads it
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +17,7 @@ ORBAX_TREE_FILE = "_METADATA"
 _ORBAX_DATABASE_FILE = "manifest.ocdbt"
 _CACHE_BYTES = 100 * 10**6
 _READERS = 16
+PORTION_BYTES = 2**30
 
 
 def _context() -> ts.Context:
@@ -97,6 +98,35 @@ def stored_as(array: ts.TensorStore | np.ndarray) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of an opened array."""
     dtype = array.dtype.numpy_dtype if isinstance(array, ts.TensorStore) else array.dtype
     return jax.ShapeDtypeStruct(array.shape, dtype)
+
+
+def portions(wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Part what is to be read, in order, so that a part takes `PORTION_BYTES` of this host.
+
+    An array of which this host needs more than that is a part of its own.
+    """
+    part: dict[str, Any] = {}
+    room = PORTION_BYTES
+    for path, leaf in wanted.items():
+        size = local_bytes(leaf)
+        if part and size > room:
+            yield part
+            part, room = {}, PORTION_BYTES
+        part[path] = leaf
+        room -= size
+    if part:
+        yield part
+
+
+def local_bytes(leaf: Any) -> int:
+    """Bytes of an array that this process reads: all of it, or what its devices hold."""
+    whole = int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return whole
+    shard = int(np.prod(sharding.shard_shape(tuple(leaf.shape))))
+    held = shard * np.dtype(leaf.dtype).itemsize * len(sharding.addressable_devices)
+    return min(whole, held)
 
 
 def read(

@@ -21,7 +21,7 @@ from promot_t5x.progress import duration
 from promot_t5x.prompt import PROMPT_PATH
 from promot_t5x.stages import Stage
 from promot_t5x.step_log import StepLog
-from promot_t5x.weights import StageResult, Weights
+from promot_t5x.weights import Loaded, StageResult, Weights
 
 SCORE = "score"  # the name of the validation score among a checkpoint's metrics
 
@@ -137,17 +137,10 @@ class Trainer:
         # Where a batch comes from: a function of (tasks, seed, step).
         data = self._open_data(token_cache)
 
-        # Where every parameter comes from.
-        params = self._starting_params()
-        frozen_hash = hashing.content_hash(state.split(params, stage.trainable)[1])
-        program = StageProgram(self._model, stage, partitioner)
-        train_state = program.create_state(params)
-        del params
-        trains, rests = state.count(train_state.trainable), state.count(train_state.frozen)
-        self._say(f"{trains:,} parameters train, {rests:,} are frozen")
-
         with checkpoints.Checkpoints(directory, keep=stage.keep, best_metric=SCORE) as saver:
-            train_state = self._resume(saver, train_state, frozen_hash)
+            # Where every parameter comes from: this run's newest checkpoint, or the stage's base.
+            program = StageProgram(self._model, stage, partitioner)
+            train_state, frozen_hash = self._starting_state(program, saver)
             start = int(train_state.step)
 
             # What the step does with a batch: compiled once, ahead of the loop.
@@ -215,36 +208,63 @@ class Trainer:
             self._say(f"data: {describe(task, dataset.split, examples, trimmed)}")
         return data
 
-    def _starting_params(self) -> state.Tree:
-        stage = self.stage
-        params, origin = self._weights.model_weights(stage.base, seed=stage.random_seed)
-        self._say(f"model weights from {origin}")
-        if stage.prompt is None:
-            return params
-        table, origin = self._weights.prompt(stage.prompt, seed=stage.random_seed, base=params)
-        self._say(f"prompt {list(table.shape)} from {origin}")
-        return state.with_prompt(params, table)
+    def _starting_state(
+        self, program: StageProgram, saver: checkpoints.Checkpoints
+    ) -> tuple[state.TrainState, str]:
+        """The state to go on from, and the content hash of what is frozen in it.
 
-    def _resume(
-        self, saver: checkpoints.Checkpoints, fresh: state.TrainState, frozen_hash: str
-    ) -> state.TrainState:
-        """Continue from the newest sound checkpoint; without one, from the fresh state."""
-        restored = saver.restore(trainable=fresh.trainable, opt_state=fresh.opt_state)
+        What trains comes from the newest sound checkpoint, if there is one; then only what is
+        frozen is read from the stage's base. Each process reads its own shards.
+        """
+        stage, like = self.stage, program.state_shapes()
+        restored = saver.restore(trainable=like.trainable, opt_state=like.opt_state)
+        wanted = state.flatten(like.frozen if restored else like.params)
+        loaded = self._load(wanted)
+        for line in loaded.summary():
+            self._say(line)
+        params = state.unflatten(loaded.arrays)
         if restored is None:
-            return fresh
-        for warning in restored.warnings:
-            self._say(f"warning: {warning}")
-        if restored.metadata["frozen_hash"] != frozen_hash:
+            train_state = program.create_state(params)
+            self._say("optimiser's state from scratch")
+        else:
+            for warning in restored.warnings:
+                self._say(f"warning: {warning}")
+            step = np.int32(restored.step)
+            train_state = state.TrainState(
+                step=self._partitioner.place(step, self._partitioner.replicated),
+                trainable=restored.trainable,
+                frozen=params,
+                opt_state=restored.opt_state,
+            )
+            self._say(
+                f"{len(state.flatten(like.trainable))} arrays, {state.count(like.trainable):,} "
+                "parameters and the optimiser's state from this run"
+            )
+        frozen_hash = hashing.content_hash(train_state.frozen)
+        if restored and restored.metadata["frozen_hash"] != frozen_hash:
             raise UserError(
                 f"{saver.directory} was trained behind other frozen weights than those that "
-                f"{self.stage.base!r} and {self.stage.prompt!r} now hold; give this run a "
-                "MODEL_DIR of its own."
+                f"{stage.base!r} and {stage.prompt!r} now hold; give this run a MODEL_DIR of its "
+                "own."
             )
-        self._say(f"continues after step {restored.step} of {saver.directory}")
-        return fresh.replace(
-            step=self._partitioner.place(np.int32(restored.step), self._partitioner.replicated),
-            trainable=restored.trainable,
-            opt_state=restored.opt_state,
+        trains, rests = state.count(train_state.trainable), state.count(train_state.frozen)
+        self._say(f"{trains:,} parameters train, {rests:,} are frozen")
+        if restored:
+            self._say(f"continues after step {restored.step} of {saver.directory}")
+        return train_state, frozen_hash
+
+    def _load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Loaded:
+        """Parameters from where the stage says that they come from."""
+        stage, seed = self.stage, self.stage.random_seed
+        model = {path: leaf for path, leaf in wanted.items() if path != PROMPT_PATH}
+        loaded = self._weights.read(stage.base, model, seed=seed)
+        if (leaf := wanted.get(PROMPT_PATH)) is None:
+            return loaded
+        table, origin = self._weights.prompt(stage.prompt, seed=seed, base=stage.base)
+        placed = self._partitioner.place(table.astype(leaf.dtype), leaf.sharding)
+        return Loaded(
+            arrays={**loaded.arrays, PROMPT_PATH: placed},
+            origins={**loaded.origins, PROMPT_PATH: origin},
         )
 
     def _evaluate(self, train_state: state.TrainState, directory: epath.Path, number: int) -> float:
@@ -271,9 +291,12 @@ class Trainer:
 
     def _save_prompt(self, result: StageResult, frozen_hash: str) -> None:
         """Write the chosen prompt as a small file of its own, if this stage trained one."""
-        table = result.trained().get(PROMPT_PATH)
-        if table is None or jax.process_index():
+        trained = result.trained()
+        if PROMPT_PATH not in trained.shapes or jax.process_index():
             return
+        shape = trained.shapes[PROMPT_PATH].shape
+        wanted = {PROMPT_PATH: jax.ShapeDtypeStruct(shape, np.float32)}
+        table = trained.read(wanted)[PROMPT_PATH]
         info = prompt_file.PromptInfo(
             tasks=tuple(task.name for task in self._tasks),
             base_hash=frozen_hash,

@@ -1,7 +1,8 @@
 """Where the parameters of a stage, or of a row of the comparison, come from.
 
 Every array has one stated origin: the base checkpoint, an earlier stage, a prompt file, or a
-random initialiser that was asked for by name. Nothing starts from scratch by accident.
+random initialiser that was asked for by name. Nothing starts from scratch by accident, and
+nothing is read that is not asked for.
 """
 
 import dataclasses
@@ -13,16 +14,18 @@ import jax
 import numpy as np
 from etils import epath
 from flax import traverse_util
+from jaxtyping import Float
 
-from promot_t5x import bases, named_bases, prompt_file, restore, scan
+from promot_t5x import bases, named_bases, prompt_file, restore, scan, shards
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.files import write_atomically
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.prompt import PROMPT_PATH
 from promot_t5x.stages import Stage
-from promot_t5x.state import Tree, flatten, unflatten
+from promot_t5x.state import count, flatten
 
 RESULT_FILE = "stage.json"
+EMBEDDING = "token_embedder/embedding"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,25 @@ class StageResult:
             return None
         return cls(directory=directory, **json.loads(path.read_text()))
 
-    def trained(self) -> dict[str, np.ndarray]:
-        """What the stage trained, {path: array}, at its chosen step."""
-        return flatten(restore.read_trainable(self.directory, self.step))
+    def trained(self) -> bases.OwnSource:
+        """What the stage trained, at its chosen step."""
+        return bases.OwnSource(restore.step_directory(self.directory, self.step))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Parameters by path, and where each came from in words."""
+
+    arrays: dict[str, Any]
+    origins: dict[str, str]
+
+    def summary(self) -> list[str]:
+        """A line for each origin: how much of the model came from there."""
+        lines = []
+        for origin in dict.fromkeys(self.origins.values()):
+            arrays = [a for path, a in self.arrays.items() if self.origins[path] == origin]
+            lines.append(f"{len(arrays)} arrays, {count(arrays):,} parameters from {origin}")
+        return lines
 
 
 class Weights:
@@ -68,8 +87,6 @@ class Weights:
         self._model = model
         self._stages = dict(stages or {})
         self._directory = directory or epath.Path(".")
-        self._paths = flatten(model.without_prompt().param_shapes()).keys()
-        self._base: tuple[str, Tree] | None = None  # the last one read: stages share it
 
     def check(self, reference: Any, earlier: Mapping[str, Stage], what: str) -> None:
         """Raise `UserError` where a base or prompt can be neither found nor used.
@@ -107,59 +124,72 @@ class Weights:
             ) from None
         self._check_shapes(shapes, reference)
 
-    def model_weights(self, reference: str | None, *, seed: int) -> tuple[Tree, str]:
-        """The model's parameters without any prompt, as host arrays, and where they came from.
+    def read(
+        self, reference: str | None, wanted: Mapping[str, jax.ShapeDtypeStruct], *, seed: int
+    ) -> Loaded:
+        """Parameters of the model without any prompt.
 
         **Arguments:**
 
         - `reference`: an earlier stage, a checkpoint's path, or none for random ones.
-        - `seed`: of the random ones.
+        - `wanted`: the parameters by path, in the dtype and sharding in which they are to lie; of
+          a sharded array each process reads its own part. Numpy arrays where there is no sharding.
+        - `seed`: of random ones.
         """
-        if reference is None:
-            params = self._model.without_prompt().initial_params(jax.random.key(seed))
-            return jax.tree.map(np.asarray, params), f"scratch (seed {seed})"
-        stage = self._stages.get(reference)
-        if stage is None:
-            return self._read_base(reference), reference
-        result = self._result(reference)
-        trained = result.trained()
-        trained.pop(PROMPT_PATH, None)
-        origin = f"stage {reference}, step {result.step}"
-        if trained.keys() == self._paths:
-            return unflatten(trained), origin
-        base, base_origin = self.model_weights(stage.base, seed=stage.random_seed)
-        if not trained:
-            return base, base_origin
-        return unflatten({**flatten(base), **trained}), f"{origin}, over {base_origin}"
+        arrays: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        while rest := {path: leaf for path, leaf in wanted.items() if path not in arrays}:
+            if reference is None:
+                found, origin = self._random(rest, seed), f"scratch (seed {seed})"
+            elif (stage := self._stages.get(reference)) is None:
+                found, origin = self._from_base(reference, rest), f"the base {reference}"
+            else:
+                # What the stage trained; it took the rest from its own base.
+                result = self._result(reference)
+                source = result.trained()
+                held = {path: leaf for path, leaf in rest.items() if path in source.shapes}
+                found = shards.read(source, held)
+                origin = f"this run: stage {reference}, step {result.step}"
+                reference, seed = stage.base, stage.random_seed
+            arrays |= found
+            origins |= dict.fromkeys(found, origin)
+        return Loaded(arrays={p: arrays[p] for p in wanted}, origins=origins)
 
-    def prompt(self, reference: Any, *, seed: int, base: Tree) -> tuple[np.ndarray, str]:
-        """The prompt table [prompts, length, embed], float32, and where it came from.
+    def prompt(
+        self, reference: Any, *, seed: int, base: str | None
+    ) -> tuple[Float[np.ndarray, "prompts length embed"], str]:
+        """The prompt table, float32, and where it came from.
 
         **Arguments:**
 
         - `reference`: an earlier stage, a prompt file, or an initialiser of `prompt_init`.
         - `seed`: of an initialiser.
-        - `base`: the model's parameters, from whose embedding some initialisers draw.
+        - `base`: the model's weights as `read` takes them, from whose embedding some initialisers
+          draw.
         """
         shape = self._model.prompt_shape
         if not isinstance(reference, str):
+            rows, columns = self._model.config.vocab_size, self._model.config.emb_dim
+            wanted = {EMBEDDING: jax.ShapeDtypeStruct((rows, columns), np.float32)}
             table = reference(
                 jax.random.key(seed),
                 shape,
-                embedding=base["token_embedder"]["embedding"],
+                embedding=self.read(base, wanted, seed=seed).arrays[EMBEDDING],
                 vocabulary=self._model.vocabulary,
             )
-            return np.asarray(table, np.float32), f"{reference} (seed {seed})"
+            return np.asarray(table, np.float32), f"scratch: {reference} (seed {seed})"
         if reference not in self._stages:
-            return prompt_file.load_prompt(reference, shape=shape)[0], reference
+            return prompt_file.load_prompt(reference, shape=shape)[0], f"the file {reference}"
         stage, result = self._stages[reference], self._result(reference)
-        if (table := result.trained().get(PROMPT_PATH)) is not None:
-            return table, f"stage {reference}, step {result.step}"
+        trained = result.trained()
+        if PROMPT_PATH in trained.shapes:
+            wanted = {PROMPT_PATH: jax.ShapeDtypeStruct(shape, np.float32)}
+            table = trained.read(wanted)[PROMPT_PATH]
+            return table, f"this run: stage {reference}, step {result.step}"
         if stage.prompt is None:
             raise UserError(f"Stage {reference!r} has no prompt to give to another one.")
         # The stage kept its prompt frozen, so its prompt is the one that it started with.
-        weights, _ = self.model_weights(stage.base, seed=stage.random_seed)
-        return self.prompt(stage.prompt, seed=stage.random_seed, base=weights)
+        return self.prompt(stage.prompt, seed=stage.random_seed, base=stage.base)
 
     def _result(self, name: str) -> StageResult:
         result = StageResult.read(self._directory / name)
@@ -170,16 +200,19 @@ class Weights:
             )
         return result
 
-    def _read_base(self, path: str) -> Tree:
-        if self._base is None or self._base[0] != path:
-            flat = flatten(bases.read_params(path))
-            flat.pop(PROMPT_PATH, None)
-            self._check_shapes(flat, path)
-            params = unflatten(flat)
-            if self._stacks(flat):
-                params = scan.scan_params(params, self._model.config)
-            self._base = (path, params)
-        return self._base[1]
+    def _random(self, wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        def draw(key: Any) -> dict[str, Any]:
+            drawn = flatten(self._model.without_prompt().initial_params(key))
+            return {path: drawn[path].astype(leaf.dtype) for path, leaf in wanted.items()}
+
+        shardings = {path: leaf.sharding for path, leaf in wanted.items()}
+        drawn = jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
+        return {p: a if shardings[p] else np.asarray(a) for p, a in drawn.items()}
+
+    def _from_base(self, path: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        source = bases.open_source(path)
+        self._check_shapes(source.shapes, path)
+        return shards.read(source, wanted)
 
     def _stacks(self, paths: Any) -> bool:
         """Whether the network scans its layers and the checkpoint does not."""

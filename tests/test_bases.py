@@ -305,10 +305,23 @@ def test_content_hash_is_of_paths_types_shapes_and_bytes(monkeypatch):
 
     flipped = x.copy()
     flipped.view(np.uint8)[0, 0] ^= 1
-    others = [flipped, x.reshape(6, 4), x.astype(np.float64), x.view(np.int32)]
+    others = [flipped, x.reshape(6, 4), x.view(np.float16), x.view(np.int32)]
     hashes = {bases.content_hash({**params, "a": {**params["a"], "b": y}}) for y in others}
     hashes.add(bases.content_hash({"a": {"b2": x, "c": params["a"]["c"]}, "d": params["d"]}))
-    assert len(hashes) == 5 and value not in hashes
+    swapped = x.copy()
+    swapped[0, 0], swapped[3, 5] = x[3, 5], x[0, 0]
+    hashes.add(bases.content_hash({**params, "a": {**params["a"], "b": swapped}}))
+    assert len(hashes) == 6 and value not in hashes
+    with pytest.raises(TypeError, match="float64"):
+        bases.content_hash({"a": x.astype(np.float64)})
+
+
+def test_content_hash_of_stacked_layers_is_that_of_single_ones():
+    layers = {f"layers_{i}": {"k": np.full((2, 3), i, np.float32)} for i in range(11)}
+    stacked = np.stack([layers[f"layers_{i}"]["k"] for i in range(11)], axis=1)
+    value = bases.content_hash({"encoder": {"encoder": {"k": stacked}}})
+    assert value == bases.content_hash({"encoder": layers})
+    assert value != bases.content_hash({"encoder": {"encoder": {"k": stacked[:, ::-1]}}})
 
 
 def test_large_arrays_are_hashed_in_pieces(monkeypatch):

@@ -34,7 +34,7 @@ def base(lab):
     """The checkpoint that `runs/pretrain.gin` leaves."""
     directory = lab.directory / "base"
     out = run_lab.succeed(lab.words("train", "pretrain", "train", MODEL_DIR=directory))
-    assert "model weights from scratch (seed 0)" in out
+    assert "28 arrays, 12,528 parameters from scratch (seed 0)" in out
     return chosen(directory)
 
 
