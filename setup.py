@@ -26,5 +26,10 @@ setup(
         *gin_packages(),
     ],
     package_dir={"promot_t5x.tasks": "tasks", GIN: "gin"},
-    package_data={"": ["*.gin"], "promot_t5x": ["py.typed"], "promot_t5x.tasks.tiny": ["base/*"]},
+    package_data={
+        "": ["*.gin"],
+        "promot_t5x": ["py.typed"],
+        "promot_t5x.report": ["*.css", "*.js"],
+        "promot_t5x.tasks.tiny": ["base/*"],
+    },
 )

@@ -3,11 +3,12 @@
 import jax
 from etils import epath
 
-from promot_t5x import config, report, run_directory
+from promot_t5x import config, run_directory
 from promot_t5x.evaluate import EvalConfig, Evaluator, TaskResult, write_results
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.prompt import PROMPT_AXES
+from promot_t5x.report import rows as report
 from promot_t5x.state import flatten, laid_out, unflatten, with_prompt
 from promot_t5x.weights import Weights
 

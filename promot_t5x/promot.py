@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from promot_t5x import config, report, run_directory
+from promot_t5x import config, run_directory
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluate import EvalConfig, Evaluator, TaskResult, write_results
 from promot_t5x.files import write_atomically
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.prompt import PROMPT_AXES
+from promot_t5x.report import rows as report
 from promot_t5x.stages import Stage
 from promot_t5x.state import Tree, flatten, laid_out, unflatten, with_prompt
 from promot_t5x.train import Trainer

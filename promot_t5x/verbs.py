@@ -140,6 +140,12 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
         ),
     ),
     Verb(
+        name="report",
+        help="compare what was recorded: tables, intervals, tests, plots, changed answers",
+        target="promot_t5x.report.main:main",
+        takes_gin=False,
+    ),
+    Verb(
         name="tasks",
         help="list, show, measure, check and prepare tasks and mixtures",
         target="promot_t5x.task_list:main",

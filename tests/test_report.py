@@ -1,74 +1,283 @@
-"""The table of a comparison: its columns, numbers and layout."""
+"""The report of runs: its numbers from the records, its formats, and what it refuses."""
 
+import csv
+import io
+import json
+import re
+import shutil
+
+import numpy as np
 import pytest
+import report_lab as lab
+import run_lab
+import sacrebleu
 
-from promot_t5x.report import ReportRow, cells, header, number, short_names, table
+from promot_t5x.errors import UserError
+from promot_t5x.report import comparison, pairs, runs, table
 
-NAN = float("nan")
+RESAMPLES = 500
 
 
-def row(label, targets=None, suite=None, target_format=None):
-    return ReportRow(
-        label=label, targets=targets or {}, suite=suite or {}, target_format=target_format
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A run on real rows, of all four models."""
+    target, suite = lab.real_tasks()
+    return lab.write_run(tmp_path_factory.mktemp("real") / "run", target, suite)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    target, suite = lab.made_up_tasks()
+    return lab.write_run(tmp_path_factory.mktemp("toy") / "run", target, suite)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """A run of three seeds; the pretrained row is of none."""
+    target, suite = lab.made_up_tasks()
+    run = tmp_path_factory.mktemp("seeds") / "run"
+    lab.write_run(run, target, suite, labels=["pretrained"])
+    for seed in range(3):
+        home = run / f"seed_{seed}"
+        lab.write_run(home, target, suite, seed=seed, labels=["standard fine-tuning", "ProMoT"])
+        for row in (home / "comparison").iterdir():
+            told = json.loads((row / "row.json").read_text())
+            (row / "row.json").write_text(json.dumps(told | {"seed": seed}))
+    return run
+
+
+@pytest.fixture
+def copy(toy, tmp_path):
+    """A run to damage."""
+    shutil.copytree(toy, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def compare(*words, **settings):
+    found = runs.read([str(word) for word in words])
+    return comparison.compare(found, resamples=RESAMPLES, **settings)
+
+
+def cell(made, label, title):
+    (column,) = (column for column in made.columns if column.title == title)
+    return made.row(label).cells[column]
+
+
+def records(run, row, task):
+    return run_lab.json_lines(run / "comparison" / row / "inference_eval" / f"{task}-000000.jsonl")
+
+
+def command(*words):
+    return run_lab.here(["report", *map(str, words)])
+
+
+# ---------------------------------------------------------------------------------- numbers
+
+
+def test_numbers_on_real_rows_are_those_of_the_records(real):
+    """Each score by a few lines that share nothing with the report."""
+    made = compare(real)
+    row = "standard_fine_tuning"
+    shares = {}
+    means = []
+    for title, task in (
+        ("rte", "rte"),
+        ("cb", "cb_1shot"),
+        ("wic", "wic_1shot"),
+        ("wmt16_ende", "wmt16_ende_1shot"),
+        ("wmt16_enro", "wmt16_enro_1shot"),
+        ("triviaqa", "triviaqa_1shot"),
+        ("webquestions", "webquestions_1shot"),
+        ("xsum", "xsum_1shot"),
+        ("wikilingua", "wikilingua_1shot"),
+    ):
+        found = records(real, row, task)
+        targets, said = [r["target"] for r in found], [r["prediction"] for r in found]
+        if "wmt" in task:
+            score = sacrebleu.corpus_bleu(said, [targets], tokenize="intl").score
+        else:
+            # The score of each example by itself is in its record.
+            score = np.mean([r["score"] for r in found])
+        if title in ("rte", "cb", "wic"):
+            assert score == pytest.approx(100 * np.mean(np.array(targets) == said))
+        else:
+            shares[title] = 100 * np.mean([answer in ("True", "False") for answer in said])
+        assert cell(made, "standard fine-tuning", title).value == pytest.approx(score)
+        means += [score] if title != "rte" else []
+    assert cell(made, "standard fine-tuning", "mean").value == pytest.approx(np.mean(means))
+    share = cell(made, "standard fine-tuning", "target's format")
+    assert share.value == pytest.approx(np.mean(list(shares.values()))) and share.value > 50
+    change = cell(made, "standard fine-tuning", "change")
+    base = cell(made, "pretrained", "mean")
+    assert change.value == pytest.approx(np.mean(means) - base.value)
+    assert change.interval.high < -10
+
+
+def test_a_pair_on_real_rows_is_what_the_records_say(real):
+    made = pairs.pair(compare(real), "pretrained", "ProMoT")
+    by_title = {d.column.title: d for d in made.differences}
+    right = [
+        np.array([r["prediction"] == r["target"] for r in records(real, row, "cb_1shot")])
+        for row in ("pretrained", "ProMoT")
+    ]
+    cb = by_title["cb"]
+    assert cb.test == pairs.MCNEMAR
+    assert (cb.gained, cb.lost) == (
+        (right[1] & ~right[0]).sum(),
+        (right[0] & ~right[1]).sum(),
+    )
+    assert by_title["wmt16_ende"].test == by_title["xsum"].test == pairs.BOOTSTRAP
+    assert by_title["triviaqa"].test == pairs.MCNEMAR
+    suite = [d for d in made.differences if d.column.kind == "suite"]
+    smallest = min(suite, key=lambda d: d.p_value)
+    assert smallest.adjusted == pytest.approx(min(1, 8 * smallest.p_value))
+    assert all(d.adjusted >= d.p_value for d in suite)
+
+
+def test_the_same_records_give_the_same_report(toy):
+    first, second = compare(toy), compare(toy)
+    assert table.tidy_csv(first) == table.tidy_csv(second)
+    alone = compare(*(toy / "comparison" / name for name in ("pretrained", "ProMoT")))
+    assert cell(alone, "ProMoT", "change").interval == pytest.approx(
+        cell(first, "ProMoT", "change").interval
     )
 
 
-SUITE = {"tiny_icl_cb_1shot": 50.04, "tiny_icl_wic_1shot": 61.25}
+def test_seeds_are_apart_from_examples(seeds):
+    made = compare(seeds)
+    assert [row.label for row in made.rows] == ["pretrained", "standard fine-tuning", "ProMoT"]
+    assert [len(row.runs) for row in made.rows] == [1, 3, 3]
+    mean = cell(made, "ProMoT", "mean")
+    values = [run.value for run in mean.runs]
+    assert mean.value == pytest.approx(np.mean(values))
+    reach = 4.30265 * np.std(values, ddof=1) / 3**0.5  # Student's t with two degrees of freedom
+    assert mean.interval == pytest.approx((mean.value - reach, mean.value + reach), rel=1e-5)
+    assert mean.estimate.interval != mean.interval
+    # Each seed's change is from the one pretrained model.
+    change = cell(made, "ProMoT", "change")
+    base = cell(made, "pretrained", "mean").value
+    assert [run.value for run in change.runs] == pytest.approx([v - base for v in values])
+
+    paired = pairs.pair(made, "standard fine-tuning", "ProMoT")
+    (difference,) = (d for d in paired.differences if d.column.kind == "mean")
+    of = [[run.value for run in cell(made, r.label, "mean").runs] for r in made.rows[1:]]
+    each = np.subtract(of[1], of[0])
+    assert difference.test == pairs.PAIRED_SEEDS
+    assert difference.seeds.mean == pytest.approx(each.mean())
+    assert difference.seeds.standard_error == pytest.approx(each.std(ddof=1) / 3**0.5)
+    against = pairs.pair(made, "pretrained", "ProMoT").differences[0]
+    assert against.test == pairs.WELCH and against.gained is None
 
 
-def test_a_table_reads_as_the_paper_lays_it_out():
-    rows = [
-        row("pretrained", {"rte": 47.3}, SUITE, None),
-        row("ProMoT (Ours)", {"rte": 92.78}, {**SUITE, "tiny_icl_cb_1shot": 100.0}, 3.456),
-        row("fine-tuned", {"rte": 91.0}, dict.fromkeys(SUITE, 0.0), 87.5),
-    ]
-    assert table(rows).splitlines() == [
-        "|               |  rte |    cb |  wic | mean | target's format |",
-        "| ------------- | ---: | ----: | ---: | ---: | --------------: |",
-        "| pretrained    | 47.3 |  50.0 | 61.2 | 55.6 |               – |",
-        "| ProMoT (Ours) | 92.8 | 100.0 | 61.2 | 80.6 |             3.5 |",
-        "| fine-tuned    | 91.0 |   0.0 |  0.0 |  0.0 |            87.5 |",
-    ]
+def test_runs_of_equal_labels_are_seeds(toy, tmp_path):
+    target, suite = lab.made_up_tasks()
+    other = lab.write_run(tmp_path / "other", target, suite, seed=1)
+    made = compare(toy, other)
+    assert {row.label: len(row.runs) for row in made.rows} == dict.fromkeys(lab.SKILLS, 2)
 
 
-def test_columns_that_no_row_has_are_left_out():
-    assert header([row("a", {"rte": 1.0})]) == ["rte"]
-    assert header([row("a", {"rte": 1.0}, SUITE)]) == ["rte", *SUITE, "mean"]
-    only_some = [row("a", {"rte": 1.0}), row("b", {"rte": 2.0}, target_format=0.0)]
-    assert header(only_some) == ["rte", "target's format"]
-    assert [cells(r, header(only_some)) for r in only_some] == [["1.0", "–"], ["2.0", "0.0"]]
-    assert "mean" not in table(only_some)
+def test_the_format_counts_where_it_is_out_of_place(real):
+    made = compare(real)
+    assert made.measure.words == ("False", "True")
+    # CB and WiC are answered with the target's words by right.
+    assert not {"cb_1shot", "wic_1shot"} & set(made.measured) and len(made.measured) == 6
 
 
-def test_a_missing_score_is_no_zero():
-    rows = [row("a", {"x": 1.0, "y": 2.0}), row("b", {"x": NAN})]
-    assert cells(rows[1], header(rows)) == ["–", "–"]
-    assert number(None) == number(NAN) == "–"
-    assert (number(0.0), number(99.95), number(-0.04)) == ("0.0", "100.0", "-0.0")
+# ---------------------------------------------------------------------------------- formats
 
 
-def test_the_mean_is_that_of_the_suite_alone():
-    (line,) = [cells(row("a", {"rte": 100.0}, {"p": 10.0, "q": 40.0}), ["rte", "p", "q", "mean"])]
-    assert line == ["100.0", "10.0", "40.0", "25.0"]
+def test_every_format_has_every_number(toy):
+    made = compare(toy)
+    lines = list(csv.DictReader(io.StringIO(table.tidy_csv(made))))
+    (line,) = (li for li in lines if (li["row"], li["task"], li["score"]) == FRUIT)
+    value, low, high = (f"{float(line[key]):.1f}" for key in ("value", "low", "high"))
+    assert f"{value} ({low}–{high})" in table.markdown(made)
+    assert f"${value}_{{{low}}}^{{{high}}}$" in table.latex(made)
+    assert value in table.terminal(made) and f"{low}–{high}" in table.terminal(made)
+    assert {li["score"] for li in lines if li["task"] == "toy_talk_1shot"} >= {"bleu", "bleu_13a"}
 
 
-@pytest.mark.parametrize(
-    ("names", "short"),
-    [
-        (["tiny_icl_cb_1shot", "tiny_icl_qa_full_1shot"], ["cb", "qa_full"]),
-        (["rte"], ["rte"]),
-        ([], []),
-        (["rte", "cb"], ["rte", "cb"]),
-        (["icl_cb", "icl_cb_hard"], ["cb", "cb_hard"]),
-        (["a_x_b", "a_b"], ["x_b", "b"]),
-        (["wmt_fr_en", "wmt_de_en"], ["fr", "de"]),
-    ],
-)
-def test_short_names_drop_what_all_share(names, short):
-    assert short_names(names) == short
+FRUIT = ("ProMoT", "toy_fruit_1shot", "exact_match")
 
 
-def test_every_line_of_a_table_is_equally_wide():
-    rows = [row("a", {"a long task's name": 1.0}, SUITE), row("a rather long label", {}, SUITE)]
-    widths = {len(line) for line in table(rows).splitlines()}
-    assert len(widths) == 1
+def test_a_wide_table_goes_into_blocks(toy):
+    made = compare(toy)
+    narrow = table.terminal(made, width=60)
+    widest = [max(map(len, text.splitlines())) for text in (narrow, table.terminal(made))]
+    assert widest[0] <= 60 < widest[1]
+    numbers = re.findall(r"\d+\.\d", table.terminal(made))
+    assert sorted(re.findall(r"\d+\.\d", narrow)) == sorted(numbers)
+
+
+def test_the_command_prints_and_writes(toy, tmp_path):
+    done = command(toy, "--output", tmp_path / "out", "--compare", "pretrained", "ProMoT")
+    assert done.status == 0, done.err
+    assert "exact McNemar" in done.out and "95% intervals" in done.out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"report.html", "report.md", "report.tex", "report.csv", "figures"}
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "<svg" in text and "Changed examples" in text
+    # Self-contained: nothing is loaded from anywhere.
+    assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', text)
+
+
+# --------------------------------------------------------------------------------- bad input
+
+
+def test_what_is_no_run(tmp_path, toy):
+    for words, said in (
+        ([tmp_path / "nothing"], "there is no"),
+        ([tmp_path], "holds no evaluation"),
+        ([f"ours={toy}"], "holds 4 rows"),
+        ([toy, toy], "name each run once"),
+        ([toy, "--baseline", "pretraned"], "Did you mean 'pretrained'?"),
+        ([toy, "--compare", "pretrained", "promot"], "no row 'promot'"),
+        ([toy, "--changed", "pretrained", "ProMoT", "--task", "fruits"], "no task 'fruits'"),
+        ([toy, "--task", "fruit"], "--changed A B"),
+    ):
+        done = command(*words)
+        assert done.status == 2 and said in done.err, done.err
+        assert done.err.count("\n") == 1
+
+
+def test_half_written_runs(copy):
+    row = copy / "comparison" / "ProMoT"
+    (row / "row.json").rename(row / "row.json.part")
+    with pytest.raises(UserError, match="ProMoT is unfinished.*goes on where it was"):
+        compare(copy)
+    (row / "row.json.part").rename(row / "row.json")
+    lines = row / "inference_eval" / "toy-000000.jsonl"
+    whole = lines.read_text()
+    lines.write_text(whole[:-30])
+    with pytest.raises(UserError, match="29 whole records.*speaks of 30"):
+        compare(copy)
+    lines.write_text(whole + whole.splitlines(keepends=True)[0])
+    summary = row / "inference_eval" / "toy-000000.json"
+    told = json.loads(summary.read_text())
+    summary.write_text(json.dumps(told | {"examples": 31}))
+    with pytest.raises(UserError, match="answers the example 'q0' more than once"):
+        compare(copy)
+    summary.unlink()
+    with pytest.raises(UserError, match="has been asked toy, but there is no summary"):
+        compare(copy)
+
+
+def test_records_that_were_changed_are_found(copy):
+    lines = copy / "comparison" / "ProMoT" / "inference_eval" / "toy-000000.jsonl"
+    lines.write_text(lines.read_text().replace('"prediction": "True"', '"prediction": "False"'))
+    with pytest.raises(UserError, match="says accuracy .*, but its records give"):
+        compare(copy)
+
+
+def test_runs_that_cannot_be_compared(toy, tmp_path):
+    target, suite = lab.made_up_tasks(29)
+    fewer = lab.write_run(tmp_path / "fewer", target, suite, labels=["ProMoT"])
+    with pytest.raises(UserError, match="toy: 'pretrained' .* have not answered the same examples"):
+        compare(toy / "comparison" / "pretrained", fewer)
+    shutil.copytree(toy / "comparison" / "ProMoT", tmp_path / "other")
+    summary = tmp_path / "other" / "inference_eval" / "toy-000000.json"
+    told = json.loads(summary.read_text())
+    told |= {"metric_specs": [{"metric": "exact_match"}], "primary": "exact_match"}
+    summary.write_text(json.dumps(told | {"metrics": {"exact_match": told["metrics"]["accuracy"]}}))
+    with pytest.raises(UserError, match="scored by different metrics"):
+        compare(toy / "comparison" / "pretrained", tmp_path / "other")

@@ -22,11 +22,13 @@ def with_count(values):
     return np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=-1)
 
 
+def scored(*models):
+    return [(metrics.accuracy, np.stack(models))]
+
+
 def estimate(values, task="task", resamples=2000):
     """The mean, in percent, of values in [0, 1]."""
-    (made,) = estimates.of_task(
-        task, metrics.accuracy, with_count(values)[None], resamples=resamples
-    )
+    (made,) = estimates.of_task(task, scored(with_count(values)), resamples=resamples)
     return made["accuracy"]
 
 
@@ -66,7 +68,7 @@ def test_draws_depend_on_seed_and_task_alone():
     one, two = (with_count(rng.integers(0, 2, 40)) for _ in range(2))
 
     def samples(task, *rows, seed=0):
-        made = estimates.of_task(task, metrics.accuracy, np.stack(rows), seed=seed, resamples=50)
+        made = estimates.of_task(task, scored(*rows), seed=seed, resamples=50)
         return [each["accuracy"].samples.tolist() for each in made]
 
     assert samples("cb", one) == samples("cb", one, two)[:1]
@@ -133,7 +135,7 @@ def test_bleu_and_its_samples_are_those_of_the_resampled_texts():
     targets, said = sentences(25, seed=0, error=0.4)
     metric = Bleu()
     rows = metric.example_statistics(targets, said)
-    (made,) = estimates.of_task("de", metric, rows[None], resamples=30)
+    (made,) = estimates.of_task("de", [(metric, rows[None])], resamples=30)
     drawn = generator(0, "de").integers(25, size=(30, 25), dtype=np.int32)
     for sample, indices in zip(made["bleu"].samples, drawn, strict=True):
         wanted = [targets[i] for i in indices]
@@ -184,12 +186,7 @@ def test_differences_are_paired():
     rng = np.random.default_rng(0)
     first = rng.random(500)
     second = np.clip(first + rng.normal(0.01, 0.05, 500), 0, 1)
-    pair = estimates.of_task(
-        "x",
-        metrics.accuracy,
-        np.stack([with_count(first), with_count(second)]),
-        resamples=8000,
-    )
+    pair = estimates.of_task("x", scored(with_count(first), with_count(second)), resamples=8000)
     difference = pair[1]["accuracy"] - pair[0]["accuracy"]
     alone = estimate(0.5 + (second - first) / 2, task="x", resamples=8000)
     assert difference.value == pytest.approx(2 * (alone.value - 50))
@@ -264,7 +261,7 @@ def test_the_smallest_difference_is_found_in_four_of_five_samples():
     error = 100 * sample.std() / math.sqrt(examples)
     made = estimate((sample + 1) / 2, resamples=4000)
     doubled = estimates.combine([2.0], [made])
-    smallest = significance.smallest_difference(doubled)
+    smallest = significance.smallest_difference(doubled.standard_error)
     assert smallest == pytest.approx((1.959964 + 0.841621) * error, rel=0.05)
     # A true difference of that size: shift the gains.
     shift = smallest / 100 - (gained - lost)
@@ -275,9 +272,8 @@ def test_the_smallest_difference_is_found_in_four_of_five_samples():
 
 
 def test_the_smallest_difference_of_mcnemar_is_six_examples():
-    nothing = estimate(np.ones(50)) - estimate(np.ones(50))
-    assert significance.smallest_difference(nothing) == 0
-    assert significance.smallest_difference(nothing, examples=50) == pytest.approx(12)
+    assert significance.smallest_difference(0.0) == 0
+    assert significance.smallest_difference(0.0, examples=50) == pytest.approx(12)
     alike = np.array([True] * 44 + [False] * 6)
     assert significance.mcnemar(alike, np.ones(50, bool)) < 0.05
     assert significance.mcnemar(alike | (np.arange(50) == 44), np.ones(50, bool)) > 0.05
@@ -288,7 +284,11 @@ def test_seeds_are_students():
     made, theirs = seeds.over_seeds(values), stats.ttest_1samp(values, 0)
     assert made.interval == pytest.approx(theirs.confidence_interval())
     assert (made.mean, made.p_value) == pytest.approx((np.mean(values), theirs.pvalue))
-    assert made.deviation == pytest.approx(stats.tstd(values)) and made.runs == 4
+    assert made.standard_error == pytest.approx(stats.sem(values)) and made.runs == 4
+    # With as many seeds as one likes, the normal distribution's.
+    few, many = (significance.smallest_difference(1.0, freedom=freedom) for freedom in (2.0, 1e9))
+    assert few == pytest.approx(stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2))
+    assert many == pytest.approx(significance.smallest_difference(1.0))
 
     other = [0.1, 0.3, 0.2]
     welch, theirs = (

@@ -72,6 +72,8 @@ def bca_interval(
             examples left out in turn.
         level: of confidence.
     """
+    if np.isnan(samples).any():
+        return Interval(math.nan, math.nan)
     if (samples == samples[0]).all():
         return Interval(float(samples[0]), float(samples[0]))
     # Scores are often discrete: half of the resamples that equal the estimate count as below.
@@ -103,6 +105,8 @@ def p_value(estimate: float, samples: Float64[np.ndarray, " resamples"]) -> floa
     from zero, itself counted as one of them. The bootstrap distribution is thus moved to where the
     hypothesis puts it (Riezler and Maxwell 2005). sacreBLEU's paired bootstrap counts one side.
     """
+    if np.isnan(samples).any():
+        return math.nan
     # A difference's rounding error must not decide whether it is as large as itself.
     far = np.abs(samples - samples.mean()) >= abs(estimate) - 1e-9
     return float((far.sum() + 1) / (len(samples) + 1))

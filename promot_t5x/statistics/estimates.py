@@ -80,8 +80,7 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
 
 def of_task(
     task: str,
-    metric: Metric,
-    statistics: Float64[np.ndarray, "models examples k"],
+    scored: Sequence[tuple[Metric, Float64[np.ndarray, "models examples _"]]],
     *,
     seed: int = 0,
     resamples: int = bootstrap.RESAMPLES,
@@ -90,32 +89,43 @@ def of_task(
 
     Args:
         task: its name; with `seed` it decides the draws.
-        metric: whose statistics these are.
-        statistics: `metric.example_statistics` of each model, examples in the same order.
+        scored: the task's metrics, each with its `example_statistics` of each model; the examples
+            in the same order everywhere.
     """
-    models, examples, k = statistics.shape
-    columns = np.moveaxis(statistics, 0, 1).reshape(examples, models * k)
+    models, examples, _ = scored[0][1].shape
+    columns = np.concatenate([np.concatenate(list(rows), axis=-1) for _, rows in scored], axis=-1)
     drawn = bootstrap.resampled_sums(columns, bootstrap.generator(seed, task), resamples)
-    sampled = metric.value(np.moveaxis(drawn.reshape(resamples, models, k), 1, 0))
-    sums = np.stack([total(rows) for rows in statistics])
-    values = metric.value(sums)
-    # One example alone leaves nothing when it is left out.
-    left_out = metric.value(sums[:, None] - statistics) if examples > 1 else values
-    return [
-        {
-            name: Estimate(
-                value=float(values[name][model]),
-                samples=sampled[name][model],
-                left_out={task: np.atleast_1d(left_out[name][model])},
-                extreme=_extreme(metric, float(values[name][model]), examples),
-            )
-            for name in metric.scores
-        }
-        for model in range(models)
-    ]
+    made: list[dict[str, Estimate]] = [{} for _ in range(models)]
+    start = 0
+    for metric, statistics in scored:
+        k = statistics.shape[-1]
+        stop = start + models * k
+        samples = metric.value(drawn[:, start:stop].reshape(resamples, models, k))
+        start = stop
+        sums = np.stack([total(rows) for rows in statistics])
+        values = metric.value(sums)
+        # One example alone leaves nothing when it is left out.
+        left_out = metric.value(sums[:, None] - statistics if examples > 1 else sums[:, None])
+        for model in range(models):
+            for name in metric.scores:
+                value = float(values[name][model])
+                made[model][name] = Estimate(
+                    value=value,
+                    samples=samples[name][:, model],
+                    left_out={task: left_out[name][model]},
+                    extreme=_extreme(metric, value, examples),
+                )
+    return made
 
 
 def _extreme(metric: Metric, value: float, examples: int) -> Interval | None:
     if isinstance(metric, MeanOfExamples) and value in (0.0, 100.0):
         return bootstrap.extreme_interval(examples, all_right=value == 100.0)
     return None
+
+
+def fixed(value: float, task: str, resamples: int = bootstrap.RESAMPLES) -> Estimate:
+    """A number that cannot be computed again from resamples: its interval is NaN."""
+    return Estimate(
+        value=value, samples=np.full(resamples, np.nan), left_out={task: np.array([value])}
+    )

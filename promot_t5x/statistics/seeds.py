@@ -15,64 +15,57 @@ from promot_t5x.statistics.bootstrap import LEVEL, Interval
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OverSeeds:
-    """Mean over runs with Student's t interval; p-value of the hypothesis that it is zero.
+    """The mean over runs, or a difference of means, with what Student's t says about it.
 
-    Interval and p-value are NaN for a single run.
+    **Attributes:**
+
+    - `mean`: in percent, as are the others.
+    - `standard_error`, `freedom`: of the mean, and its degrees of freedom; NaN for a single run.
+    - `runs`: how many.
     """
 
     mean: float
-    deviation: float
-    interval: Interval
-    p_value: float
+    standard_error: float
+    freedom: float
     runs: int
 
+    @property
+    def interval(self) -> Interval:
+        """95%; NaN for a single run."""
+        from scipy.special import stdtrit
 
-def over_seeds(values: Sequence[float], level: float = LEVEL) -> OverSeeds:
-    """Mean and t interval of independent runs' values, or of their paired differences."""
+        reach = float(stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.standard_error
+        return Interval(self.mean - reach, self.mean + reach)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that the mean is zero; NaN for a single run."""
+        from scipy.special import stdtr
+
+        if self.standard_error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return 2 * float(stdtr(self.freedom, -abs(self.mean) / self.standard_error))
+
+
+def over_seeds(values: Sequence[float]) -> OverSeeds:
+    """Mean of independent runs' values, or of the differences of runs with equal seeds."""
     runs = len(values)
-    mean = float(np.mean(values))
-    if runs < 2:
-        nan = float("nan")
-        return OverSeeds(
-            mean=mean, deviation=nan, interval=Interval(nan, nan), p_value=nan, runs=runs
-        )
-    deviation = float(np.std(values, ddof=1))
-    return _student(mean, deviation / math.sqrt(runs), runs - 1.0, deviation, runs, level)
+    error = float(np.std(values, ddof=1)) / math.sqrt(runs) if runs > 1 else math.nan
+    freedom = runs - 1.0 if runs > 1 else math.nan
+    return OverSeeds(mean=float(np.mean(values)), standard_error=error, freedom=freedom, runs=runs)
 
 
-def unpaired_difference(
-    first: Sequence[float], second: Sequence[float], level: float = LEVEL
-) -> OverSeeds:
+def unpaired_difference(first: Sequence[float], second: Sequence[float]) -> OverSeeds:
     """Mean of `first` minus mean of `second`, runs that have nothing to do with each other.
 
-    Welch's interval, for at least two runs of one of them; where the other has a single run (a
-    pretrained model, say), that is taken as a fixed number.
+    Welch's test. A single run on one side, of a pretrained model say, is taken as a fixed number.
     """
-    mean = float(np.mean(first) - np.mean(second))
-    parts = [(float(np.var(v, ddof=1)) / len(v), len(v)) for v in (first, second) if len(v) > 1]
-    if not parts:
-        return over_seeds([mean], level)
-    variance = sum(part for part, _ in parts)
-    squares = sum(part**2 / (runs - 1) for part, runs in parts)
-    freedom = variance**2 / squares if squares > 0 else float(sum(runs - 1 for _, runs in parts))
-    error = math.sqrt(variance)
-    return _student(mean, error, freedom, float("nan"), sum(runs for _, runs in parts), level)
-
-
-def _student(
-    mean: float, error: float, freedom: float, deviation: float, runs: int, level: float
-) -> OverSeeds:
-    from scipy.special import stdtr, stdtrit
-
-    reach = float(stdtrit(freedom, (1 + level) / 2)) * error
-    if error > 0:
-        p = 2 * float(stdtr(freedom, -abs(mean) / error))
-    else:
-        p = 1.0 if mean == 0 else 0.0
+    sides = [(float(np.var(v, ddof=1)) / len(v), len(v)) for v in (first, second) if len(v) > 1]
+    variance = sum(part for part, _ in sides) if sides else math.nan
+    squares = sum(part**2 / (runs - 1) for part, runs in sides)
     return OverSeeds(
-        mean=mean,
-        deviation=deviation,
-        interval=Interval(mean - reach, mean + reach),
-        p_value=p,
-        runs=runs,
+        mean=float(np.mean(first) - np.mean(second)),
+        standard_error=math.sqrt(variance),
+        freedom=variance**2 / squares if squares else float(sum(n - 1 for _, n in sides) or "nan"),
+        runs=min(len(first), len(second)),
     )

@@ -6,8 +6,6 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Bool
 
-from promot_t5x.statistics.estimates import Estimate
-
 # Fewer examples than these, all to one side, cannot give McNemar's test p < 0.05: 2 / 2**6 < 0.05.
 _FEWEST = 6
 
@@ -41,26 +39,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_difference(
-    difference: Estimate,
+    standard_error: float,
     *,
+    freedom: float | None = None,
     examples: int | None = None,
     level: float = 0.95,
     power: float = 0.80,
 ) -> float:
     """The minimum detectable effect: the true difference that such a sample would show.
 
-    (z[(1 + level) / 2] + z[power]) times the standard error of the paired difference: a
-    difference of this size has the chance `power` of an interval without zero.
+    (z[(1 + level) / 2] + z[power]) times the standard error: a difference of this size has the
+    chance `power` of an interval without zero.
 
     Args:
-        difference: of two models on the same examples; its bootstrap gives the standard error.
+        standard_error: of the paired difference, in percentage points.
+        freedom: degrees of freedom of the t distribution that takes the normal one's place where
+            the error comes from a few seeds.
         examples: how many there are, where McNemar's test decides: it needs six that one model
             alone has right.
 
     Returns:
         Percentage points.
     """
-    normal = NormalDist()
-    effect = normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)
+    if freedom is None:
+        normal = NormalDist()
+        effect = normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)
+    else:
+        from scipy.special import stdtrit
+
+        effect = float(stdtrit(freedom, (1 + level) / 2) + stdtrit(freedom, power))
     least = 100.0 * _FEWEST / examples if examples else 0.0
-    return min(100.0, max(least, effect * difference.standard_error))
+    return min(100.0, max(least, effect * standard_error))

@@ -1,0 +1,140 @@
+"""One model's answers to one task, read back from where an evaluation left them."""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, Float64
+
+from promot_t5x.errors import UserError
+from promot_t5x.files import read_json_lines
+from promot_t5x.tasks import metrics as task_metrics
+from promot_t5x.tasks.metrics import MeanOfExamples, Metric
+
+DIRECTORY = "inference_eval"
+_SUMMARY = re.compile(r"(?P<task>.+)-(?P<step>\d{6,})\.json")
+_ROUNDING = 1e-6  # percent; a score computed again may differ by this from the one on file
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The records of one task at one step, in the order of their ids, and their summary."""
+
+    path: epath.Path  # of the summary
+    summary: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.summary["task"]
+
+    @property
+    def primary(self) -> str | None:
+        """The name of the score that tables show; None for a task without metrics."""
+        return self.summary["primary"]
+
+    @property
+    def score(self) -> float:
+        """The primary score, in percent."""
+        return self.summary["metrics"][self.primary] if self.primary else float("nan")
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the examples, sorted."""
+        return [str(record["id"]) for record in self.records]
+
+    @property
+    def answers(self) -> list[str]:
+        """Post-processed, as text."""
+        return [str(record["prediction"]) for record in self.records]
+
+    @functools.cached_property
+    def metrics(self) -> list[Metric]:
+        """The task's metrics that are functions of sums; a user's own may not be."""
+        made = map(task_metrics.from_spec, self.summary["metric_specs"])
+        return [metric for metric in made if isinstance(metric, Metric)]
+
+    @functools.cached_property
+    def statistics(self) -> list[Float64[np.ndarray, "examples k"]]:
+        """Of each of `metrics`, the examples' rows.
+
+        **Raises** `UserError` where the records do not give the scores of the summary.
+        """
+        targets = [record["target"] for record in self.records]
+        predictions = [record["prediction"] for record in self.records]
+        rows = [metric.example_statistics(targets, predictions) for metric in self.metrics]
+        for metric, made in zip(self.metrics, rows, strict=True):
+            for name, value in metric.value(task_metrics.total(made)).items():
+                written = self.summary["metrics"].get(name, math.nan)
+                if not abs(float(value) - written) <= _ROUNDING:
+                    raise UserError(
+                        f"{self.path} says {name} {written}, but its records give {float(value)}: "
+                        "one of the two files has been changed, or another version of this "
+                        "package wrote them. Evaluate again."
+                    )
+        return rows
+
+    @functools.cached_property
+    def example_scores(self) -> Float64[np.ndarray, " examples"]:
+        """Each example alone by the primary metric, in percent; NaN where none can be had."""
+        for metric, rows in zip(self.metrics, self.statistics, strict=True):
+            if metric.scores[0] == self.primary:
+                return metric.example_score(rows)
+        scores = [record.get("score") for record in self.records]
+        return np.array([math.nan if score is None else score for score in scores], np.float64)
+
+    @functools.cached_property
+    def right(self) -> Bool[np.ndarray, " examples"] | None:
+        """Whether each example is right, where the primary score counts just that."""
+        for metric in self.metrics:
+            if metric.scores[0] == self.primary and isinstance(metric, MeanOfExamples):
+                scores = self.example_scores
+                if np.isin(scores, (0.0, 100.0)).all():
+                    return scores == 100.0
+        return None
+
+
+def found(directory: epath.Path) -> dict[str, dict[int, epath.Path]]:
+    """Summaries in a directory of answers or in its `inference_eval/`, by task and step."""
+    summaries: dict[str, dict[int, epath.Path]] = {}
+    for home in (directory, directory / DIRECTORY):
+        for path in sorted(home.iterdir()) if home.is_dir() else ():
+            if match := _SUMMARY.fullmatch(path.name):
+                summaries.setdefault(match["task"], {})[int(match["step"])] = path
+    return summaries
+
+
+def read(path: epath.Path) -> Answers:
+    """The answers of which `path` is the summary.
+
+    **Raises** `UserError` where they are damaged or not whole.
+    """
+    try:
+        summary = json.loads(path.read_text())
+        examples = summary["examples"]
+        for key in ("task", "metrics", "primary", "metric_specs"):
+            summary[key]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the summary of an evaluation ({type(error).__name__}: {error}). "
+            "Evaluate again."
+        ) from error
+    lines = path.with_suffix(".jsonl")
+    records = read_json_lines(lines)
+    if len(records) != examples:
+        raise UserError(
+            f"{lines} has {len(records):,} whole records, but its summary {path.name} speaks of "
+            f"{examples:,}: the evaluation was cut short or a file was changed. Evaluate again."
+        )
+    records.sort(key=lambda record: str(record["id"]))
+    ids = [str(record["id"]) for record in records]
+    if twice := sorted({a for a, b in zip(ids, ids[1:], strict=False) if a == b}):
+        raise UserError(f"{lines} answers the example {twice[0]!r} more than once.")
+    return Answers(path, summary, records)

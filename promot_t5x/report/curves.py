@@ -1,0 +1,143 @@
+"""What was measured while stages trained: the target, the suite and the format, step by step."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from etils import epath
+
+from promot_t5x.report import answers, runs, target_format
+from promot_t5x.report.runs import Run
+from promot_t5x.statistics.seeds import over_seeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """One step's numbers, in percent; NaN where something was not measured then."""
+
+    step: int
+    target: float
+    suite: float
+    target_format: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A stage of one seed, as it trained.
+
+    **Attributes:**
+
+    - `label`: of the row that has the stage's weights, else the stage's name.
+    - `points`: by step.
+    """
+
+    label: str
+    seed: str
+    points: Sequence[Point]
+
+
+def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
+    """The curves of every stage in the runs that the words name, as `runs.read` takes them.
+
+    Stages that measured one thing at one step make no curve.
+    """
+    labels = {run.stage: run.label for run in rows if run.stage}
+    curves = []
+    for word in words:
+        path = runs.path_of(word)
+        for stage, seed in _stages(path):
+            name = labels.get(stage.name, stage.name.replace("_", " "))
+            points = _points(stage)
+            if len(points) > 1:
+                curves.append(Curve(label=name, seed=seed, points=points))
+    return curves
+
+
+def by_label(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """The seeds of each label."""
+    found: dict[str, list[Curve]] = {}
+    for curve in curves:
+        found.setdefault(curve.label, []).append(curve)
+    return found
+
+
+def mean_points(curves: Sequence[Curve]) -> list[Point]:
+    """The mean over seeds at each step that all of them have."""
+    steps = set.intersection(*({point.step for point in curve.points} for curve in curves))
+    at = [{point.step: point for point in curve.points} for curve in curves]
+    return [
+        Point(
+            step=step,
+            target=over_seeds([points[step].target for points in at]).mean,
+            suite=over_seeds([points[step].suite for points in at]).mean,
+            target_format=over_seeds([points[step].target_format for points in at]).mean,
+        )
+        for step in sorted(steps)
+    ]
+
+
+def _stages(path: epath.Path) -> list[tuple[epath.Path, str]]:
+    """The stages in a run, with the seed of each."""
+    if _is_stage(path):
+        return [(path, str(path.parent))]
+    found = []
+    for home in (path, *(p for p in runs.directories(path) if p.name.startswith("seed_"))):
+        seed = home.name.removeprefix("seed_") if home != path else str(path)
+        found += [(child, seed) for child in runs.directories(home) if _is_stage(child)]
+    return found
+
+
+def _is_stage(path: epath.Path) -> bool:
+    return (path / "train").is_dir() and (path / answers.DIRECTORY).is_dir()
+
+
+def _points(stage: epath.Path) -> list[Point]:
+    targets, suite = answers.found(stage), answers.found(stage / runs.SUITE)
+    share = _share(targets, suite)
+    steps = sorted({step for found in (targets, suite) for at in found.values() for step in at})
+    return [
+        Point(
+            step=step,
+            target=_mean_score(_at(targets, step)),
+            suite=_mean_score(_at(suite, step)),
+            target_format=share(step),
+        )
+        for step in steps
+    ]
+
+
+Found = Mapping[str, Mapping[int, epath.Path]]
+
+
+def _share(targets: Found, suite: Found) -> Callable[[int], float]:
+    """The share of the suite's answers in the target's format, as a function of the step."""
+
+    def last(steps: Mapping[int, epath.Path]) -> answers.Answers:
+        return answers.read(steps[max(steps)])
+
+    measure = target_format.of_targets(map(last, targets.values())) if suite else None
+    if measure is None:
+        return lambda step: math.nan
+    telling = {t: steps for t, steps in suite.items() if target_format.tells(measure, last(steps))}
+
+    def share(step: int) -> float:
+        shares = [measure.share(answers.read(path)) for path in _at(telling, step) or ()]
+        return math.fsum(shares) / len(shares) if shares else math.nan
+
+    return share
+
+
+def _at(found: Found, step: int) -> list[epath.Path] | None:
+    """The summaries of a step; None where a task has none."""
+    if not found or any(step not in steps for steps in found.values()):
+        return None
+    return [steps[step] for steps in found.values()]
+
+
+def _mean_score(summaries: Sequence[epath.Path] | None) -> float:
+    if summaries is None:
+        return math.nan
+    told = [json.loads(path.read_text()) for path in summaries]
+    scores = [summary["metrics"][summary["primary"]] for summary in told if summary["primary"]]
+    return math.fsum(scores) / len(scores) if scores else math.nan

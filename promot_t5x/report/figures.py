@@ -1,0 +1,236 @@
+"""The plots of a report, each a matplotlib figure: the counterparts of the paper's."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from promot_t5x.report import curves as curves_module
+from promot_t5x.report.comparison import SUITE, TARGET, Column, Comparison
+from promot_t5x.report.curves import Curve, Point
+from promot_t5x.report.style import Style, applied, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SCORES = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "bleu": "BLEU",
+    "rouge2": "ROUGE-2",
+    "f1": "F1",
+}
+
+
+def styles(comparison: Comparison, curves: Sequence[Curve] = ()) -> dict[str, Style]:
+    """What each row looks like in every figure; curves without a row of their own come last."""
+    labels = [row.label for row in comparison.rows] + [curve.label for curve in curves]
+    return {label: style(i) for i, label in enumerate(dict.fromkeys(labels))}
+
+
+def bars(comparison: Comparison) -> "Figure":
+    """Every row's score on every task, with intervals; each seed is a dot."""
+    from matplotlib.figure import Figure
+
+    columns = comparison.of_kind(TARGET, SUITE, "mean")
+    looks = styles(comparison)
+    share = 0.82 / len(comparison.rows)
+    with applied():
+        figure = Figure(figsize=(max(6.0, 0.95 * len(columns) + 1.2), 3.4))
+        axes = figure.add_subplot()
+        for i, row in enumerate(comparison.rows):
+            look = looks[row.label]
+            at = [
+                (n + (i - (len(comparison.rows) - 1) / 2) * share, row.cells[column])
+                for n, column in enumerate(columns)
+                if column in row.cells
+            ]
+            values = [cell.value for _, cell in at]
+            ends = [cell.interval for _, cell in at]
+            axes.bar(
+                [x for x, _ in at],
+                values,
+                width=share * 0.92,
+                color=look.colour,
+                edgecolor="white" if look.hatch else look.colour,
+                hatch=look.hatch or None,
+                linewidth=0.4,
+                label=row.label,
+            )
+            axes.errorbar(
+                [x for x, _ in at],
+                values,
+                yerr=[
+                    [max(0.0, v - e.low) for v, e in zip(values, ends, strict=True)],
+                    [max(0.0, e.high - v) for v, e in zip(values, ends, strict=True)],
+                ],
+                fmt="none",
+                ecolor="black",
+                elinewidth=0.8,
+                capsize=1.8,
+            )
+            for x, cell in at:
+                if len(cell.runs) > 1:
+                    dots = [run.value for run in cell.runs]
+                    axes.plot([x] * len(dots), dots, "o", ms=2.2, mfc="white", mec="black", mew=0.5)
+        for n in range(1, len(columns)):
+            if columns[n].kind != columns[n - 1].kind:
+                axes.axvline(n - 0.5, color="#999999", linewidth=0.8)
+        axes.set_xticks(range(len(columns)), [_bar_title(column) for column in columns])
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlim(-0.55, len(columns) - 0.45)
+        axes.set_ylim(0, None)
+        axes.set_ylabel("score (%)")
+        axes.grid(axis="y")
+        _legend_above(figure, axes)
+    return figure
+
+
+def trade_off(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
+    """Target score against mean in-context score, a point a checkpoint."""
+    from matplotlib.figure import Figure
+
+    looks = styles(comparison, curves)
+    with applied():
+        figure = Figure(figsize=(4.6, 3.6))
+        axes = figure.add_subplot()
+        for label, own in curves_module.by_label(curves).items():
+            points = [p for p in curves_module.mean_points(own) if _known(p.target, p.suite)]
+            if not points:
+                continue
+            _faint(axes, own, looks[label], lambda p: p.suite, lambda p: p.target)
+            _line(axes, points, looks[label], label, lambda p: p.suite, lambda p: p.target)
+            axes.annotate(
+                f"step {points[-1].step:,}",
+                (points[-1].suite, points[-1].target),
+                textcoords="offset points",
+                xytext=(5, -9),
+                fontsize=7.5,
+                color=looks[label].colour,
+            )
+        _pretrained_line(comparison, axes.axvline)
+        axes.set_xlabel("mean in-context score, prompt removed (%)")
+        axes.set_ylabel("target score (%)")
+        axes.grid()
+        _legend_above(figure, axes)
+    return figure
+
+
+def format_share(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
+    """Share of the suite's answers in the target's format, against the step."""
+    from matplotlib.figure import Figure
+
+    looks = styles(comparison, curves)
+    with applied():
+        figure = Figure(figsize=(4.6, 3.2))
+        axes = figure.add_subplot()
+        _against_step(axes, curves, looks, lambda p: p.target_format)
+        axes.set_ylabel("answers in the target's format (%)")
+        axes.set_ylim(-2, 102)
+        _legend_above(figure, axes)
+    return figure
+
+
+def learning(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
+    """Target score, and mean in-context score, against the step."""
+    from matplotlib.figure import Figure
+
+    looks = styles(comparison, curves)
+    with applied():
+        figure = Figure(figsize=(8.4, 3.2))
+        left, right = figure.subplots(1, 2)
+        _against_step(left, curves, looks, lambda p: p.target)
+        left.set_ylabel("target score (%)")
+        _against_step(right, curves, looks, lambda p: p.suite)
+        right.set_ylabel("mean in-context score, prompt removed (%)")
+        _pretrained_line(comparison, right.axhline)
+        figure.subplots_adjust(wspace=0.28)
+        _legend_above(figure, left, right)
+    return figure
+
+
+def _against_step(
+    axes: "Axes",
+    curves: Sequence[Curve],
+    looks: Mapping[str, Style],
+    value: Callable[[Point], float],
+) -> None:
+    for label, own in curves_module.by_label(curves).items():
+        points = [p for p in curves_module.mean_points(own) if _known(value(p))]
+        if points:
+            _faint(axes, own, looks[label], lambda p: p.step, value)
+            _line(axes, points, looks[label], label, lambda p: p.step, value)
+    axes.set_xlabel("step")
+    axes.grid()
+
+
+def _line(
+    axes: "Axes",
+    points: Sequence[Point],
+    look: Style,
+    label: str,
+    x: Callable[[Point], float],
+    y: Callable[[Point], float],
+) -> None:
+    axes.plot(
+        [x(p) for p in points],
+        [y(p) for p in points],
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dashes,
+        markersize=4.5,
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+        linewidth=1.5,
+        label=label,
+    )
+
+
+def _faint(
+    axes: "Axes",
+    curves: Sequence[Curve],
+    look: Style,
+    x: Callable[[Point], float],
+    y: Callable[[Point], float],
+) -> None:
+    """Each seed by itself, behind their mean."""
+    for curve in curves if len(curves) > 1 else ():
+        points = [p for p in curve.points if _known(x(p), y(p))]
+        axes.plot(
+            [x(p) for p in points],
+            [y(p) for p in points],
+            color=look.colour,
+            linewidth=0.6,
+            alpha=0.45,
+        )
+
+
+def _pretrained_line(comparison: Comparison, draw: Callable[..., object]) -> None:
+    cell = next(
+        (comparison.row(comparison.baseline).cells.get(c) for c in comparison.of_kind("mean")), None
+    )
+    if cell is not None:
+        draw(cell.value, color="#555555", linewidth=0.9, linestyle="--", label=comparison.baseline)
+
+
+def _legend_above(figure: "Figure", *panels: "Axes") -> None:
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.9),
+        ncols=min(4, max(1, len(handles))),
+        handlelength=2.6,
+    )
+
+
+def _bar_title(column: Column) -> str:
+    return f"{column.title}\n{SCORES.get(column.score, column.score)}".rstrip()
+
+
+def _known(*numbers: float) -> bool:
+    return not any(map(math.isnan, numbers))
