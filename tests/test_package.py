@@ -38,6 +38,7 @@ def test_wheel_holds_every_module_task_and_gin_file_and_nothing_else(wheel):
     expected |= {f"promot_t5x/{name}" for name in gin}
     assert gin
     expected |= {"promot_t5x/py.typed", "promot_t5x/tasks/tiny/base/checkpoint"}
+    expected |= {f"promot_t5x/report/{name}" for name in ("page.css", "examples.js")}
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == expected
 
