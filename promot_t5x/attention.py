@@ -19,6 +19,7 @@ from promot_t5x.layers import Dense, attention_init
 from promot_t5x.t5config import T5Config
 
 MASKED = -1e10
+CACHE_AXES = ("batch", "heads", "kv", "length")
 
 
 class KeyValues(NamedTuple):
@@ -163,8 +164,9 @@ class Attention(nn.Module):
                 f"{(bias.shape[-1] + 1) // 2}: give decode() the length the cache was made with."
             )
         now = index.value
-        key.value = lax.dynamic_update_slice_in_dim(key.value, fresh.key, now, axis=-1)
-        value.value = lax.dynamic_update_slice_in_dim(value.value, fresh.value, now, axis=-1)
+        for cached, new in ((key, fresh.key), (value, fresh.value)):
+            extended = lax.dynamic_update_slice_in_dim(cached.value, new, now, axis=-1)
+            cached.value = with_sharding_constraint(extended, CACHE_AXES)
         index.value = now + 1
         past = (jnp.arange(length) <= now)[None, None, None]
         mask = past if mask is None else mask & past

@@ -4,6 +4,7 @@ Gradients, norms and optimiser slots exist for the trainable tree only, so that 
 costs neither weight gradients nor their memory.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x.errors import UserError
 from promot_t5x.partitioning import Partitioner
@@ -93,8 +95,11 @@ def opt_state_shardings(
     shardings: Tree,
     partitioner: Partitioner,
 ) -> Any:
-    """Shardings of the optimiser's slots: a slot shaped like its parameter lies where the
-    parameter lies; the others (factored rows and columns, counters) are replicated, as in T5X.
+    """Shardings of the optimiser's slots, each of which lies where its parameter lies.
+
+    A slot that has lost some of its parameter's axes, as factored rows and columns have, is split
+    as the axes that it kept; T5X replicates those, and gathers them at every step. What has
+    another shape, or could be either of two equal axes, is replicated.
     """
     flat = {
         tuple(path.split("/")): (leaf.shape, sharding)
@@ -103,12 +108,11 @@ def opt_state_shardings(
         )
     }
 
-    def slot_sharding(key_path: Any, slot: Any) -> Any:
+    def slot_sharding(key_path: Any, slot: Any) -> NamedSharding:
         names = tuple(str(getattr(key, "key", getattr(key, "name", ""))) for key in key_path)
         for start in range(len(names)):
-            shape, sharding = flat.get(names[start:], (None, None))
-            if shape == slot.shape:
-                return sharding
+            if names[start:] in flat:
+                return _kept_axes(slot.shape, *flat[names[start:]]) or partitioner.replicated
         return partitioner.replicated
 
     slots = jax.eval_shape(optimizer.init, trainable)
@@ -132,6 +136,21 @@ def laid_out(shapes: Tree, axes: Tree, partitioner: Partitioner, dtype: str | No
         shapes,
         shardings,
     )
+
+
+def _kept_axes(
+    slot: tuple[int, ...], parameter: tuple[int, ...], sharding: NamedSharding
+) -> NamedSharding | None:
+    """The sharding of the parameter's axes that a slot has, where it can be only one choice."""
+    spec = (*sharding.spec, *(None,) * (len(parameter) - len(sharding.spec)))
+    fitting = [
+        axes
+        for axes in itertools.combinations(range(len(parameter)), len(slot))
+        if tuple(parameter[axis] for axis in axes) == slot
+    ]
+    if len(fitting) != 1:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(*(spec[axis] for axis in fitting[0])))
 
 
 def state_shapes(
