@@ -36,7 +36,8 @@ def bars(comparison: Comparison) -> "Figure":
     looks = styles(comparison)
     share = 0.82 / len(comparison.rows)
     with applied():
-        figure = Figure(figsize=(max(6.0, 0.95 * len(columns) + 1.2), 3.4))
+        wide = max(0.9, *(0.085 * len(line) for c in columns for line in _bar_title(c).split("\n")))
+        figure = Figure(figsize=(max(5.0, wide * len(columns) + 0.8), 3.4))
         axes = figure.add_subplot()
         for i, row in enumerate(comparison.rows):
             look = looks[row.label]
@@ -87,7 +88,7 @@ def bars(comparison: Comparison) -> "Figure":
 
 
 def trade_off(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
-    """Target score against mean in-context score, a point a checkpoint."""
+    """Target score against mean in-context score, a point a checkpoint, the last one large."""
     from matplotlib.figure import Figure
 
     looks = styles(comparison, curves)
@@ -100,16 +101,15 @@ def trade_off(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
                 continue
             _faint(axes, own, looks[label], lambda p: p.suite, lambda p: p.target)
             _line(axes, points, looks[label], label, lambda p: p.suite, lambda p: p.target)
-            axes.annotate(
-                f"step {points[-1].step:,}",
-                (points[-1].suite, points[-1].target),
-                textcoords="offset points",
-                xytext=(5, -9),
-                fontsize=7.5,
+            axes.plot(
+                *([points[-1].suite], [points[-1].target], looks[label].marker),
                 color=looks[label].colour,
+                ms=9,
+                mec="black",
+                mew=0.9,
             )
         _pretrained_line(comparison, axes.axvline)
-        axes.set_xlabel("mean in-context score, prompt removed (%)")
+        axes.set_xlabel("mean in-context score, without the prompt (%)")
         axes.set_ylabel("target score (%)")
         axes.grid()
         _legend_above(figure, axes)
@@ -137,12 +137,12 @@ def learning(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
 
     looks = styles(comparison, curves)
     with applied():
-        figure = Figure(figsize=(8.4, 3.2))
+        figure = Figure(figsize=(9.0, 3.2))
         left, right = figure.subplots(1, 2)
         _against_step(left, curves, looks, lambda p: p.target)
         left.set_ylabel("target score (%)")
         _against_step(right, curves, looks, lambda p: p.suite)
-        right.set_ylabel("mean in-context score, prompt removed (%)")
+        right.set_ylabel("mean in-context score (%)")
         _pretrained_line(comparison, right.axhline)
         figure.subplots_adjust(wspace=0.28)
         _legend_above(figure, left, right)
@@ -232,5 +232,5 @@ def _bar_title(column: Column) -> str:
     return f"{column.title}\n{SCORES.get(column.score, column.score)}".rstrip()
 
 
-def _known(*numbers: float) -> bool:
+def _known(*numbers: float | int) -> bool:
     return not any(map(math.isnan, numbers))

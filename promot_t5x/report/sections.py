@@ -93,13 +93,14 @@ def drawn(comparison: Comparison, curves: Sequence[Curve]) -> dict[str, tuple[An
     if both:
         found["learning"] = (
             figures.learning(comparison, curves),
-            "The target's score and the suite's mean while the stages train." + several,
+            "The target's score, and the suite's mean asked without the prompt, while the "
+            "stages train." + several,
         )
         if any(not math.isnan(p.target) for p in both):
             found["trade_off"] = (
                 figures.trade_off(comparison, curves),
-                "What a target score costs: each point is a checkpoint. Up is better on the "
-                "target, right is better in context." + several,
+                "What a target score costs: each point is a checkpoint, the large one the last. "
+                "Up is better on the target, right is better in context." + several,
             )
         if any(not math.isnan(p.target_format) for p in both):
             found["format_share"] = (
@@ -139,8 +140,8 @@ def examples(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Sectio
     """Examples whose answer changed between two rows, to browse and filter."""
     data = changed_data(comparison, pairs)
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    # In a script element only this ends the data.
-    text = text.replace("</", "<\\/")
+    # Nothing in a script element may look like a tag or a comment.
+    text = text.replace("<", "\\u003c")
     script = Path(__file__).with_name("examples.js").read_text()
     ways = "".join(
         f'<option value="{way}">{escape(said)}</option>'
