@@ -278,14 +278,14 @@ def references(target: References) -> list[str]:
     return [target] if isinstance(target, str) else list(target)
 
 
-def check(targets: Sequence[References], predictions: Sequence[str]) -> None:
+def check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
     """Raise `ValueError` unless both lists have the same length, and it is not 0;
     nor may a list of references be empty."""
     if len(targets) != len(predictions):
         raise ValueError(f"{len(targets)} targets but {len(predictions)} predictions")
     if not len(predictions):
         raise ValueError("no predictions to score")
-    if any(not len(target) for target in targets if not isinstance(target, str)):
+    if any(not target for target in targets if isinstance(target, list)):
         raise ValueError("a target has an empty list of references")
 
 

@@ -150,8 +150,14 @@ def write_answers(
     home = directory / "inference_eval"
     home.mkdir(parents=True, exist_ok=True)
     targets = [target for _, _, target in task.questions]
-    primary = task.metrics[0]
-    alone = primary.example_score(primary.example_statistics(targets, predictions))
+    scores = {name: v for m in task.metrics for name, v in m(targets, predictions).items()}
+    primary = next(iter(scores))
+    alone = [
+        next(iter(task.metrics[0]([target], [said]).values()))
+        for target, said in zip(targets, predictions, strict=True)
+    ]
+    if isinstance(task.metrics[0], Bleu):
+        alone = Bleu().example_score(Bleu().example_statistics(targets, predictions))
     records = [
         {
             "task": task.name,
@@ -167,12 +173,11 @@ def write_answers(
             task.questions, predictions, alone, strict=True
         )
     ]
-    scores = {name: v for m in task.metrics for name, v in m(targets, predictions).items()}
     summary = {
         "task": task.name,
         "step": step,
         "split": "validation",
-        "primary": primary.scores[0],
+        "primary": primary,
         "metrics": scores,
         "metric_specs": [metrics.spec(metric) for metric in task.metrics],
         "signatures": {},
@@ -227,7 +232,7 @@ def write_run(
     run: Path, target: Task, suite: Sequence[Task], *, seed: int = 0, labels: Sequence[str] = ()
 ) -> Path:
     """The comparison of a whole `promot` run."""
-    for position, label in enumerate(labels or SKILLS):
+    for label in labels or SKILLS:
         on_target, on_labels, on_text, habit = SKILLS[label]
         rows = [
             (
@@ -240,6 +245,6 @@ def write_run(
             )
             for task in suite
         ]
-        told = {"position": position}
+        told = {"position": list(SKILLS).index(label)}
         write_row(run / "comparison", label, (target, Model(on_target, seed=seed)), rows, **told)
     return run

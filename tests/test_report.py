@@ -183,6 +183,39 @@ def test_the_format_counts_where_it_is_out_of_place(real):
     assert not {"cb_1shot", "wic_1shot"} & set(made.measured) and len(made.measured) == 6
 
 
+def share_of_words(targets, predictions):
+    """A user's own metric, a mean over examples."""
+    shares = [p.split()[0] == t.split()[0] for t, p in zip(targets, predictions, strict=True)]
+    return {"first": 100 * sum(shares) / len(shares)}
+
+
+def distinct(targets, predictions):
+    """A user's own metric that no single example has."""
+    return {"distinct": 100.0 * len(set(predictions)) / len(predictions)}
+
+
+def test_metrics_of_ones_own(tmp_path):
+    _, (fruit, talk) = lab.made_up_tasks()
+    for label, skill in (("a", 0.4), ("b", 0.9)):
+        for task, metric in ((talk, share_of_words), (fruit, distinct)):
+            mine = lab.Task(task.name, task.questions, [metric])
+            said = lab.answer(mine, lab.Model(skill))
+            lab.write_answers(tmp_path / label, mine, said)
+    made = compare(tmp_path / "a", tmp_path / "b")
+    mean, other = cell(made, "b", "talk"), cell(made, "b", "fruit")
+    found = run_lab.json_lines(tmp_path / "b" / "inference_eval" / "toy_talk_1shot-000000.jsonl")
+    right = [r["prediction"].split()[0] == r["target"].split()[0] for r in found]
+    assert mean.value == pytest.approx(100 * np.mean(right))
+    assert mean.interval.low < mean.value < mean.interval.high
+    assert np.isnan(other.interval.low) and other.value > 0
+    assert any("toy_fruit_1shot: distinct has no interval" in note for note in made.notes)
+    assert "nan" not in table.terminal(made) + table.tidy_csv(made) + table.latex(made)
+    by_title = {d.column.title: d for d in pairs.pair(made, "a", "b").differences}
+    assert by_title["talk"].test == pairs.MCNEMAR
+    assert by_title["talk"].adjusted == by_title["talk"].p_value
+    assert np.isnan(by_title["fruit"].p_value) and np.isnan(by_title["mean"].p_value)
+
+
 # ---------------------------------------------------------------------------------- formats
 
 

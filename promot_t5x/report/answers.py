@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,15 +90,42 @@ class Answers:
         scores = [record.get("score") for record in self.records]
         return np.array([math.nan if score is None else score for score in scores], np.float64)
 
-    @functools.cached_property
+    @property
+    def is_mean(self) -> bool:
+        """Whether the primary score is the mean of the examples' own scores.
+
+        Of a user's own function this is found out: its value on all examples is then the mean of
+        its values on each.
+        """
+        for metric in self.metrics:
+            if metric.scores[0] == self.primary:
+                return isinstance(metric, MeanOfExamples)
+        return bool(abs(self.example_scores.mean() - self.score) <= _ROUNDING)
+
+    @property
     def right(self) -> Bool[np.ndarray, " examples"] | None:
         """Whether each example is right, where the primary score counts just that."""
-        for metric in self.metrics:
-            if metric.scores[0] == self.primary and isinstance(metric, MeanOfExamples):
-                scores = self.example_scores
-                if np.isin(scores, (0.0, 100.0)).all():
-                    return scores == 100.0
+        if self.is_mean and np.isin(self.example_scores, (0.0, 100.0)).all():
+            return self.example_scores == 100.0
         return None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOfRecorded(MeanOfExamples):
+    """The mean of scores that are given for each example, in the place of predictions."""
+
+    name: str
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The name of the score."""
+        return (self.name,)
+
+    def shares(
+        self, targets: Sequence[Any], predictions: Sequence[Any]
+    ) -> Iterable[Sequence[float]]:
+        """The scores, percents, as shares."""
+        return [(score / 100,) for score in predictions]
 
 
 def found(directory: epath.Path) -> dict[str, dict[int, epath.Path]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.report import target_format
-from promot_t5x.report.answers import Answers
+from promot_t5x.report.answers import Answers, MeanOfRecorded
 from promot_t5x.report.rows import short_names
 from promot_t5x.report.runs import Run
 from promot_t5x.report.target_format import TargetFormat
@@ -16,6 +16,7 @@ from promot_t5x.statistics import bootstrap, estimates
 from promot_t5x.statistics.bootstrap import Interval
 from promot_t5x.statistics.estimates import Estimate
 from promot_t5x.statistics.seeds import OverSeeds, over_seeds
+from promot_t5x.tasks.metrics import Metric
 
 TARGET, SUITE = "target", "suite"
 
@@ -40,9 +41,15 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A number of a row: one estimate a seed, of the same examples."""
+    """A number of a row: one estimate a seed, of the same examples.
+
+    **Attributes:**
+
+    - `share`: whether it lies between 0 and 100, as a score does and a change does not.
+    """
 
     runs: Sequence[Estimate]
+    share: bool = True
 
     @functools.cached_property
     def estimate(self) -> Estimate:
@@ -62,7 +69,11 @@ class Cell:
     @property
     def interval(self) -> Interval:
         """What a table shows: over seeds where there are several, else over examples."""
-        return self.seeds.interval if len(self.runs) > 1 else self.estimate.interval
+        if len(self.runs) == 1:
+            return self.estimate.interval
+        # Student's t knows of no bounds.
+        low, high = self.seeds.interval
+        return Interval(max(low, 0.0), min(high, 100.0)) if self.share else Interval(low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,22 +225,31 @@ def _estimates(
     seed: int,
     resamples: int,
 ) -> list[dict[str, Estimate]]:
-    metrics = answered[0].metrics
-    scored = [
+    scored: list[tuple[Metric, np.ndarray]] = [
         (metric, np.stack([answers.statistics[i] for answers in answered]))
-        for i, metric in enumerate(metrics)
+        for i, metric in enumerate(answered[0].metrics)
     ]
+    primary = answered[0].primary
+    plain = primary is not None and not _has_sums(answered[0])
+    if plain and all(answers.is_mean for answers in answered):
+        mean = MeanOfRecorded(str(primary))
+        each = [list(answers.example_scores) for answers in answered]
+        scored.append((mean, np.stack([mean.example_statistics(s, s) for s in each])))
+        plain = False
     if measure is not None:
         rows = [measure.example_statistics(a.answers, a.answers) for a in answered]
         scored.append((measure, np.stack(rows)))
     made: list[dict[str, Estimate]] = [{} for _ in answered]
     if scored:
         made = estimates.of_task(task, scored, seed=seed, resamples=resamples)
-    for found, answers in zip(made, answered, strict=True):
-        if answers.primary is not None and answers.primary not in found:
-            # A metric of the user's own that is no function of sums.
-            found[answers.primary] = estimates.fixed(answers.score, task, resamples)
+    for found, answers in zip(made if plain else (), answered, strict=False):
+        found[str(primary)] = estimates.fixed(answers.score, task, resamples)
     return made
+
+
+def _has_sums(answers: Answers) -> bool:
+    """Whether the primary score is a function of sums, and not a user's plain function."""
+    return any(answers.primary in metric.scores for metric in answers.metrics)
 
 
 def _columns(asked: Mapping[str, Mapping[str, Answered]], formats: bool) -> list[Column]:
@@ -288,7 +308,7 @@ def _rows(
             # A row of which a seed lacks a number has no mean of it.
             if whole := [estimate for estimate in found if estimate is not None]:
                 if len(whole) == len(found):
-                    cells[column] = Cell(whole)
+                    cells[column] = Cell(whole, share=column.kind != "change")
         rows.append(Row(label, of_label[label], cells))
     return rows
 
@@ -311,9 +331,9 @@ def _notes(asked: Mapping[str, Mapping[str, Answered]]) -> list[str]:
                     "in the same words (another room, format or dialect)."
                 )
             first = answered[0][1]
-            if first.primary and not any(first.primary in m.scores for m in first.metrics):
+            if first.primary and not (_has_sums(first) or all(a.is_mean for _, a in answered)):
                 notes.append(
-                    f"{task}: {first.primary} has no interval, as its metric is a plain function; "
-                    "a subclass of promot_t5x.tasks.metrics.MeanOfExamples has one."
+                    f"{task}: {first.primary} has no interval, as its metric is a function that is "
+                    "no mean over examples; a promot_t5x.tasks.metrics.Metric has one."
                 )
     return notes

@@ -52,7 +52,7 @@ def score_table(comparison: Comparison) -> str:
         for css, column in zip(first, columns, strict=True)
     )
     rows = "\n".join(
-        f'<tr><th scope="row">{escape(table.label(row))}</th>'
+        f'<tr><th scope="row">{escape(row.label)}<small>{table.seeds(row)}</small></th>'
         + "".join(
             f"<td{css}>{_cell(row.cells.get(column), column, marks.get((row.label, column)))}</td>"
             for css, column in zip(first, columns, strict=True)
@@ -74,9 +74,12 @@ def score_table(comparison: Comparison) -> str:
 def plots(comparison: Comparison, curves: Sequence[Curve]) -> Section:
     """Every figure that there are numbers for."""
     made = drawn(comparison, curves)
-    wide = "".join(page.figure(svg(f), c) for name, (f, c) in made.items() if name in _WIDE)
-    narrow = "".join(page.figure(svg(f), c) for name, (f, c) in made.items() if name not in _WIDE)
-    return Section(title="Figures", html=f'{wide}<div class="figures">{narrow}</div>')
+    wide, narrow = (
+        "".join(page.figure(svg(f), c) for name, (f, c) in made.items() if (name in _WIDE) is kind)
+        for kind in (True, False)
+    )
+    html = f'<div class="wide">{wide}</div><div class="figures">{narrow}</div>'
+    return Section(title="Figures", html=html)
 
 
 _WIDE = ("bars", "learning")

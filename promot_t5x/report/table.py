@@ -50,8 +50,8 @@ def terminal(comparison: Comparison, width: int | None = None) -> str:
 
     - `width`: columns that do not fit go into a second block, and so on.
     """
-    labels = ["", *(label(row) for row in comparison.rows)]
-    first = max(map(len, labels))
+    heads = ["", *(line for row in comparison.rows for line in (row.label, seeds(row)))]
+    first = max(map(len, heads))
     blocks: list[list[list[str]]] = [[]]
     left = width or math.inf
     for column in comparison.columns:
@@ -64,7 +64,6 @@ def terminal(comparison: Comparison, width: int | None = None) -> str:
         if blocks[-1] and taken + len(_GAP) + wide > left:
             blocks.append([])
         blocks[-1].append([line.rjust(wide) for line in lines])
-    heads = ["", *(line for row in comparison.rows for line in (label(row), ""))]
     return "\n\n".join(
         "\n".join(
             _GAP.join([head.ljust(first), *cells]).rstrip()
@@ -225,7 +224,12 @@ def p_text(p: float) -> str:
 
 def label(row: Row) -> str:
     """A row's name, with the number of its seeds where there are several."""
-    return row.label if len(row.runs) == 1 else f"{row.label} ({len(row.runs)} seeds)"
+    return f"{row.label} ({seeds(row)})" if seeds(row) else row.label
+
+
+def seeds(row: Row) -> str:
+    """How many seeds a row has, where there are several."""
+    return f"{len(row.runs)} seeds" if len(row.runs) > 1 else ""
 
 
 def _number(made: float, column: Column) -> str:
