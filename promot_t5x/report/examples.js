@@ -46,12 +46,15 @@
             .includes(wanted)
       );
     list.replaceChildren();
+    const count = (n) => n.toLocaleString("en");
     put(
       list,
       "p",
       "note",
-      `${all.toLocaleString("en")} examples changed so; the page holds ` +
-        `${within.length.toLocaleString("en")} of them${wanted ? " with these words" : ""}.`
+      all === 0
+        ? "No example changed so."
+        : `${count(all)} examples changed so; the page holds ${count(within.length)} of them` +
+            `${wanted ? " with these words" : ""}, the largest changes first.`
     );
     within.slice(0, shown).forEach((example) => {
       const box = put(list, "div", "example");

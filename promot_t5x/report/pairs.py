@@ -15,6 +15,7 @@ from promot_t5x.statistics.seeds import OverSeeds, over_seeds, unpaired_differen
 
 MCNEMAR, BOOTSTRAP = "exact McNemar", "paired bootstrap"
 PAIRED_SEEDS, WELCH = "paired t over seeds", "Welch's t over seeds"
+ONE_SAMPLE = "one-sample t over seeds"  # the other side is a single model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,11 +83,15 @@ def pair(comparison: Comparison, first: str, second: str) -> Pair:
 
 
 def of_interest(comparison: Comparison) -> list[tuple[str, str]]:
-    """Which rows to compare where nobody says: all of few, else each with the baseline."""
+    """Which rows to compare where nobody says: all of few, else each with the baseline.
+
+    The last row, a report's subject as a rule, comes first.
+    """
     labels = [row.label for row in comparison.rows]
     labels.sort(key=lambda label: label != comparison.baseline)
-    every = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :]]
-    return every if len(labels) <= 4 else [pair for pair in every if pair[0] == labels[0]]
+    firsts = labels if len(labels) <= 4 else labels[:1]
+    every = [(a, b) for a in firsts for b in labels[labels.index(a) + 1 :]]
+    return sorted(every, key=lambda pair: -labels.index(pair[1]))
 
 
 def _difference(column: Column, first: Row, second: Row) -> Difference:
@@ -131,7 +136,8 @@ def _over_seeds(
         each = [run - of_seed[seed] for seed, run in zip(second.seeds, after.runs, strict=True)]
         return estimates.mean(each), over_seeds([d.value for d in each]), PAIRED_SEEDS
     values = [[run.value for run in cell.runs] for cell in (after, before)]
-    return after.estimate - before.estimate, unpaired_difference(*values), WELCH
+    test = ONE_SAMPLE if 1 in (len(first.runs), len(second.runs)) else WELCH
+    return after.estimate - before.estimate, unpaired_difference(*values), test
 
 
 def _right(row: Row, column: Column) -> Bool[np.ndarray, " examples"] | None:

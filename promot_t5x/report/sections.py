@@ -12,6 +12,7 @@ from promot_t5x.report.comparison import SUITE, TARGET, Cell, Column, Comparison
 from promot_t5x.report.curves import Curve
 from promot_t5x.report.page import Section
 from promot_t5x.report.pairs import Pair, pair
+from promot_t5x.report.runs import Run
 from promot_t5x.report.style import svg
 
 PER_GROUP = 40  # changed examples kept of each pair, task and direction
@@ -218,7 +219,7 @@ def sources(comparison: Comparison) -> Section:
             told = [a.summary for a in (*run.targets.values(), *run.suite.values())]
             lines.append(
                 [
-                    *(row.label, run.seed, str(run.path)),
+                    *(row.label, _seed(run), str(run.path)),
                     " / ".join(dict.fromkeys(_origin(t.get("checkpoint")) for t in told)),
                     " / ".join(dict.fromkeys(_origin(t.get("prompt")) for t in told)),
                     f"{sum(t['examples'] for t in told):,}",
@@ -236,7 +237,7 @@ def sources(comparison: Comparison) -> Section:
                 counted = {k: v for k, v in answers.summary.get("counts", {}).items() if v}
                 if counted:
                     said = ", ".join(f"{what}: {n:,}" for what, n in counted.items())
-                    counts.append([row.label, run.seed, task, said])
+                    counts.append([row.label, _seed(run), task, said])
     html = page.table(lines, "plain")
     if len(signatures) > 1:
         html += "<h3>How scores were computed</h3>" + page.table(signatures, "plain")
@@ -294,6 +295,11 @@ def _example(example: changed.Example, task: int, labels: Sequence[str]) -> dict
         "answers": [""] * len(labels),
         "scores": [None] * len(labels),
     }
+
+
+def _seed(run: Run) -> str:
+    """A run's seed, if it says one; others are told apart by where they lie."""
+    return "" if "/" in run.seed else run.seed
 
 
 def _origin(told: Mapping[str, Any] | None) -> str:

@@ -208,7 +208,7 @@ def pair_lines(found: Pair) -> list[list[str]]:
                 p_text(d.p_value),
                 p_text(d.adjusted) if not math.isnan(d.adjusted) else "",
                 changed,
-                number(d.smallest),
+                number(d.smallest) if d.smallest else _MISSING,
                 d.test,
             ]
         )
