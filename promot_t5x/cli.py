@@ -10,10 +10,11 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from promot_t5x import flags, quiet
+from promot_t5x import distributed, flags, quiet
 from promot_t5x.errors import (
     EXIT_NOT_SAVED,
     EXIT_START_AGAIN,
@@ -25,6 +26,7 @@ from promot_t5x.errors import (
 )
 from promot_t5x.verbs import OVERVIEW, VERBS, Verb
 
+EXIT_FAULT = 1
 EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells count
 EXIT_BROKEN_PIPE = 141
 _PROGRAM = "promot-t5x"
@@ -33,6 +35,11 @@ _FLAGS = (
     "--gin_bindings",
     "--gin_search_paths",
     "--tfds_data_dir",
+    "--coordinator_address",
+    "--process_count",
+    "--process_index",
+    "--initialization_timeout",
+    "--stall_timeout",
     "--dry_run",
     "--help",
 )
@@ -46,18 +53,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        status = _status_of(words)
+    except Exception:
+        if not distributed.joined():
+            raise
+        traceback.print_exc()
+        status = EXIT_FAULT
+    # What SIGTERM stops, it stops in all processes of a run at once; what fails may fail alone.
+    if distributed.joined() and status not in (0, EXIT_START_AGAIN):
+        distributed.leave(status)
+    return status
+
+
+def _status_of(words: list[str]) -> int:
+    try:
         return _run(words)
     except UserError as error:
-        print(f"{_PROGRAM}: error: {_message(error)}", file=sys.stderr)
+        print(f"{_PROGRAM}{distributed.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except SaveError as error:
-        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}{distributed.label()}: error: {error}", file=sys.stderr)
         return EXIT_NOT_SAVED
     except Preempted as stop:
-        print(f"{_PROGRAM}: {stop}; start it again to go on", file=sys.stderr)
+        print(f"{_PROGRAM}{distributed.label()}: {stop}; start it again to go on", file=sys.stderr)
         return EXIT_START_AGAIN
     except KeyboardInterrupt:
-        print(f"{_PROGRAM}: interrupted", file=sys.stderr)
+        print(f"{_PROGRAM}{distributed.label()}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader, `head` for one, has seen enough; flushing at exit would raise again.
@@ -117,6 +138,7 @@ def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         print(config.resolved_str())
     else:
+        distributed.start(parsed)
         configured()
     return 0
 
@@ -142,6 +164,7 @@ def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     )
     flags.add_gin_flags(parser)
     flags.add_tfds_flag(parser)
+    distributed.add_flags(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the configuration, then stop"
     )

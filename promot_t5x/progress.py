@@ -2,6 +2,32 @@
 
 import sys
 import time
+from collections.abc import Callable
+
+_listeners: list[Callable[[str], None]] = []
+_muted = False
+
+
+def tell(listener: Callable[[str], None]) -> None:
+    """Call it, from now on, with where this process is each time that it gets on."""
+    _listeners.append(listener)
+
+
+def here(where: str) -> None:
+    """Say where this process is, to those who asked by `tell`."""
+    for listener in _listeners:
+        listener(where)
+
+
+def mute() -> None:
+    """Show no progress in this process: another one of the same run does."""
+    global _muted
+    _muted = True
+
+
+def muted() -> bool:
+    """Whether `mute` was called."""
+    return _muted
 
 
 def duration(seconds: float) -> str:
@@ -38,6 +64,7 @@ class Progress:
 
     def update(self, done: int, note: str = "") -> None:
         """Show `done` of `total` and a note, unless the last line is recent."""
+        here(f"{self._label} {done}/{self._total}")
         now = time.monotonic()
         if done < self._total and now - self._shown < self._period:
             return
@@ -57,6 +84,8 @@ class Progress:
         return "  ".join(parts)
 
     def _show(self, line: str) -> None:
+        if _muted:
+            return
         if self._live:
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
-from promot_t5x.data.batches import statistics
+from promot_t5x.data.batches import counts, statistics
 from promot_t5x.metric_writer import MetricWriter
-from promot_t5x.progress import Progress
+from promot_t5x.progress import Progress, here
 
 FETCH_PERIOD = 10  # steps; a fetch waits for the device, so it is not made every step
+
+_counts = jax.jit(counts)
 
 
 class StepLog:
@@ -22,19 +23,25 @@ class StepLog:
     def __init__(self, label: str, directory: epath.Path, start: int, total: int):
         """**Arguments:**
 
-        - `directory`: gets `train/` with TensorBoard events and JSON lines.
+        - `directory`: gets `train/` with TensorBoard events and JSON lines, from process 0.
         - `start`: the step that training continues after.
         - `total`: the last step.
         """
-        self._writer = MetricWriter(directory / "train", start)
-        self._progress = Progress(f"[{label}] step", total, start)
-        self._pending: list[tuple[int, Mapping[str, Any], dict[str, float]]] = []
+        leads = jax.process_index() == 0
+        self._writer = MetricWriter(directory / "train", start) if leads else None
+        self._label = f"[{label}] step"
+        self._progress = Progress(self._label, total, start)
+        # (step, metrics, counts of its batch), the arrays still on the device
+        self._pending: list[tuple[int, Mapping[str, Any], Mapping[str, Any]]] = []
+        self._shapes: dict[str, Any] = {}  # of a batch
         self._fetched = time.monotonic()
         self._loss: float | None = None
 
-    def add(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> None:
-        """Take in one step's metrics, still on the device."""
-        self._pending.append((step, metrics, statistics(batch)))
+    def add(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """Take in one step's metrics and its whole batch, both still on the devices."""
+        here(f"{self._label} {step}")
+        self._shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
+        self._pending.append((step, metrics, _counts(batch)))
         if len(self._pending) == FETCH_PERIOD:
             self.fetch()
 
@@ -45,15 +52,17 @@ class StepLog:
         """
         if not self._pending:
             return
-        values = jax.device_get([metrics for _, metrics, _ in self._pending])
+        fetched = jax.device_get(self._pending)
+        rows = [(step, m, statistics(self._shapes, counted)) for step, m, counted in fetched]
         now = time.monotonic()
         elapsed = now - self._fetched
         self._fetched = now
         sides = ("real_tokens/encoder", "real_tokens/decoder")
-        tokens = sum(full[side] for _, _, full in self._pending for side in sides)
-        for (step, _, full), metrics in zip(self._pending, values, strict=True):
+        tokens = sum(full[side] for _, _, full in rows for side in sides)
+        for step, metrics, full in rows:
             scalars = {name: float(value) for name, value in metrics.items()}
-            self._writer.write(step, {**scalars, **full})
+            if self._writer:
+                self._writer.write(step, {**scalars, **full})
             if not math.isfinite(scalars["loss"]):
                 raise FloatingPointError(
                     f"The loss of step {step} is {scalars['loss']}; the last checkpoint is intact. "
@@ -63,20 +72,20 @@ class StepLog:
             # A short memory makes the shown loss steady; the files hold every step's own.
             self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         step = self._pending[-1][0]
-        self._writer.write_timing(
-            step,
-            {
-                "steps_per_second": len(self._pending) / elapsed,
-                "real_tokens_per_second": tokens / elapsed,
-            },
-        )
+        timing = {
+            "steps_per_second": len(self._pending) / elapsed,
+            "real_tokens_per_second": tokens / elapsed,
+        }
+        if self._writer:
+            self._writer.write_timing(step, timing)
         self._progress.update(step, f"loss {self._loss:.4f}  {tokens / elapsed:,.0f} real tokens/s")
         self._pending.clear()
 
     def pause(self) -> None:
         """End the live line and stop the clock, while something else has the floor."""
         self.fetch()
-        self._writer.flush()
+        if self._writer:
+            self._writer.flush()
         self._progress.close()
 
     def resume(self) -> None:
@@ -85,4 +94,5 @@ class StepLog:
 
     def close(self) -> None:
         self._progress.close()
-        self._writer.close()
+        if self._writer:
+            self._writer.close()

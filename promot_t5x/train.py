@@ -151,13 +151,15 @@ class Trainer:
             # Where its result goes: metrics every step, a score and a checkpoint every period.
             log = StepLog(stage.name, directory, start, stage.train_steps)
             with contextlib.closing(log), concurrent.futures.ThreadPoolExecutor(1) as reader:
-                upcoming = reader.submit(data.batch, start)
+                # Each process reads the rows that its own devices hold.
+                rows = partitioner.rows(stage.train_dataset.batch_size)
+                upcoming = reader.submit(data.batch, start, rows)
                 for number in range(start + 1, stage.train_steps + 1):
                     batch = upcoming.result()
-                    upcoming = reader.submit(data.batch, number)
+                    upcoming = reader.submit(data.batch, number, rows)
                     placed = partitioner.place_batch(batch)
                     train_state, metrics = train_step(train_state, placed)
-                    log.add(number, metrics, batch)
+                    log.add(number, metrics, placed)
                     if number % stage.eval_period == 0 or number == stage.train_steps:
                         log.pause()
                         score = self._evaluate(train_state, directory, number)

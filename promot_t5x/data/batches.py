@@ -7,6 +7,7 @@ get parts of the same one, whatever their number.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -198,31 +199,52 @@ class EvalBatches:
         return RowPlan.of_rows(np.concatenate(rows))
 
 
-def statistics(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+def counts(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What `statistics` counts, integers; of arrays on devices, whole ones, likewise there.
+
+    `examples/{encoder,decoder}`, `real_tokens/{encoder,decoder}`, `loss_weights`.
+    """
+    counted = {"loss_weights": batch["decoder_loss_weights"].sum()}
+    for side, ids in _tokens(batch).items():
+        segments = batch.get(f"{side}_segment_ids")
+        real = ids > 0 if segments is None else segments > 0
+        examples = real.any(axis=1) if segments is None else segments.max(axis=1)
+        counted[f"examples/{side}"] = examples.sum()
+        counted[f"real_tokens/{side}"] = real.sum()
+    return counted
+
+
+def statistics(
+    batch: Mapping[str, Any], counted: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """How full a batch is, under T5X's metric names; a prompt's virtual tokens are real ones.
 
     `non_padding_fraction/{encoder,decoder,overall,loss_weights}` in [0, 1];
     `effective_batch_size/{encoder,decoder}`: examples in the batch;
     `real_tokens/{encoder,decoder}`: tokens that are not padding.
+
+    Args:
+        batch: arrays, or their shapes only where `counted` is given.
+        counted: its `counts`, if they are known.
     """
-    stats: dict[str, float] = {}
-    tokens = {
+    found = {name: float(n) for name, n in (counted or counts(batch)).items()}
+    sizes = {side: math.prod(ids.shape) for side, ids in _tokens(batch).items()}
+    real = {side: found[f"real_tokens/{side}"] for side in sizes}
+    weights = math.prod(batch["decoder_loss_weights"].shape)
+    return {
+        **{f"non_padding_fraction/{side}": real[side] / size for side, size in sizes.items()},
+        **{f"effective_batch_size/{side}": found[f"examples/{side}"] for side in sizes},
+        **{f"real_tokens/{side}": real[side] for side in sizes},
+        "non_padding_fraction/overall": sum(real.values()) / sum(sizes.values()),
+        "non_padding_fraction/loss_weights": found["loss_weights"] / weights,
+    }
+
+
+def _tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "encoder": batch["encoder_input_tokens"],
         "decoder": batch["decoder_target_tokens"],
     }
-    for side, ids in tokens.items():
-        segments = batch.get(f"{side}_segment_ids")
-        real = ids > 0 if segments is None else segments > 0
-        examples = real.any(axis=1) if segments is None else segments.max(axis=1)
-        stats[f"non_padding_fraction/{side}"] = float(real.mean())
-        stats[f"effective_batch_size/{side}"] = float(examples.sum())
-        stats[f"real_tokens/{side}"] = float(real.sum())
-    size = sum(ids.size for ids in tokens.values())
-    stats["non_padding_fraction/overall"] = (
-        stats["real_tokens/encoder"] + stats["real_tokens/decoder"]
-    ) / size
-    stats["non_padding_fraction/loss_weights"] = float(batch["decoder_loss_weights"].mean())
-    return stats
 
 
 def _assembler(
