@@ -290,6 +290,15 @@ def test_half_written_runs(copy):
     summary.write_text(json.dumps(told | {"examples": 31}))
     with pytest.raises(UserError, match="answers the example 'q0' more than once"):
         compare(copy)
+    lines.write_text(whole.replace('"id": "q1"', '"name": "q1"'))
+    with pytest.raises(UserError, match=r"toy-000000.jsonl, line 2, is no record.*KeyError: 'id'"):
+        compare(copy)
+    lines.unlink()
+    with pytest.raises(UserError, match="is there, but not its records"):
+        compare(copy)
+    summary.write_text("{")
+    with pytest.raises(UserError, match="is not the summary of an evaluation"):
+        compare(copy)
     summary.unlink()
     with pytest.raises(UserError, match="has been asked toy, but there is no summary"):
         compare(copy)
@@ -300,6 +309,13 @@ def test_records_that_were_changed_are_found(copy):
     lines.write_text(lines.read_text().replace('"prediction": "True"', '"prediction": "False"'))
     with pytest.raises(UserError, match="says accuracy .*, but its records give"):
         compare(copy)
+
+
+def test_questions_that_were_put_otherwise_are_counted(copy):
+    lines = copy / "comparison" / "ProMoT" / "inference_eval" / "toy_talk_1shot-000000.jsonl"
+    lines.write_text(lines.read_text().replace('"question 7?"', '"question seven?"'))
+    (note,) = compare(copy).notes
+    assert note.startswith("toy_talk_1shot: 1 of 30 questions were not put to all rows")
 
 
 def test_runs_that_cannot_be_compared(toy, tmp_path):

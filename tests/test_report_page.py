@@ -129,7 +129,8 @@ def test_rows_differ_in_more_than_colour():
 
 def test_changed_examples_are_those_of_the_records(run, made):
     (fruit,) = (column for column in made.columns if column.title == "fruit")
-    found = changed.changed(made, "pretrained", "standard fine-tuning", [fruit])
+    groups = changed.changed(made, "pretrained", "standard fine-tuning", [fruit], limit=5)
+    (group,) = (group for group in groups if group.direction == "lost")
     before, after = (
         {
             r["id"]: r
@@ -140,9 +141,13 @@ def test_changed_examples_are_those_of_the_records(run, made):
         for row in ("pretrained", "standard_fine_tuning")
     )
     lost = {i for i in before if before[i]["score"] == 100 and after[i]["score"] == 0}
-    assert lost and {e.id for e in found[fruit, "lost"]} == lost
-    example = found[fruit, "lost"][0]
-    assert example.answers["standard fine-tuning"] == after[example.id]["prediction"]
+    assert group.count == len(lost) and {example.id for example in group.examples} <= lost
+    example = group.examples[0]
+    assert len(group.examples) == 5 and example.inputs == before[example.id]["inputs"]
+    assert example.answers == (
+        before[example.id]["prediction"],
+        after[example.id]["prediction"],
+    )
     difference = pairs.pair(made, "pretrained", "standard fine-tuning").differences[1]
     assert difference.column == fruit and difference.lost == len(lost)
 

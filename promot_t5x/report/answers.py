@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,34 @@ from etils import epath
 from jaxtyping import Bool, Float64
 
 from promot_t5x.errors import UserError
-from promot_t5x.files import read_json_lines
 from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.metrics import MeanOfExamples, Metric
 
 DIRECTORY = "inference_eval"
 _SUMMARY = re.compile(r"(?P<task>.+)-(?P<step>\d{6,})\.json")
+_KEPT = ("id", "target", "prediction", "score")
 _ROUNDING = 1e-6  # percent; a score computed again may differ by this from the one on file
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The records of one task at one step, in the order of their ids, and their summary."""
+    """The records of one task at one step, in the order of their ids, and their summary.
 
-    path: epath.Path  # of the summary
+    Of a record only `_KEPT` is kept, and a hash of the question: the questions of one model to
+    the whole suite take hundreds of megabytes. `questions` reads them again.
+
+    **Attributes:**
+
+    - `path`: of the summary.
+    - `asked`: a number for each question; equal texts have equal numbers, in one process.
+    - `places`: of each record, the number of its line in the file, from 0.
+    """
+
+    path: epath.Path
     summary: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    asked: Sequence[int]
+    places: Sequence[int]
 
     @property
     def task(self) -> str:
@@ -45,15 +58,25 @@ class Answers:
         """The primary score, in percent."""
         return self.summary["metrics"][self.primary] if self.primary else float("nan")
 
-    @property
+    @functools.cached_property
     def ids(self) -> list[str]:
         """Of the examples, sorted."""
         return [str(record["id"]) for record in self.records]
 
-    @property
+    @functools.cached_property
     def answers(self) -> list[str]:
         """Post-processed, as text."""
         return [str(record["prediction"]) for record in self.records]
+
+    def questions(self, indices: Iterable[int]) -> dict[int, str]:
+        """The texts of the questions of these records, by index."""
+        wanted = {self.places[index]: index for index in indices}
+        with self.path.with_suffix(".jsonl").open("r") as file:
+            return {
+                wanted[place]: str(json.loads(line).get("inputs", ""))
+                for place, line in enumerate(file)
+                if place in wanted
+            }
 
     @functools.cached_property
     def metrics(self) -> list[Metric]:
@@ -154,14 +177,47 @@ def read(path: epath.Path) -> Answers:
             "Evaluate again."
         ) from error
     lines = path.with_suffix(".jsonl")
-    records = read_json_lines(lines)
-    if len(records) != examples:
+    found = []
+    for place, record in enumerate(_lines(path)):
+        kept = {name: record[name] for name in _KEPT if name in record}
+        found.append((str(record["id"]), kept, hash(record.get("inputs")), place))
+    if len(found) != examples:
         raise UserError(
-            f"{lines} has {len(records):,} whole records, but its summary {path.name} speaks of "
+            f"{lines} has {len(found):,} whole records, but its summary {path.name} speaks of "
             f"{examples:,}: the evaluation was cut short or a file was changed. Evaluate again."
         )
-    records.sort(key=lambda record: str(record["id"]))
-    ids = [str(record["id"]) for record in records]
-    if twice := sorted({a for a, b in zip(ids, ids[1:], strict=False) if a == b}):
-        raise UserError(f"{lines} answers the example {twice[0]!r} more than once.")
-    return Answers(path, summary, records)
+    found.sort(key=lambda each: each[0])
+    for (one, *_), (other, *_) in itertools.pairwise(found):
+        if one == other:
+            raise UserError(f"{lines} answers the example {one!r} more than once.")
+    return Answers(
+        path=path,
+        summary=summary,
+        records=[kept for _, kept, _, _ in found],
+        asked=[asked for _, _, asked, _ in found],
+        places=[place for _, _, _, place in found],
+    )
+
+
+def _lines(summary: epath.Path) -> Iterator[dict[str, Any]]:
+    """The records beside a summary; a last line that a kill cut short is dropped.
+
+    **Raises** `UserError` for a line that is damaged.
+    """
+    path = summary.with_suffix(".jsonl")
+    if not path.exists():
+        raise UserError(f"{summary} is there, but not its records, {path.name}. Evaluate again.")
+    with path.open("r") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                record = json.loads(line)
+                for name in ("id", "target", "prediction"):
+                    record[name]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}, line {number}, is no record of an evaluation "
+                    f"({type(error).__name__}: {error}). Evaluate again."
+                ) from error
+            yield record

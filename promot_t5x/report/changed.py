@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.report.answers import Answers
 from promot_t5x.report.comparison import SUITE, TARGET, Column, Comparison
@@ -15,62 +17,65 @@ DIRECTIONS = (LOST, WON, OTHER)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One example and what every row said to it (its first seed, where there are several).
+    """One example and what two rows said to it (their first seeds, where there are several).
 
     **Attributes:**
 
-    - `answers`, `scores`: by label; scores in percent, NaN where an example alone has none.
+    - `answers`, `scores`: of the first row and the second; scores in percent, NaN where an example
+      alone has none.
     """
 
-    column: Column
     id: str
     inputs: str
     target: str
-    answers: dict[str, str]
-    scores: dict[str, float]
-
-    def direction(self, first: str, second: str) -> str | None:
-        """`lost` where the second row scores less than the first, `won` where more, `other` where
-        only the words differ; None where the answers are the same."""
-        if self.answers[first] == self.answers[second]:
-            return None
-        difference = self.scores[second] - self.scores[first]
-        return LOST if difference < 0 else WON if difference > 0 else OTHER
+    answers: tuple[str, str]
+    scores: tuple[float, float]
 
 
-def examples(comparison: Comparison, columns: Sequence[Column], labels: Sequence[str]):
-    """Every example of these columns that all these rows have answered."""
-    for column in columns:
-        rows = {label: _answers(comparison, label, column) for label in labels}
-        if not all(rows.values()):
-            continue
-        first = rows[labels[0]]
-        assert first is not None  # `all` has looked
-        for n, record in enumerate(first.records):
-            yield Example(
-                column=column,
-                id=str(record["id"]),
-                inputs=str(record.get("inputs", "")),
-                target=_target_text(record["target"]),
-                answers={label: a.answers[n] for label, a in rows.items() if a},
-                scores={label: float(a.example_scores[n]) for label, a in rows.items() if a},
-            )
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The examples of one task that changed in one direction.
+
+    **Attributes:**
+
+    - `direction`: `lost` where the second row scores less than the first, `won` where more,
+      `other` where only the words differ.
+    - `count`: how many there are.
+    - `examples`: the first of them, the largest changes first.
+    """
+
+    column: Column
+    direction: str
+    count: int
+    examples: Sequence[Example]
 
 
 def changed(
-    comparison: Comparison, first: str, second: str, columns: Sequence[Column]
-) -> dict[tuple[Column, str], list[Example]]:
-    """The examples whose answer changed, by column and direction, the largest change first."""
-    found: dict[tuple[Column, str], list[Example]] = {
-        (column, direction): [] for column in columns for direction in DIRECTIONS
-    }
-    for example in examples(comparison, columns, [first, second]):
-        direction = example.direction(first, second)
-        if direction is not None:
-            found[example.column, direction].append(example)
-    for listed in found.values():
-        listed.sort(key=lambda e: -_size(e.scores[second] - e.scores[first]))
-    return {key: listed for key, listed in found.items() if listed}
+    comparison: Comparison, first: str, second: str, columns: Sequence[Column], limit: int
+) -> list[Group]:
+    """What the row `second` answers otherwise than the row `first`.
+
+    **Arguments:**
+
+    - `limit`: how many examples of each group are read.
+    """
+    groups = []
+    for column in columns:
+        before, after = (_answers(comparison, label, column) for label in (first, second))
+        if before is None or after is None:
+            continue
+        differences = after.example_scores - before.example_scores
+        found: dict[str, list[int]] = {direction: [] for direction in DIRECTIONS}
+        for n, (one, other) in enumerate(zip(before.answers, after.answers, strict=True)):
+            if one != other:
+                difference = differences[n]
+                found[LOST if difference < 0 else WON if difference > 0 else OTHER].append(n)
+        for direction, listed in found.items():
+            listed.sort(key=lambda n: -abs(np.nan_to_num(differences[n])))
+            if listed:
+                examples = _examples(before, after, listed[:limit])
+                groups.append(Group(column, direction, len(listed), examples))
+    return groups
 
 
 def as_text(
@@ -104,15 +109,15 @@ def as_text(
                 f"{', '.join(dict.fromkeys(names))}."
             )
     blocks = []
-    for (column, way), listed in changed(comparison, first, second, columns).items():
-        if direction not in (None, way):
+    for group in changed(comparison, first, second, columns, limit):
+        if direction not in (None, group.direction):
             continue
-        shown = listed[:limit]
+        shown = len(group.examples)
         blocks.append(
-            f"== {column.title}: {len(listed):,} {_WORDS[way]}"
-            + (f", the first {len(shown)} of them" if len(shown) < len(listed) else "")
+            f"== {group.column.title}: {group.count:,} {_WORDS[group.direction]}"
+            + (f", the first {shown} of them" if shown < group.count else "")
         )
-        blocks += [_block(example, first, second) for example in shown]
+        blocks += [_block(example, (first, second)) for example in group.examples]
     return "\n\n".join(blocks) or f"{first} and {second} gave the same answers."
 
 
@@ -123,14 +128,15 @@ _WORDS = {
 }
 
 
-def _block(example: Example, first: str, second: str) -> str:
-    width = max(map(len, (first, second, "target")))
-    lines = [f"[{example.id}] {shortened(example.inputs)}"]
-    lines.append(f"    {'target':{width}}          {shortened(example.target)}")
-    for label in (first, second):
-        score = example.scores[label]
-        said = "     –" if math.isnan(score) else f"{score:6.1f}"
-        lines.append(f"    {label:{width}}  {said}  {shortened(example.answers[label])!s}")
+def _block(example: Example, labels: tuple[str, str]) -> str:
+    width = max(map(len, (*labels, "target")))
+    lines = [
+        f"[{example.id}] {shortened(example.inputs)}",
+        f"    {'target':{width}}          {shortened(example.target)}",
+    ]
+    for label, said, score in zip(labels, example.answers, example.scores, strict=True):
+        shown = "     –" if math.isnan(score) else f"{score:6.1f}"
+        lines.append(f"    {label:{width}}  {shown}  {shortened(said)}")
     return "\n".join(lines)
 
 
@@ -152,5 +158,15 @@ def _target_text(target: Any) -> str:
     return " / ".join(map(str, target[:3])) + more
 
 
-def _size(difference: float) -> float:
-    return 0.0 if math.isnan(difference) else abs(difference)
+def _examples(before: Answers, after: Answers, indices: Sequence[int]) -> list[Example]:
+    questions = before.questions(indices)
+    return [
+        Example(
+            id=before.ids[n],
+            inputs=questions[n],
+            target=_target_text(before.records[n]["target"]),
+            answers=(before.answers[n], after.answers[n]),
+            scores=(float(before.example_scores[n]), float(after.example_scores[n])),
+        )
+        for n in indices
+    ]

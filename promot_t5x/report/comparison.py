@@ -323,12 +323,12 @@ def _notes(asked: Mapping[str, Mapping[str, Answered]]) -> list[str]:
     notes = []
     for tasks in asked.values():
         for task, answered in tasks.items():
-            texts = [[record.get("inputs") for record in a.records] for _, a in answered]
-            differ = sum(len(set(asked_as)) > 1 for asked_as in zip(*texts, strict=True))
+            asked_as = zip(*(answers.asked for _, answers in answered), strict=True)
+            differ = sum(len(set(texts)) > 1 for texts in asked_as)
             if differ:
                 notes.append(
-                    f"{task}: {differ:,} of {len(texts[0]):,} questions were not put to all rows "
-                    "in the same words (another room, format or dialect)."
+                    f"{task}: {differ:,} of {len(answered[0][1].asked):,} questions were not put "
+                    "to all rows in the same words (another room, format or dialect)."
                 )
             first = answered[0][1]
             if first.primary and not (_has_sums(first) or all(a.is_mean for _, a in answered)):

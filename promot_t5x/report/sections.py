@@ -175,39 +175,38 @@ def changed_data(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> di
     """What the page's browser of examples reads."""
     columns = comparison.of_kind(TARGET, SUITE)
     labels = [row.label for row in comparison.rows]
-    kept: dict[tuple[Column, str], dict[str, Any]] = {}
+    kept: list[dict[str, Any]] = []
     place: dict[tuple[Column, str], int] = {}
     told = []
-    for first, second in pairs:
+    for pair_labels in pairs:
+        at = [labels.index(label) for label in pair_labels]
         groups = []
-        found = changed.changed(comparison, first, second, columns)
-        for (column, way), listed in found.items():
-            chosen = []
-            for example in listed[:PER_GROUP]:
-                key = (column, example.id)
-                chosen.append(place.setdefault(key, len(place)))
-                answers, scores = dict(example.answers), dict(example.scores)
-                entry = kept.setdefault(key, _example(example, columns.index(column), labels))
-                for label in (first, second):
-                    entry["answers"][labels.index(label)] = answers[label]
-                    score = scores[label]
-                    entry["scores"][labels.index(label)] = None if math.isnan(score) else score
+        for group in changed.changed(comparison, *pair_labels, columns, PER_GROUP):
+            task = columns.index(group.column)
+            for example in group.examples:
+                key = (group.column, example.id)
+                if key not in place:
+                    place[key] = len(kept)
+                    kept.append(_example(example, task, len(labels)))
+                entry = kept[place[key]]
+                for n, said, score in zip(at, example.answers, example.scores, strict=True):
+                    entry["answers"][n] = said
+                    entry["scores"][n] = None if math.isnan(score) else score
+            places = [place[group.column, example.id] for example in group.examples]
             groups.append(
                 {
-                    "task": columns.index(column),
-                    "way": way,
-                    "count": len(listed),
-                    "examples": chosen,
+                    "task": task,
+                    "way": group.direction,
+                    "count": group.count,
+                    "examples": places,
                 }
             )
-        told.append(
-            {"first": labels.index(first), "second": labels.index(second), "groups": groups}
-        )
+        told.append({"first": at[0], "second": at[1], "groups": groups})
     return {
         "labels": labels,
         "tasks": [column.title for column in columns],
         "pairs": told,
-        "examples": list(kept.values()),
+        "examples": kept,
     }
 
 
@@ -286,14 +285,14 @@ def _several(curves: Sequence[Curve]) -> bool:
     return len(set(labels)) < len(labels)
 
 
-def _example(example: changed.Example, task: int, labels: Sequence[str]) -> dict[str, Any]:
+def _example(example: changed.Example, task: int, rows: int) -> dict[str, Any]:
     return {
         "task": task,
         "id": example.id,
         "inputs": changed.shortened(example.inputs),
         "target": changed.shortened(example.target),
-        "answers": [""] * len(labels),
-        "scores": [None] * len(labels),
+        "answers": [""] * rows,
+        "scores": [None] * rows,
     }
 
 
