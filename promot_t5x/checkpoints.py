@@ -13,14 +13,12 @@ that counts or leavings that `pending_<step>` names, removed at the next start. 
 checkpoint that turns out damaged is passed over, with a warning, for the one before.
 """
 
-import contextlib
 import json
 import logging
 import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import metadata as package_metadata
 from typing import Any, Literal
 
 import jax
@@ -30,22 +28,14 @@ from flax import traverse_util
 
 from promot_t5x import manifest as manifests
 from promot_t5x import restore as reading
+from promot_t5x import versions
 from promot_t5x.errors import UserError
 from promot_t5x.manifest import BrokenCheckpointError, Manifest
 from promot_t5x.restore import Restored
 from promot_t5x.restore import read_trainable as read_trainable
 
-_PACKAGES = ("promot_t5x", "jax", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
 _PEER_TIMEOUT_SECONDS = 1200.0
 _log = logging.getLogger(__name__)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(package_metadata.PackageNotFoundError):
-            versions[name] = package_metadata.version(name)
-    return versions
 
 
 class Checkpoints:
@@ -226,7 +216,7 @@ class Checkpoints:
             arrays=manifests.merge_records(records),
             files=manifests.file_sizes(step_dir),
             metadata=metadata,
-            versions=_versions(),
+            versions=versions.installed(),
         )
         manifests.write(step_dir, manifest)
         self._damaged.discard(step)

@@ -4,10 +4,11 @@ import jax
 from etils import epath
 
 from promot_t5x import config, run_directory
-from promot_t5x.evaluate import EvalConfig, Evaluator, TaskResult, write_results
+from promot_t5x.evaluate import EvalConfig, Evaluator, eval_run
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.prompt import PROMPT_AXES
+from promot_t5x.records import TaskResult
 from promot_t5x.report import rows as report
 from promot_t5x.state import flatten, laid_out, unflatten, with_prompt
 from promot_t5x.weights import Weights
@@ -40,15 +41,23 @@ def evaluate(
 
     plain = model.without_prompt()
     wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
-    params = unflatten(weights.read(checkpoint_path, flatten(wanted), seed=0).arrays)
+    loaded = weights.read(checkpoint_path, flatten(wanted), seed=0)
+    params, prompt_origin = unflatten(loaded.arrays), None
     if prompt_path:
-        table, _ = weights.prompt(prompt_path, seed=0, base=checkpoint_path)
+        table, prompt_origin = weights.prompt(prompt_path, seed=0, base=checkpoint_path)
         placed = partitioner.place(table, partitioner.sharding(PROMPT_AXES))
         params = with_prompt(params, placed)
     with partitioner.activate():
-        results = evaluator.run(params, "evaluate")
+        run = eval_run(
+            directory,
+            0,
+            params,
+            path=checkpoint_path,
+            origin=loaded.origin,
+            prompt_origin=prompt_origin,
+        )
+        results = evaluator.run(params, "evaluate", run)
     if jax.process_index() == 0:
-        write_results(directory, results, 0)
         for result in results:
             scores = "  ".join(f"{k} {report.number(v)}" for k, v in result.metrics.items())
             print(f"{result.task}  {scores}  ({len(result.records)} examples)")

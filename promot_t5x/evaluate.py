@@ -6,26 +6,31 @@ after post-processing; metrics are the task's own, over the predictions of all i
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
-from promot_t5x import checks, decoding, network
+from promot_t5x import checks, config, decoding, hashing, network, records, versions
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
 from promot_t5x.data.tokenise import LOSSES
 from promot_t5x.errors import UserError
-from promot_t5x.files import append_json_line, keep_until, write_json_lines
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.progress import Progress
-from promot_t5x.prompt import prompt_ids
+from promot_t5x.prompt import PROMPT_PATH, prompt_ids
+from promot_t5x.records import EvalRun, TaskResult
+from promot_t5x.state import Tree, flatten, unflatten
 from promot_t5x.tasks import dialects
+from promot_t5x.tasks import metrics as task_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,32 +64,6 @@ class EvalConfig:
         checks.check_positive("EvalConfig.batch_size", self.batch_size)
         if self.num_examples is not None:
             checks.check_positive("EvalConfig.num_examples", self.num_examples)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """A task's metric values (its first metric is the primary one) and one record an example.
-
-    `counts` has the examples whose prompt lost something, by what it was, and the answers that
-    are none of the task's labels; `signatures` says how scores of that name were computed, where
-    a metric can tell (sacreBLEU).
-    """
-
-    task: str
-    metrics: dict[str, float]
-    records: list[dict[str, Any]]
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    signatures: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def score(self) -> float:
-        """The primary metric; NaN where the task has no metrics."""
-        return next(iter(self.metrics.values()), float("nan"))
-
-
-def mean_score(results: Sequence[TaskResult]) -> float:
-    """The plain mean of the tasks' primary metrics."""
-    return float(np.mean([result.score for result in results]))
 
 
 @functools.cache
@@ -162,10 +141,19 @@ class Evaluator:
         """(input length, output length) of each program compiled so far."""
         return [pair for decoder in self._decoders.values() for pair in decoder.compilations]
 
-    def run(self, params: Any, label: str) -> list[TaskResult]:
-        """Answer and score every question with these parameters, which lie on the mesh."""
+    def run(self, params: Any, label: str, run: EvalRun | None = None) -> list[TaskResult]:
+        """Answer and score every question with these parameters, which lie on the mesh.
+
+        **Arguments:**
+
+        - `run`: whose answers they are and where they go; tasks whose answers are there already
+          are not asked again. Without it nothing is written.
+        """
+        if run is not None and (before := self._recorded(run)) is not None:
+            return before
         if not self._questions:
             self._questions = [self._read(task) for task in self.tasks]
+        began, compiled = time.monotonic(), len(self.compilations)
         progress = Progress(label, sum(map(len, self._questions)))
         done, results = 0, {}
         for length, decoder in self._decoders.items():
@@ -186,7 +174,41 @@ class Evaluator:
                 best = decodes.ids[rows, -1], decodes.scores[rows, -1]
                 results[task.name] = self._score(task, questions, *best)
         progress.close()
-        return [results[task.name] for task in self.tasks]
+        in_order = [results[task.name] for task in self.tasks]
+        if run is not None and jax.process_index() == 0:
+            seconds = time.monotonic() - began
+            timings = {
+                "seconds": seconds,
+                "examples_per_second": done / seconds,
+                "compilations": len(self.compilations) - compiled,
+            }
+            records.write(run, in_order, **self._told, timings=timings)
+        return in_order
+
+    def _recorded(self, run: EvalRun) -> list[TaskResult] | None:
+        """What an earlier launch recorded of this evaluation, if it got to its end."""
+
+        def read() -> list[dict[str, Any]] | None:
+            found = [records.read(run.directory, task.name, run.step) for task in self.tasks]
+            if not all(found):
+                return None
+            return [dataclasses.asdict(each.result()) for each in found if each is not None]
+
+        told = first_process_says(read)
+        return None if told is None else [TaskResult(**each) for each in told]
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What the summaries say of how answers were made."""
+        method = self._config.method
+        return {
+            "seeds": {
+                "decoding": getattr(method, "seed", None),
+                "shots": self.model.task_format.shot_seed,
+            },
+            "versions": versions.installed(),
+            "decoding": {"method": repr(method), "batch_size": self._config.batch_size},
+        }
 
     def _split(self, task: sources.BoundTask) -> str:
         return self._config.split or task.scored_split
@@ -245,36 +267,47 @@ class Evaluator:
         ids: Int[np.ndarray, "examples length"],
         log_probs: Float[np.ndarray, " examples"],
     ) -> TaskResult:
-        records, targets, predictions = [], [], []
-        for question, row, log_prob in zip(questions, ids, log_probs, strict=True):
+        metrics = list(task.task.predict_metric_fns)
+        answers, targets, predictions = [], [], []
+        for question, row in zip(questions, ids, strict=True):
             output = self._text(task, row)
             process = functools.partial(task.task.postprocess_fn, example=question.example)
-            targets.append(process(question.answer, is_target=True))
-            predictions.append(process(output, is_target=False))
-            records.append(
-                {
-                    "task": task.name,
-                    "id": question.id,
-                    "inputs": question.text,
-                    "target": plain(targets[-1]),
-                    "output": output,
-                    "prediction": plain(predictions[-1]),
-                    "log_prob": float(log_prob),
-                    **shown(question.example),
-                }
-            )
-        metrics: dict[str, float] = {}
+            answers.append(output)
+            targets.append(plain(process(question.answer, is_target=True)))
+            predictions.append(plain(process(output, is_target=False)))
+        scores: Sequence[float | None] = [None] * len(questions)
+        if metrics:
+            scores = records.example_scores(metrics[0], targets, predictions)
+        said: dict[str, float] = {}
         signatures: dict[str, str] = {}
-        for metric in task.task.predict_metric_fns:
-            metrics |= {k: float(v) for k, v in metric(targets, predictions).items()}
+        for metric in metrics:
+            said |= {k: float(v) for k, v in metric(targets, predictions).items()}
             if hasattr(metric, "signatures"):
                 signatures |= metric.signatures(targets)
         return TaskResult(
             task=task.name,
-            metrics=metrics,
-            records=records,
+            split=self._split(task),
+            metrics=said,
+            metric_specs=[task_metrics.spec(metric) for metric in metrics],
+            records=[
+                {
+                    "task": task.name,
+                    "id": question.id,
+                    "inputs": question.text,
+                    **shown(question.example),
+                    "target": target,
+                    "output": output,
+                    "prediction": prediction,
+                    "score": score,
+                    "log_prob": float(log_prob),
+                }
+                for question, target, output, prediction, score, log_prob in zip(
+                    questions, targets, answers, predictions, scores, log_probs, strict=True
+                )
+            ],
             counts={**self._losses(task, questions), **unmatched(task, predictions)},
             signatures=signatures,
+            labels=list(task.definition.labels) if task.definition else [],
         )
 
     def _text(self, task: sources.BoundTask, ids: Int[np.ndarray, " length"]) -> str:
@@ -283,6 +316,54 @@ class Evaluator:
         if task.definition is None:
             return self.model.vocabulary.decode(listed)
         return dialects.decode(self.model.vocabulary, listed)
+
+
+def eval_run(
+    directory: epath.Path,
+    step: int,
+    params: Tree,
+    *,
+    path: str | None,
+    origin: str,
+    prompt_origin: str | None = None,
+) -> EvalRun:
+    """Whose answers an evaluation with these parameters has, told by the arrays themselves.
+
+    **Arguments:**
+
+    - `params`: on the mesh, with a prompt table or without.
+    - `path`, `origin`: of the model's weights.
+    - `prompt_origin`: of the prompt.
+    """
+    flat = flatten(params)
+    table = flat.pop(PROMPT_PATH, None)
+    prompt = None
+    if table is not None:
+        prompt = {"hash": hashing.digest(hashing.host_array(table)), "origin": prompt_origin}
+    return EvalRun(
+        directory=directory,
+        step=step,
+        checkpoint={
+            "path": path,
+            "hash": hashing.content_hash(unflatten(flat)),
+            "origin": origin,
+        },
+        prompt=prompt,
+        config=config.resolved_str(),
+    )
+
+
+def first_process_says(make: Callable[[], Any]) -> Any:
+    """What `make` returns in the first process, as JSON has it, in every process.
+
+    Only that process is sure to see what it wrote.
+    """
+    if jax.process_count() == 1:
+        return make()
+    text = json.dumps(make()).encode() if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    data = np.frombuffer(text.ljust(size, b"\0"), np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
 def unmatched(task: sources.BoundTask, predictions: Sequence[Any]) -> dict[str, int]:
@@ -312,19 +393,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return value.decode("utf-8") if isinstance(value, bytes) else value
-
-
-def write_results(directory: epath.Path, results: Sequence[TaskResult], step: int) -> None:
-    """Write records and metrics as T5X names them, under `<directory>/inference_eval`.
-
-    `<task>-<step>.jsonl` holds the records, `<task>-metrics.jsonl` a line a step.
-    """
-    directory = directory / "inference_eval"
-    directory.mkdir(parents=True, exist_ok=True)
-    for result in results:
-        write_json_lines(directory / f"{result.task}-{step:06}.jsonl", result.records)
-        history = directory / f"{result.task}-metrics.jsonl"
-        keep_until(history, step - 1)
-        said: dict[str, Any] = {name: value for name, value in result.counts.items() if value}
-        said |= {"signatures": result.signatures} if result.signatures else {}
-        append_json_line(history, {"step": step, **result.metrics, **said})

@@ -15,11 +15,12 @@ from etils import epath
 
 from promot_t5x import config, run_directory
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.evaluate import EvalConfig, Evaluator, TaskResult, write_results
+from promot_t5x.evaluate import EvalConfig, Evaluator, eval_run
 from promot_t5x.files import write_atomically
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.prompt import PROMPT_AXES
+from promot_t5x.records import EvalRun, TaskResult
 from promot_t5x.report import rows as report
 from promot_t5x.stages import Stage
 from promot_t5x.state import Tree, flatten, laid_out, unflatten, with_prompt
@@ -162,11 +163,14 @@ class Judge:
         done = directory / "row.json"
         if done.exists():
             return report.ReportRow(**json.loads(done.read_text()))
-        weights = self._load(row)
+        params, origin = self._load(row)
         targets: list[TaskResult] = []
         for target, prompt in zip(self._targets, self._prompts_of(row), strict=True):
-            targets += self._ask_target(target, row.label, weights, prompt)
-        suite = self._ask(self._suite, f"[{row.label}] suite", weights) if self._suite else []
+            targets += self._ask_target(target, row, directory, params, origin, prompt)
+        suite: list[TaskResult] = []
+        if self._suite is not None:
+            run = eval_run(directory, 0, params, path=self._base_of(row), origin=origin)
+            suite = self._ask(self._suite, f"[{row.label}] suite", params, run)
         result = report.ReportRow(
             label=row.label,
             targets={task.task: task.score for task in targets},
@@ -174,7 +178,6 @@ class Judge:
             target_format=target_format(targets, suite),
         )
         if jax.process_index() == 0:
-            write_results(directory, [*targets, *suite], 0)
             write_atomically(done, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
         return result
 
@@ -185,29 +188,40 @@ class Judge:
         return row.prompts or [None] * len(self._targets)
 
     def _ask_target(
-        self, target: "Asked", label: str, weights: Tree, prompt: str | None
+        self,
+        target: "Asked",
+        row: Row,
+        directory: epath.Path,
+        params: Tree,
+        origin: str,
+        prompt: str | None,
     ) -> list[TaskResult]:
-        label = f"[{label}] {target.name}"
+        label, path = f"[{row.label}] {target.name}", self._base_of(row)
         if prompt is None:
-            return self._ask(target.plain, label, weights)
-        table, _ = self._weights.prompt(prompt, seed=0, base=None)
+            run = eval_run(directory, 0, params, path=path, origin=origin)
+            return self._ask(target.plain, label, params, run)
+        table, prompt_origin = self._weights.prompt(prompt, seed=0, base=None)
         placed = self._partitioner.place(table, self._partitioner.sharding(PROMPT_AXES))
+        params = with_prompt(params, placed)
+        run = eval_run(directory, 0, params, path=path, origin=origin, prompt_origin=prompt_origin)
         assert target.prompted is not None  # the rows were looked through for prompts
-        return self._ask(target.prompted, label, with_prompt(weights, placed))
+        return self._ask(target.prompted, label, params, run)
 
-    def _load(self, row: Row) -> Tree:
-        """The row's model without a prompt, on the mesh."""
+    def _load(self, row: Row) -> tuple[Tree, str]:
+        """The row's model without a prompt, on the mesh, and where it came from."""
         model = self._model.without_prompt()
         wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
         loaded = self._weights.read(self._base_of(row), flatten(wanted), seed=0)
         if jax.process_index() == 0:
             for line in loaded.summary():
                 print(f"[{row.label}] {line}", flush=True)
-        return unflatten(loaded.arrays)
+        return unflatten(loaded.arrays), loaded.origin
 
-    def _ask(self, evaluator: Evaluator, label: str, params: Tree) -> list[TaskResult]:
+    def _ask(
+        self, evaluator: Evaluator, label: str, params: Tree, run: EvalRun
+    ) -> list[TaskResult]:
         with self._partitioner.activate():
-            return evaluator.run(params, label)
+            return evaluator.run(params, label, run)
 
 
 def target_format(targets: Sequence[TaskResult], suite: Sequence[TaskResult]) -> float | None:

@@ -69,6 +69,9 @@ class Stage:
     - `train_dataset`: see `DatasetConfig`.
     - `evaluation`: how the target's validation score is taken, which chooses the best checkpoint;
       none keeps the last one.
+    - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
+      step, every so many steps and after the last: what it can still do in context. Without a
+      period they are not asked while the stage trains.
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimiser fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
@@ -85,6 +88,8 @@ class Stage:
     prompt: Any = None
     train_dataset: DatasetConfig
     evaluation: EvalConfig | None = None
+    suite: EvalConfig | None = None
+    suite_period: int | None = None
     train_steps: int
     optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
     learning_rate: Callable[[Any], Any]
@@ -97,6 +102,13 @@ class Stage:
     def __post_init__(self) -> None:
         for field in ("train_steps", "eval_period", "microbatches", "keep"):
             checks.check_positive(f"stage {self.name!r}: {field}", getattr(self, field))
+        if self.suite_period is not None:
+            checks.check_positive(f"stage {self.name!r}: suite_period", self.suite_period)
+            if self.suite is None:
+                raise UserError(
+                    f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
+                    "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
+                )
         if self.frozen_dtype not in ("float32", "bfloat16"):
             raise UserError(
                 f"stage {self.name!r}: frozen_dtype must be 'float32' or 'bfloat16', got "

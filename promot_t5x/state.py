@@ -101,11 +101,11 @@ def opt_state_shardings(
     as the axes that it kept; T5X replicates those, and gathers them at every step. What has
     another shape, or could be either of two equal axes, is replicated.
     """
+    # By path: the two trees may hold their parts in different orders.
+    places = flatten(shardings)
     flat = {
-        tuple(path.split("/")): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            flatten(trainable).items(), flatten(shardings).values(), strict=True
-        )
+        tuple(path.split("/")): (leaf.shape, places[path])
+        for path, leaf in flatten(trainable).items()
     }
 
     def slot_sharding(key_path: Any, slot: Any) -> NamedSharding:

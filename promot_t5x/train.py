@@ -10,19 +10,30 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x import checkpoints, config, hashing, prompt_file, run_directory, state
+from promot_t5x import (
+    checkpoints,
+    config,
+    hashing,
+    prompt_file,
+    records,
+    restore,
+    run_directory,
+    state,
+)
 from promot_t5x.data import batches, sources, store
 from promot_t5x.errors import UserError
-from promot_t5x.evaluate import Evaluator, mean_score, write_results
+from promot_t5x.evaluate import Evaluator, eval_run
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.program import StageProgram
 from promot_t5x.progress import duration
 from promot_t5x.prompt import PROMPT_PATH
+from promot_t5x.records import EvalRun, mean_score
 from promot_t5x.stages import Stage
 from promot_t5x.step_log import StepLog
 from promot_t5x.weights import Loaded, StageResult, Weights
 
+SUITE_DIRECTORY = "suite_eval"  # within a stage's, what the suite was answered while it trained
 SCORE = "score"  # the name of the validation score among a checkpoint's metrics
 
 
@@ -39,6 +50,11 @@ def train(
     left as it is. **Raises** `UserError` for bad input before anything is written.
     """
     directory = epath.Path(model_dir)
+    if stage.suite and not stage.suite_period:
+        raise UserError(
+            "SUITE names tasks to evaluate while the stage trains, but not how often: set "
+            "SUITE_EVAL_PERIOD, in steps."
+        )
     trainer = Trainer(model, stage, Weights(model), partitioner)
     run_directory.claim(directory, config.resolved_str())
     return trainer.run(directory, run_directory.token_cache(directory))
@@ -104,6 +120,11 @@ class Trainer:
         self._evaluator = (
             Evaluator(self._model, stage.evaluation, partitioner) if stage.evaluation else None
         )
+        self._suite = (
+            Evaluator(model.without_prompt(), stage.suite, partitioner)
+            if stage.suite and stage.suite_period
+            else None
+        )
 
     def _check_prompts(self) -> None:
         prompts, length, _ = self._model.prompt_shape
@@ -142,6 +163,11 @@ class Trainer:
             program = StageProgram(self._model, stage, partitioner)
             train_state, frozen_hash = self._starting_state(program, saver)
             start = int(train_state.step)
+            # What an earlier launch answered after that step is of weights that are no more.
+            if jax.process_index() == 0:
+                for place in (directory, directory / SUITE_DIRECTORY):
+                    records.forget_after(place, start)
+            self._evaluate_suite(train_state, directory, start)
 
             # What the step does with a batch: compiled once, ahead of the loop.
             began = time.monotonic()
@@ -169,6 +195,10 @@ class Trainer:
                             opt_state=train_state.opt_state,
                             metadata=self._metadata(score, frozen_hash),
                         )
+                        log.resume()
+                    if self._suite_is_due(number):
+                        log.pause()
+                        self._evaluate_suite(train_state, directory, number)
                         log.resume()
             saver.wait()
             chosen = saver.best() or saver.latest()
@@ -273,13 +303,38 @@ class Trainer:
         """The target's validation score, or NaN if the stage has no evaluation."""
         if self._evaluator is None:
             return float("nan")
+        run = self._eval_run(directory, number, train_state.params)
         with self._partitioner.activate():
-            results = self._evaluator.run(train_state.params, f"[{self.stage.name}] validation")
-        if jax.process_index() == 0:
-            write_results(directory, results, number)
+            label = f"[{self.stage.name}] validation"
+            results = self._evaluator.run(train_state.params, label, run)
         score = mean_score(results)
         self._say(f"step {number}: validation score {score:.2f}")
         return score
+
+    def _suite_is_due(self, number: int) -> bool:
+        stage = self.stage
+        if self._suite is None or stage.suite_period is None:
+            return False
+        return number % stage.suite_period == 0 or number == stage.train_steps
+
+    def _evaluate_suite(
+        self, train_state: state.TrainState, directory: epath.Path, number: int
+    ) -> None:
+        """Ask the suite without the prompt, if it is due and not on file already."""
+        if self._suite is None or not self._suite_is_due(number):
+            return
+        flat = state.flatten(train_state.params)
+        flat.pop(PROMPT_PATH, None)
+        params = state.unflatten(flat)
+        run = self._eval_run(directory / SUITE_DIRECTORY, number, params)
+        with self._partitioner.activate():
+            results = self._suite.run(params, f"[{self.stage.name}] suite", run)
+        self._say(f"step {number}: suite's mean score {mean_score(results):.2f}")
+
+    def _eval_run(self, directory: epath.Path, number: int, params: state.Tree) -> EvalRun:
+        origin = f"this run: stage {self.stage.name}, step {number}"
+        path = str(directory / f"{restore.PREFIX}{number}")
+        return eval_run(directory, number, params, path=path, origin=origin, prompt_origin=origin)
 
     def _metadata(self, score: float, frozen_hash: str) -> dict[str, Any]:
         return {

@@ -146,6 +146,12 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
         takes_gin=False,
     ),
     Verb(
+        name="score",
+        help="compute scores again from the records of evaluations, without a model",
+        target="promot_t5x.score:main",
+        takes_gin=False,
+    ),
+    Verb(
         name="tasks",
         help="list, show, measure, check and prepare tasks and mixtures",
         target="promot_t5x.task_list:main",

@@ -61,6 +61,11 @@ class Loaded:
     arrays: dict[str, Any]
     origins: dict[str, str]
 
+    @property
+    def origin(self) -> str:
+        """Where the parameters came from, on one line."""
+        return "; ".join(dict.fromkeys(self.origins.values()))
+
     def summary(self) -> list[str]:
         """A line for each origin: how much of the model came from there."""
         lines = []

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from data_tasks import VOCABULARY as BYTES
 from engine_lab import QUICKLY, random_params, tiny_config
-from etils import epath
 from promot_t5x.tasks.tiny.episodes import entailment_rows
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 from promot_t5x import decoding, state
 from promot_t5x.data.questions import trim
 from promot_t5x.errors import UserError
-from promot_t5x.evaluate import EvalConfig, Evaluator, TaskResult, mean_score, write_results
+from promot_t5x.evaluate import EvalConfig, Evaluator
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.network import Transformer
 from promot_t5x.partitioning import Partitioner
@@ -230,40 +229,3 @@ def test_bad_input_is_refused_before_anything_is_read(words):
         Evaluator(model_for(words, 1), config_for("tiny_rte", split="tset"), partitioner)
     with pytest.raises(UserError, match="Did you mean 'tiny_rte'"):
         Evaluator(model_for(words, 1), config_for("tiny_rtee"), partitioner)
-
-
-def result_of(task, score, outputs=("a", "ü")):
-    records = [{"task": task, "id": str(i), "output": text} for i, text in enumerate(outputs)]
-    return TaskResult(task=task, metrics={"accuracy": score, "other": 1.0}, records=records)
-
-
-def test_results_are_written_under_the_names_of_t5x(tmp_path):
-    directory = epath.Path(tmp_path)
-    for step, score in ((100, 10.0), (200, 20.0), (300, 30.0)):
-        write_results(directory, [result_of("rte", score), result_of("cb", score + 1)], step)
-    # A run that is resumed from step 100 writes the later rows anew.
-    write_results(directory, [result_of("rte", 25.0, outputs=("b",))], 200)
-    folder = tmp_path / "inference_eval"
-    assert {path.name for path in folder.iterdir()} == {
-        *(f"{task}-{step:06}.jsonl" for task in ("rte", "cb") for step in (100, 200, 300)),
-        "rte-metrics.jsonl",
-        "cb-metrics.jsonl",
-    }
-
-    def lines(name):
-        return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-    assert lines("rte-000100.jsonl") == result_of("rte", 10.0).records
-    assert lines("rte-000200.jsonl") == [{"task": "rte", "id": "0", "output": "b"}]
-    assert lines("rte-metrics.jsonl") == [
-        {"step": 100, "accuracy": 10.0, "other": 1.0},
-        {"step": 200, "accuracy": 25.0, "other": 1.0},
-    ]
-    assert [row["step"] for row in lines("cb-metrics.jsonl")] == [100, 200, 300]
-
-
-def test_the_mean_is_that_of_the_primary_metrics():
-    assert mean_score([result_of("a", 10.0), result_of("b", 40.0)]) == 25.0
-    assert result_of("a", 10.0).score == 10.0
-    nothing = TaskResult(task="c", metrics={}, records=[])
-    assert np.isnan(nothing.score) and np.isnan(mean_score([result_of("a", 1.0), nothing]))

@@ -120,6 +120,8 @@ def determined(tree: dict[str, bytes]) -> dict[str, bytes]:
         if name.endswith("/manifest.json") and "/state/" not in name:
             manifest = json.loads(content)
             content = json.dumps([manifest["arrays"], manifest["metadata"]]).encode()
+        if "/inference_eval/" in name and name.endswith(".json"):
+            content = json.dumps({**json.loads(content), "timings": None}).encode()
         if not any(part in name for part in FREE):
             found[name] = content
     return found

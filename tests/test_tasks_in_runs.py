@@ -8,7 +8,7 @@ from promot_t5x.tasks import Bleu, Mixture, jsonl, register, text_task
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.format import Format
 
-from promot_t5x import decoding, evaluate, network
+from promot_t5x import decoding, evaluate, network, records
 from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.data.store import open_store
 from promot_t5x.errors import UserError
@@ -125,10 +125,11 @@ def test_a_mixture_is_asked_with_each_tasks_split_shots_and_length_of_answers(
     said = capsys.readouterr().out
     count = dropped["run_copy_1shot"]
     assert f"run_copy_1shot: 6 questions (demonstrations dropped: {count}" in said
-    evaluate.write_results(epath.Path(tmp_path), [wet, copy], 0)
-    line = (tmp_path / "inference_eval" / "run_copy_1shot-metrics.jsonl").read_text()
-    assert "tok:intl" in json.loads(line)["signatures"]["bleu"]
-    assert json.loads(line)["demonstrations dropped"] == count
+    records.write(records.EvalRun(directory=epath.Path(tmp_path)), [wet, copy])
+    summary = json.loads((tmp_path / "inference_eval/run_copy_1shot-000000.json").read_text())
+    assert "tok:intl" in summary["signatures"]["bleu"]
+    assert summary["counts"]["demonstrations dropped"] == count
+    assert wet.labels == ["no", "yes"] and copy.labels == []
 
 
 def test_another_batch_size_shows_the_same_demonstrations(registered, model, params):
