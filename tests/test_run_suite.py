@@ -1,6 +1,7 @@
 """The suite asked while a model trains: what is left of it, and that training does not notice."""
 
 import json
+from pathlib import Path
 
 import pytest
 import run_lab
@@ -17,41 +18,41 @@ suite/evaluate.EvalConfig:
 """
 
 
+BEHIND_A_PROMPT = """\
+from __gin__ import dynamic_registration
+from promot_t5x import stages
+include 'prompts/uniform.gin'
+PROMPT_LENGTH = 4
+stages.Stage.prompt = %PROMPT_INIT
+"""
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def command(tmp_path_factory):
+    """The command line of a stage that trains a model behind a prompt."""
     lab = run_lab.Lab(tmp_path_factory.mktemp("suite"))
     lab.write("suite.gin", SUITE)
-    return lab
+    lab.write("behind.gin", BEHIND_A_PROMPT)
 
+    def command(name, *files, **macros):
+        macros = {"MODEL_DIR": lab.directory / name, "INITIAL_CHECKPOINT_PATH": None, **macros}
+        return lab.words("train", "finetune", "train", "behind.gin", *files, **macros)
 
-def words(lab, name, *files, **macros):
-    macros = {"MODEL_DIR": lab.directory / name, "INITIAL_CHECKPOINT_PATH": None, **macros}
-    return lab.words("train", "joint_stage", "joint", *files, **macros)
+    return command
 
 
 @pytest.fixture(scope="module")
-def runs(lab):
-    """(without the suite, with it): stages that train a model behind a prompt."""
-    lab.write(
-        "joint_stage.gin",
-        "from __gin__ import dynamic_registration\nfrom promot_t5x import stages\n"
-        "include 'runs/finetune.gin'\ninclude 'prompts/uniform.gin'\n"
-        "stages.Stage.prompt = %PROMPT_INIT\n",
-    )
-
-    def command(name, *files, **macros):
-        return [
-            word.replace("runs/joint_stage.gin", "joint_stage.gin")
-            for word in words(lab, name, *files, **macros)
-        ]
-
+def runs(command):
+    """(directory without the suite, directory with it, what the latter's run said)."""
     run_lab.succeed(command("plain"))
-    out = run_lab.succeed(command("asked", "suite.gin", SUITE_EVAL_PERIOD=3))
-    return lab.directory / "plain", lab.directory / "asked", out, command
+    words = command("asked", "suite.gin", SUITE_EVAL_PERIOD=3)
+    out = run_lab.succeed(words)
+    (asked,) = (Path(w.split("'")[1]) for w in words if w.startswith("--gin.MODEL_DIR"))
+    return asked.parent / "plain", asked, out
 
 
 def test_the_suite_is_asked_from_step_0_to_the_last(runs):
-    _, asked, out, _ = runs
+    _, asked, out = runs
     folder = asked / "suite_eval" / "inference_eval"
     assert {path.name for path in folder.iterdir()} == {
         f"run_{task}{suffix}"
@@ -72,7 +73,7 @@ def test_the_suite_is_asked_from_step_0_to_the_last(runs):
 
 
 def test_training_does_not_notice(runs):
-    plain, asked, *_ = runs
+    plain, asked, _ = runs
     run_lab.assert_same_arrays(
         run_lab.checkpoint_arrays(asked / "checkpoint_4"),
         run_lab.checkpoint_arrays(plain / "checkpoint_4"),
@@ -80,14 +81,13 @@ def test_training_does_not_notice(runs):
 
 
 def test_scores_come_from_the_records(runs, capsys):
-    _, asked, *_ = runs
+    _, asked, _ = runs
     assert cli.main(["score", str(asked), f"--module={run_lab.TASKS}"]) == 0
     # Two steps of the target, three of the suite's two tasks.
     assert capsys.readouterr().out.count("as stated") == 8
 
 
-def test_a_suite_without_a_period_and_a_period_without_a_suite_are_refused(runs):
-    *_, command = runs
+def test_a_suite_without_a_period_and_a_period_without_a_suite_are_refused(command):
     done = run_lab.here(command("refused", "suite.gin"))
     assert done.status == 2 and "set SUITE_EVAL_PERIOD" in done.err
     done = run_lab.here(command("refused", SUITE_EVAL_PERIOD=3))
