@@ -69,7 +69,10 @@ def test_the_suite_is_asked_from_step_0_to_the_last(runs):
     assert summary["prompt"] is None and summary["examples"] == 4
     assert "SUITE_EVAL_PERIOD = 3" in summary["config"]
     target = json.loads((asked / "inference_eval" / "run_signs-000004.json").read_text())
-    assert target["prompt"]["origin"] == "stage train, step 4" and len(target["prompt"]["hash"]) > 8
+    assert (
+        target["prompt"]["origin"] == "this run: stage train, step 4"
+        and len(target["prompt"]["hash"]) > 8
+    )
 
 
 def test_training_does_not_notice(runs):
