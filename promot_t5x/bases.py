@@ -1,8 +1,8 @@
 """Reading the weights that a run starts from: any format, parameters only.
 
-A base is a T5X checkpoint (legacy or orbax), or a checkpoint of this project that holds a
-whole model. The format is detected from what is in the directory. What does not fit is an
-error that names the arrays; nothing is ever filled in from scratch.
+A base is a T5X checkpoint (legacy or orbax), a Hugging Face one, or a checkpoint of this project
+that holds a whole model. The format is detected from what is in the directory. What does not fit
+is an error that names the arrays; nothing is ever filled in from scratch.
 """
 
 import contextlib
@@ -18,15 +18,19 @@ from etils import epath
 from flax import traverse_util
 
 from promot_t5x import manifest as manifests
-from promot_t5x import named_bases, restore, t5x_format, tensors
+from promot_t5x import named_bases, restore, tensors
 from promot_t5x.errors import UserError
+from promot_t5x.formats import hf_config, t5x
+from promot_t5x.formats.hugging_face import HfSource, is_checkpoint
+from promot_t5x.formats.layouts import AS_STORED, Layout, Relaid
+from promot_t5x.formats.source import ParamSource, reading, some
+from promot_t5x.formats.t5x import LegacySource, OrbaxSource
 from promot_t5x.hashing import content_hash as content_hash
 from promot_t5x.manifest import BrokenCheckpointError
-from promot_t5x.t5x_format import LegacySource, OrbaxSource, ParamSource
+from promot_t5x.t5config import T5Config
 
 _EMBEDDING = "token_embedder/embedding"
 _TF_MARK = b"model_checkpoint_path"
-_SHOWN = 5
 
 
 class OwnSource:
@@ -50,7 +54,7 @@ class OwnSource:
             start = f"It was trained on {base}: start from that." if base else ""
             raise UserError(
                 f"{self.step_dir} holds only what its stage trained "
-                f"({_some(sorted(self.shapes))}), not a whole model. {start}"
+                f"({some(sorted(self.shapes))}), not a whole model. {start}"
             )
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -69,6 +73,7 @@ class OwnSource:
 def read_params(
     path: str | os.PathLike,
     *,
+    layout: Layout = AS_STORED,
     dtype: Any = None,
     shardings: Any = None,
     only: str | None = None,
@@ -76,28 +81,30 @@ def read_params(
     """Read a base's parameters.
 
     Args:
-      path: a checkpoint directory (`checkpoint_<step>`), local or `gs://`, or a stage
-        directory of ours, of which the newest complete checkpoint is meant.
+      path: a base with a name; a checkpoint directory (`checkpoint_<step>`, or one of Hugging
+        Face), local or `gs://`; or a stage directory of ours, of which the newest complete
+        checkpoint is meant.
+      layout: how they are laid out.
       dtype: what floating-point parameters are cast to; None keeps them as stored.
       shardings: one sharding for all, or a nested dict with one for each; parameters come
         as JAX arrays of which each process reads its own part. None gives numpy arrays.
       only: a regular expression that a '/'-joined path must match in full to be read.
 
     Returns:
-      A nested dict, as stored: layers are not stacked for scanning.
+      A nested dict.
 
     Raises:
       UserError: no checkpoint there, damaged, or not a whole model.
     """
-    source = open_source(path)
+    source = open_laid_out(path, layout)
     chosen = {p: s for p, s in source.shapes.items() if only is None or re.fullmatch(only, p)}
     if not chosen:
         raise UserError(
-            f"no parameter of {path} matches {only!r}; it has {_some(sorted(source.shapes))}"
+            f"no parameter of {path} matches {only!r}; it has {some(sorted(source.shapes))}"
         )
     placed = _by_path(shardings, chosen)
     wanted = {
-        p: jax.ShapeDtypeStruct(s.shape, _cast(s.dtype, dtype), sharding=placed[p])
+        p: jax.ShapeDtypeStruct(s.shape, cast(s.dtype, dtype), sharding=placed[p])
         for p, s in chosen.items()
     }
     return traverse_util.unflatten_dict(source.read(wanted), sep="/")
@@ -105,10 +112,26 @@ def read_params(
 
 def param_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     """Return {'/'-joined path: shape and dtype as stored} of a base, reading no array."""
-    return dict(open_source(path).shapes)
+    return dict(open_laid_out(path).shapes)
 
 
-def _cast(stored: Any, dtype: Any) -> np.dtype:
+def open_laid_out(
+    path: str | os.PathLike, layout: Layout = AS_STORED, config: T5Config | None = None
+) -> ParamSource:
+    """Open a base in a layout.
+
+    Raises:
+      UserError: as `open_source`; or the layout cannot hold the base's numbers; or the base says of
+        itself that it is of another model than `config`, the network's that is to take it.
+    """
+    source = open_source(path)
+    if isinstance(source, HfSource) and config is not None:
+        source.shape.check(config, path)
+    return Relaid(source, layout)
+
+
+def cast(stored: Any, dtype: Any) -> np.dtype:
+    """The type that an array stored as one type has when read as another: integers stay."""
     floating = jax.numpy.issubdtype(stored, jax.numpy.floating)
     return np.dtype(stored if dtype is None or not floating else dtype)
 
@@ -118,7 +141,7 @@ def _by_path(shardings: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
         return dict.fromkeys(chosen, shardings)
     flat = traverse_util.flatten_dict(shardings, sep="/")
     if missing := sorted(set(chosen) - set(flat)):
-        raise ValueError(f"no sharding for {_some(missing)}")
+        raise ValueError(f"no sharding for {some(missing)}")
     return flat
 
 
@@ -128,11 +151,7 @@ def open_source(path: str | os.PathLike) -> ParamSource:
     Raises:
       UserError: names the path, what was found there and the nearest checkpoint.
     """
-    directory = restore.absolute(named_bases.resolve(str(path)))
-    if directory.name == t5x_format.LEGACY_FILE and directory.is_file():
-        directory = directory.parent
-    if not directory.is_dir():
-        raise UserError(f"{path} {_what_is_there(directory)}.{_nearest(directory)}")
+    directory = find(path)
     if steps := restore.complete_steps(directory):
         directory = restore.step_directory(directory, steps[-1])
     if (directory / manifests.FILE_NAME).exists():
@@ -144,8 +163,29 @@ def open_source(path: str | os.PathLike) -> ParamSource:
         if (orbax / tensors.ORBAX_TREE_FILE).exists():
             return OrbaxSource(orbax)
     _refuse_tensorflow(directory)
-    if (directory / t5x_format.LEGACY_FILE).is_file():
+    if (directory / t5x.LEGACY_FILE).is_file():
         return LegacySource(directory)
+    if is_checkpoint(directory):
+        return HfSource(directory)
+    raise UserError(f"{path} {_what_is_there(directory)}.{_nearest(directory)}")
+
+
+def find(path: str | os.PathLike) -> epath.Path:
+    """The directory that a name or path means, of which something exists.
+
+    Raises:
+      UserError: there is none, or it may not be read.
+    """
+    places = [restore.absolute(place) for place in named_bases.resolve(str(path))]
+    for directory in places:
+        with reading(directory):
+            if directory.name == t5x.LEGACY_FILE and directory.is_file():
+                return directory.parent
+            if directory.is_dir():
+                return directory
+    directory = places[0]
+    if len(places) > 1:
+        raise UserError(f"{path} is at none of {', '.join(map(str, places))}.")
     raise UserError(f"{path} {_what_is_there(directory)}.{_nearest(directory)}")
 
 
@@ -159,7 +199,7 @@ def _refuse_unfinished(directory: epath.Path) -> None:
 
 
 def _refuse_tensorflow(directory: epath.Path) -> None:
-    index = directory / t5x_format.LEGACY_FILE
+    index = directory / t5x.LEGACY_FILE
     if index.is_file():
         with index.open("rb") as file:
             if file.read(len(_TF_MARK)) == _TF_MARK:
@@ -174,9 +214,10 @@ def _looks_like_checkpoint(directory: epath.Path) -> bool:
         (directory / name).exists()
         for name in (
             manifests.FILE_NAME,
-            t5x_format.LEGACY_FILE,
+            t5x.LEGACY_FILE,
             tensors.ORBAX_TREE_FILE,
             f"{restore.STATE}/{tensors.ORBAX_TREE_FILE}",
+            hf_config.CONFIG_FILE,
         )
     )
 
@@ -187,7 +228,7 @@ def _what_is_there(path: epath.Path) -> str:
     if not path.exists():
         return "does not exist"
     names = sorted(entry.name for entry in path.iterdir())
-    return f"is not a checkpoint: it holds {_some(names)}" if names else "is an empty directory"
+    return f"is not a checkpoint: it holds {some(names)}" if names else "is an empty directory"
 
 
 def _step_of(path: epath.Path) -> int:
@@ -212,11 +253,6 @@ def _nearest(path: epath.Path) -> str:
     return ""
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "nothing") + more
-
-
 def check_tree(
     params: Mapping[str, Any], expected: Mapping[str, Any], *, source: Any = "The checkpoint"
 ) -> None:
@@ -237,7 +273,7 @@ def check_tree(
         if found[p] != wanted[p]
     ]
     problems = [
-        f"{len(names)} {kind}: {_some(names)}"
+        f"{len(names)} {kind}: {some(names)}"
         for kind, names in (
             ("missing", sorted(set(wanted) - set(found))),
             ("unexpected", sorted(set(found) - set(wanted))),

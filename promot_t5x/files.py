@@ -14,6 +14,11 @@ def write_atomically(path: epath.Path, text: str) -> None:
     part.replace(path)
 
 
+def write_json(path: epath.Path, value: Any) -> None:
+    """Replace a file of JSON in one step."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
 def append_json_line(path: epath.Path, record: Mapping[str, Any]) -> None:
     """Append one JSON object to a file of JSON lines."""
     with path.open("a") as file:

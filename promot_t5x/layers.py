@@ -156,7 +156,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """The bias that a stack's layers share, one row of 32 buckets a head, added to the logits."""
+    """The bias of a stack's layers or of one layer: 32 buckets a head, added to the logits."""
 
     config: T5Config
     bidirectional: bool
@@ -182,6 +182,14 @@ class RelativePositionBias(nn.Module):
         Decoding slices one query's row out of it, at a 1/length of the matrix's cost.
         """
         return self._look_up(np.arange(-(length - 1), length)[None, :])
+
+    def of(
+        self, length: int, decode: bool, max_decode_length: int | None
+    ) -> Float[Array, "1 heads _ _"]:
+        """Bias of a decoder's row: by offset in a decoding step, of a whole row otherwise."""
+        if decode and length == 1:
+            return self.by_offset(max_decode_length or 1)
+        return self(length)
 
     def _look_up(
         self, offsets: Integer[np.ndarray, "query key"]

@@ -1,4 +1,4 @@
-"""T5 1.0, T5 1.1 and mT5 as a flax module with T5X's call signatures and parameter tree.
+"""T5 1.0, T5 1.1, mT5, umT5, ByT5 as a flax module with T5X's signatures and parameter tree.
 
 The module trains under upstream T5X as it is. What it adds: soft prompts (`prompt`), stacks of
 layers scanned or recomputed (`stacks`), logits computed apart from the hidden states, and

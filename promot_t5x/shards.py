@@ -6,7 +6,7 @@ array. A scanned network's stacks are made on the devices, of single layers read
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x import tensors
+from promot_t5x.formats.source import ParamSource, Shapes
 from promot_t5x.scan import LAYER_AXIS, layer_axis, layer_paths
-from promot_t5x.t5x_format import ParamSource
-
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def read(source: ParamSource, wanted: Shapes) -> dict[str, Any]:

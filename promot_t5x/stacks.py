@@ -2,7 +2,8 @@
 
 An unrolled stack has the parameters `layers_0/...`, `layers_1/...`; a scanned one compiles its
 layer once and has each parameter once, with the layers on axis 1 (see `scan`), and each cache
-with the layers on axis 0. Both have the relative position bias outside of the layers.
+with the layers on axis 0. The relative position bias is the stack's, outside of the layers, or, in
+umT5, each layer's own.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class EncoderLayer(nn.Module):
 
     def setup(self):
         cfg = self.config
+        if cfg.relative_bias_per_layer:
+            self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
         self.pre_attention_layer_norm = LayerNorm(cfg.dtype)
         self.attention = Attention(cfg)
         self.pre_mlp_layer_norm = LayerNorm(cfg.dtype)
@@ -50,10 +53,13 @@ class EncoderLayer(nn.Module):
         self,
         inputs: Hidden,
         mask: Bool[Array, "batch 1 length length"],
-        bias: Float[Array, "1 heads length length"],
+        bias: Float[Array, "1 heads length length"] | None,
         *,
         deterministic: bool,
     ) -> Hidden:
+        """`bias`: the stack's; None where the layer has its own."""
+        if bias is None:
+            bias = self.relpos_bias(inputs.shape[1])
         inputs = with_sharding_constraint(inputs, ACTIVATION_AXES)
         x = self.pre_attention_layer_norm(inputs)
         x = self.attention(x, self.attention.key_values(x), mask, bias, deterministic=deterministic)
@@ -69,6 +75,8 @@ class DecoderLayer(nn.Module):
 
     def setup(self):
         cfg = self.config
+        if cfg.relative_bias_per_layer:
+            self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
         self.pre_self_attention_layer_norm = LayerNorm(cfg.dtype)
         self.self_attention = Attention(cfg)
         self.pre_cross_attention_layer_norm = LayerNorm(cfg.dtype)
@@ -87,11 +95,15 @@ class DecoderLayer(nn.Module):
         cross: KeyValues,
         mask: Bool[Array, "batch 1 length length"] | None,
         cross_mask: Bool[Array, "rows 1 _ source"],
-        bias: Float[Array, "1 heads _ _"],
+        bias: Float[Array, "1 heads _ _"] | None,
         *,
         deterministic: bool,
         decode: bool,
+        max_decode_length: int | None,
     ) -> Hidden:
+        """`bias`: the stack's; None where the layer has its own."""
+        if bias is None:
+            bias = self.relpos_bias.of(inputs.shape[1], decode, max_decode_length)
         inputs = with_sharding_constraint(inputs, ACTIVATION_AXES)
         x = self.pre_self_attention_layer_norm(inputs)
         x = self.self_attention(
@@ -140,7 +152,8 @@ class Encoder(nn.Module):
         cfg = self.config
         if cfg.num_virtual_ids:
             self.prompt = SoftPrompt(cfg)
-        self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
+        if not cfg.relative_bias_per_layer:
+            self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
         if cfg.scan_layers:
             self.encoder = EncoderLayer(cfg)
         else:
@@ -163,7 +176,7 @@ class Encoder(nn.Module):
         else:
             x = self.token_embedder(ids)
         x = self.dropout(x, deterministic=deterministic)
-        bias = self.relpos_bias(ids.shape[1])
+        bias = None if cfg.relative_bias_per_layer else self.relpos_bias(ids.shape[1])
 
         def step(layer: nn.Module, x: Hidden, _: None) -> tuple[Hidden, None]:
             return layer(x, mask, bias, deterministic=deterministic), None
@@ -185,7 +198,8 @@ class Decoder(nn.Module):
 
     def setup(self):
         cfg = self.config
-        self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
+        if not cfg.relative_bias_per_layer:
+            self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
         if cfg.scan_layers:
             self.decoder = DecoderLayer(cfg)
         else:
@@ -220,15 +234,23 @@ class Decoder(nn.Module):
     ) -> Hidden:
         cfg = self.config
         y = self.dropout(self.token_embedder(ids), deterministic=deterministic)
-        if decode and ids.shape[1] == 1:
-            bias = self.relpos_bias.by_offset(max_decode_length or 1)
-        else:
-            bias = self.relpos_bias(ids.shape[1])
+        bias = None
+        if not cfg.relative_bias_per_layer:
+            bias = self.relpos_bias.of(ids.shape[1], decode, max_decode_length)
 
         def step(layer: nn.Module, y: Hidden, kv: KeyValues | None) -> tuple[Hidden, None]:
             # Projected here, inside the step, so that a recomputed layer need not keep them.
             kv = layer.cross_key_values(encoded) if kv is None else kv
-            y = layer(y, kv, mask, cross_mask, bias, deterministic=deterministic, decode=decode)
+            y = layer(
+                y,
+                kv,
+                mask,
+                cross_mask,
+                bias,
+                deterministic=deterministic,
+                decode=decode,
+                max_decode_length=max_decode_length,
+            )
             return y, None
 
         run: LayerStep = step if decode else _remat(step, cfg)

@@ -23,7 +23,7 @@ _static = functools.partial(struct.field, pytree_node=False)
 
 @struct.dataclass
 class T5Config:
-    """T5 1.0, T5 1.1 and mT5 (names and defaults are T5X's; the last five are ours).
+    """T5 1.0, T5 1.1, mT5, umT5, ByT5 (names and defaults are T5X's; the last six are ours).
 
     - `vocab_size`: rows of the embedding table, ids at and above it are prompt vectors.
     - `dtype`: of activations, float32 or bfloat16. Parameters are float32 and so are the logits.
@@ -33,6 +33,8 @@ class T5Config:
     - `dropout_rate`: used wherever T5 drops, when dropout is enabled in the call.
     - `logits_via_embedding`: the embedding also projects to logits (T5 1.0).
     - `float32_attention_logits`: accumulate attention logits in float32 whatever `dtype` is.
+    - `relative_bias_per_layer`: every layer has its own relative position bias, as in umT5 and in
+      T5X's scalable networks; otherwise the layers of a stack share one.
     - `scan_layers`: one compiled layer body for a whole stack, its parameters stacked.
     - `remat_policy`: what the backward pass recomputes: `none`, `minimal` (all but the products
       of activations with weights) or `full` (everything but each layer's input).
@@ -53,6 +55,7 @@ class T5Config:
     dropout_rate: float = _static(default=0.1)
     logits_via_embedding: bool = _static(default=False)
     float32_attention_logits: bool = _static(default=False)
+    relative_bias_per_layer: bool = _static(default=False)
     scan_layers: bool = _static(default=False)
     remat_policy: str = _static(default="none")
     num_prompts: int = _static(default=0)

@@ -25,7 +25,8 @@ def _context() -> ts.Context:
     return ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
 
 
-def _kvstore(path: epath.Path) -> dict[str, Any]:
+def kvstore(path: epath.Path) -> dict[str, Any]:
+    """Return tensorstore's name of a directory, local or `gs://`."""
     text = str(path).rstrip("/") + "/"
     if text.startswith("gs://"):
         bucket, _, key = text.removeprefix("gs://").partition("/")
@@ -36,7 +37,7 @@ def _kvstore(path: epath.Path) -> dict[str, Any]:
 def open_zarr(directories: Mapping[str, epath.Path]) -> dict[str, ts.TensorStore]:
     """Open zarr directories, local or `gs://`, by name."""
     context = _context()
-    return _open({n: ("zarr", _kvstore(path)) for n, path in directories.items()}, context)
+    return _open({n: ("zarr", kvstore(path)) for n, path in directories.items()}, context)
 
 
 def _orbax_metadata(directory: epath.Path) -> dict[str, Any]:
@@ -73,9 +74,9 @@ def open_orbax(directory: epath.Path, paths: Iterable[str]) -> dict[str, ts.Tens
     for path in paths:
         key = path.replace("/", ".")
         if database:
-            store = {"driver": "ocdbt", "base": _kvstore(directory), "path": key + "/"}
+            store = {"driver": "ocdbt", "base": kvstore(directory), "path": key + "/"}
         else:
-            store = _kvstore(directory / key)
+            store = kvstore(directory / key)
         specs[path] = (driver, store)
     return _open(specs, _context())
 
@@ -94,7 +95,7 @@ def _open(specs: Mapping[str, tuple[str, dict]], context: ts.Context) -> dict[st
     return {name: future.result() for name, future in opening.items()}
 
 
-def stored_as(array: ts.TensorStore | np.ndarray) -> jax.ShapeDtypeStruct:
+def stored_as(array: Any) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of an opened array."""
     dtype = array.dtype.numpy_dtype if isinstance(array, ts.TensorStore) else array.dtype
     return jax.ShapeDtypeStruct(array.shape, dtype)
@@ -129,13 +130,11 @@ def local_bytes(leaf: Any) -> int:
     return min(whole, held)
 
 
-def read(
-    arrays: Mapping[str, ts.TensorStore | np.ndarray], wanted: Mapping[str, Any]
-) -> dict[str, Any]:
+def read(arrays: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Read opened arrays.
 
     Args:
-      arrays: by path.
+      arrays: by path: tensorstores, arrays, or what gives numpy arrays when it is indexed.
       wanted: {path: anything with a shape, a dtype and perhaps a sharding}. With a sharding
         the result is a JAX array, without one a numpy array; in its dtype either way.
     """
@@ -144,7 +143,7 @@ def read(
         return dict(zip(wanted, results, strict=True))
 
 
-def _read(stored: ts.TensorStore | np.ndarray, wanted: Any) -> Any:
+def _read(stored: Any, wanted: Any) -> Any:
     sharding = getattr(wanted, "sharding", None)
     parts: dict[str, np.ndarray] = {}
 

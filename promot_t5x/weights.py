@@ -19,6 +19,8 @@ from jaxtyping import Float
 from promot_t5x import bases, named_bases, prompt_file, restore, scan, shards
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.files import write_atomically
+from promot_t5x.formats.layouts import Layout
+from promot_t5x.formats.source import ParamSource
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.prompt import PROMPT_PATH
 from promot_t5x.stages import Stage
@@ -109,23 +111,24 @@ class Weights:
                 f"{what} = {reference!r} is a stage that runs later; list it before the stage that "
                 "needs it."
             )
-        known = [*earlier, *(named_bases.SHIPPED if what == "base" else ())]
+        known = [*earlier, *(named_bases.NAMES if what == "base" else ())]
         if not (reference in known or "/" in reference or epath.Path(reference).exists()):
+            named = ", nor a base with a name (`promot-t5x convert --list` shows them)"
             raise UserError(
-                f"{what} = {reference!r} is neither an earlier stage of this run, nor a base with "
-                f"a name ({', '.join(known) or 'there is none'}), nor a path that exists."
+                f"{what} = {reference!r} is neither an earlier stage of this run"
+                f"{named if what == 'base' else ''}, nor a path that exists."
                 f"{did_you_mean(reference, known)}"
             )
         if what == "prompt":
             prompt_file.load_prompt(reference, shape=self._model.prompt_shape)
             return
         try:
-            shapes = bases.param_shapes(reference)
+            shapes = self._open_base(reference).shapes
         except UserError as error:
             raise UserError(
                 f"The base cannot be read: {error} A base is a checkpoint_<step> directory, a "
-                f"stage's directory, or one of {', '.join(named_bases.SHIPPED)}; None starts from "
-                "random weights."
+                "stage's directory, a Hugging Face directory, or a name that `promot-t5x convert "
+                "--list` shows; None starts from random weights."
             ) from None
         self._check_shapes(shapes, reference)
 
@@ -215,9 +218,18 @@ class Weights:
         return {p: a if shardings[p] else np.asarray(a) for p, a in drawn.items()}
 
     def _from_base(self, path: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        source = bases.open_source(path)
+        source = self._open_base(path)
         self._check_shapes(source.shapes, path)
         return shards.read(source, wanted)
+
+    def _open_base(self, path: str) -> ParamSource:
+        config = self._model.config
+        # Where the network scans and the checkpoint does not, `shards` stacks the layers.
+        layout = Layout(
+            scanned=None if config.scan_layers else False,
+            bias_per_layer=config.relative_bias_per_layer,
+        )
+        return bases.open_laid_out(path, layout, config)
 
     def _stacks(self, paths: Any) -> bool:
         """Whether the network scans its layers and the checkpoint does not."""

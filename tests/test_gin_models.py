@@ -9,7 +9,7 @@ import gin
 import jax
 import pytest
 
-from promot_t5x import config, network, promot
+from promot_t5x import config, named_bases, network, promot
 from promot_t5x.models import EncoderDecoderModel
 
 GIN = config.gin_root()
@@ -19,6 +19,9 @@ SIZES = ("small", "base", "large", "xl", "xxl")
 T5_1_0 = (60_506_624, 222_903_552, 737_668_096, 2_851_598_336, 11_307_321_344)
 T5_1_1 = (76_961_152, 247_577_856, 783_150_080, 2_849_757_184, 11_135_332_352)
 MT5 = (300_176_768, 582_401_280, 1_229_581_312, 3_742_619_648, 12_921_057_280)
+# mT5's, with umT5's larger vocabulary and a bias in every layer.
+UMT5 = (306_601_984, 592_043_520, 3_768_356_864, 12_972_531_712)
+BYT5 = (299_637_760, 581_653_248, 1_228_183_552, 3_737_801_728, 12_906_899_328)
 PARAMETERS = {
     **{
         f"t5_1_0_{size}": count
@@ -29,11 +32,20 @@ PARAMETERS = {
         for family in ("t5_1_1", "t5_1_1_lm_adapted", "flan_t5")
         for size, count in zip(SIZES, T5_1_1, strict=True)
     },
-    **{f"mt5_{size}": count for size, count in zip(SIZES, MT5, strict=True)},
+    **{
+        f"{family}_{size}": count
+        for family in ("mt5", "mt5_lm_adapted")
+        for size, count in zip(SIZES, MT5, strict=True)
+    },
+    **{
+        f"umt5_{size}": count
+        for size, count in zip(("small", "base", "xl", "xxl"), UMT5, strict=True)
+    },
+    **{f"byt5_{size}": count for size, count in zip(SIZES, BYT5, strict=True)},
 }
 # A vocabulary that needs no file, and nothing else of models/byte_vocabulary.gin.
 BYTES = ("VOCABULARY = @vocabularies.byte_level()", "NUM_EMBEDDINGS = 384")
-SHARED = {"t5_1_0", "t5_1_1", "mt5", "encoder_decoder", "byte_vocabulary"}
+SHARED = {"t5_1_0", "t5_1_1", "mt5", "umt5", "byt5", "encoder_decoder", "byte_vocabulary"}
 
 
 def model_of(*, model: EncoderDecoderModel) -> EncoderDecoderModel:
@@ -67,12 +79,15 @@ def parameters(shape: network.T5Config) -> int:
 
 def extrapolated(shape: network.T5Config) -> int:
     """The same count from one and two layers: layers are alike, and tracing 48 takes seconds."""
-    one, two = (
-        parameters(dataclasses.replace(shape, num_encoder_layers=n, num_decoder_layers=n))
-        for n in (1, 2)
+    one, encoder, decoder = (
+        parameters(dataclasses.replace(shape, num_encoder_layers=m, num_decoder_layers=n))
+        for m, n in ((1, 1), (2, 1), (1, 2))
     )
-    assert shape.num_encoder_layers == shape.num_decoder_layers
-    return one + (shape.num_encoder_layers - 1) * (two - one)
+    return (
+        one
+        + (shape.num_encoder_layers - 1) * (encoder - one)
+        + (shape.num_decoder_layers - 1) * (decoder - one)
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -90,7 +105,8 @@ def test_a_whole_network_has_the_extrapolated_count():
 def test_header_gives_the_count_and_the_checkpoint(name):
     text = (GIN / f"models/{name}.gin").read_text(encoding="utf-8")
     assert f"{PARAMETERS[name]:,} parameters" in text
-    assert re.search(r"gs://t5-data/pretrained_models/t5x/\S+/checkpoint_\d{6,7}\n", text)
+    stated = re.search(r"weights: '(\w+)', which is\n#   (gs://\S+/checkpoint_\d{6,7})\n", text)
+    assert named_bases.PUBLIC[stated[1]][0] == stated[2]
 
 
 def test_families_differ_in_activation_logits_and_vocabulary():
@@ -104,6 +120,10 @@ def test_families_differ_in_activation_logits_and_vocabulary():
     assert "cc_all.32000.100extra" in gin.query_parameter(path)
     read("mt5_small")
     assert "mc4.250000.100extra" in gin.query_parameter(path)
+    assert not network_config().relative_bias_per_layer
+    read("umt5_small")
+    assert "umt5.256000" in gin.query_parameter(path)
+    assert network_config().relative_bias_per_layer
 
 
 def test_overridden_vocabulary_leaves_nothing_behind():
@@ -125,7 +145,7 @@ def test_prompt_macros_reach_the_network():
 def test_every_model_is_asked_in_the_dialect_that_it_was_trained_to(name):
     read(name, bindings=BYTES)
     dialect = config.configured(model_of)().dialect
-    if "lm_adapted" in name:
+    if "lm_adapted" in name or name.startswith("byt5"):
         assert (dialect.kind, dialect.sentinel) == ("lm", "none")
     elif name.startswith("flan"):
         assert (dialect.kind, dialect.sentinel) == ("instruction", "none")

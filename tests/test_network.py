@@ -272,6 +272,58 @@ def test_decoding_by_steps_equals_the_full_pass(t5_1_1, scan):
     assert len(flat) == (3 if scan else 6)
 
 
+def per_layer(golden, repeated=True):
+    """umT5's network with the golden parameters: each layer has the stack's bias, or another."""
+    config = golden.config.replace(relative_bias_per_layer=True)
+    flat = flatten_dict(golden.params, sep="/")
+    for stack in ("encoder", "decoder"):
+        shared = flat.pop(f"{stack}/relpos_bias/rel_embedding")
+        for i in range(2):
+            own = shared if repeated else shared * (i - 0.5)
+            flat[f"{stack}/layers_{i}/relpos_bias/rel_embedding"] = own
+    return config, unflatten_dict(flat, sep="/")
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_bias_in_every_layer(t5_1_1, plain, scan):
+    """Equal ones are the shared one, in the loss and in what they sum up to in its gradient."""
+    config, params = per_layer(t5_1_1)
+    config = config.replace(scan_layers=scan)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, param_shapes(config))
+    params = scan_params(params, config) if scan else params
+    assert jax.tree.map(np.shape, params) == shapes
+    if scan:
+        path = ("decoder", "decoder", "relpos_bias", "rel_embedding")
+        assert flatten_dict(shapes)[path] == (4, 2, 32)
+        assert flatten_dict(param_axes(config))[path] == ("heads", "layers", "relpos_buckets")
+    (loss, logits), grads = value_and_grads(config, params, *t5_1_1.batch("packed"))
+    (plain_loss, plain_logits), plain_grads = plain
+    assert relative_error(loss, plain_loss) <= 1e-6
+    assert relative_error(logits, plain_logits) <= 1e-6
+    flat = flatten_dict(unscan_params(grads, config) if scan else grads, sep="/")
+    for stack in ("encoder", "decoder"):
+        parts = [flat.pop(f"{stack}/layers_{i}/relpos_bias/rel_embedding") for i in range(2)]
+        assert relative_error(parts[0], parts[1]) > 0.1
+        flat[f"{stack}/relpos_bias/rel_embedding"] = sum(parts)
+    assert_trees_close(unflatten_dict(flat, sep="/"), plain_grads, 2e-6)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_decoding_with_a_bias_in_every_layer(t5_1_1, scan):
+    config, params = per_layer(t5_1_1, repeated=False)
+    config = config.replace(scan_layers=scan)
+    params = scan_params(params, config) if scan else params
+    batch, _ = t5_1_1.batch("unpacked")
+    sources, ids = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+    targets = np.where(ids == 0, 7, ids)  # no padding: a decoding step never sees any
+    taught = run(config, params, "__call__", sources, ids, targets)
+    module = Transformer(config)
+    encoded, cache = encode_and_make_cache(module, params, batch)
+    stepped, _ = decode_by_steps(module, params, cache, encoded, sources, ids)
+    assert relative_error(stepped, taught) <= 1e-6
+    assert relative_error(taught, t5_1_1.arrays["logits/unpacked"]) > 0.01
+
+
 @pytest.mark.parametrize(("scan", "beams"), [(False, 1), (False, 3), (True, 3)])
 def test_beams_share_keys_and_values(t5_1_1, scan, beams):
     config = t5_1_1.config.replace(scan_layers=scan)

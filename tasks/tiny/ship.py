@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from promot_t5x import bases, hashing, t5x_format
+from promot_t5x import bases, hashing
+from promot_t5x.formats import t5x_writing
 from promot_t5x.weights import StageResult
 
 BASE = epath.Path(__file__).parent / "base"
@@ -24,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{stage} is not the directory of a finished stage", file=sys.stderr)
         return 2
     params = bases.read_params(result.directory / f"checkpoint_{result.step}")
-    t5x_format.write_inline(BASE, params, result.step)
+    t5x_writing.write_inline(BASE, params, result.step)
     print(f"{BASE}: step {result.step}, content hash {hashing.content_hash(params)}")
     return 0
 
