@@ -149,15 +149,22 @@ def open_source(path: str | os.PathLike) -> ParamSource:
     """Detect a checkpoint's format and open it.
 
     Raises:
-      UserError: names the path, what was found there and the nearest checkpoint.
+      UserError: names the path, what was found there and the nearest checkpoint; or it is a
+        stage's, which holds only a part of a model.
     """
+    source = open_any(path)
+    if isinstance(source, OwnSource):
+        source.check_whole()
+    return source
+
+
+def open_any(path: str | os.PathLike) -> OwnSource | HfSource | LegacySource | OrbaxSource:
+    """Open a checkpoint as `open_source` does, a stage's too that holds only what trained."""
     directory = find(path)
     if steps := restore.complete_steps(directory):
         directory = restore.step_directory(directory, steps[-1])
     if (directory / manifests.FILE_NAME).exists():
-        source = OwnSource(directory)
-        source.check_whole()
-        return source
+        return OwnSource(directory)
     _refuse_unfinished(directory)
     for orbax in (directory / restore.STATE, directory):
         if (orbax / tensors.ORBAX_TREE_FILE).exists():

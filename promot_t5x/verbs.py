@@ -152,6 +152,12 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
         takes_gin=False,
     ),
     Verb(
+        name="convert",
+        help="copy a checkpoint into another format: T5X's, Hugging Face's, this project's",
+        target="promot_t5x.convert:main",
+        takes_gin=False,
+    ),
+    Verb(
         name="tasks",
         help="list, show, measure, check and prepare tasks and mixtures",
         target="promot_t5x.task_list:main",

@@ -13,6 +13,7 @@ from etils import epath
 
 from promot_t5x.errors import UserError
 from promot_t5x.formats.shape import Shape
+from promot_t5x.formats.source import Shapes
 from promot_t5x.layers import MAX_DISTANCE, NUM_BUCKETS
 
 CONFIG_FILE = "config.json"
@@ -112,27 +113,38 @@ def _scaled(kind: str, raw: Mapping[str, Any]) -> bool:
     return tied is not False
 
 
-def write(shape: Shape, *, dtype: str, model_type: str | None = None) -> dict[str, Any]:
+def write(shape: Shape, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` that transformers 4 and 5 read as this network.
 
     Args:
       shape: of the network.
-      dtype: of the weights, such as 'float32'.
-      model_type: by default 'umt5' for a bias in every layer, 'mt5' for mT5's vocabulary, or 't5'.
+      shapes: of the arrays, for their type.
+      told: another `config.json` of the model, whose settings that are not the network's are kept.
     """
     names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     if shape.mlp_activations not in names:
         raise UserError(f"transformers' T5 has no MLP with {shape.mlp_activations!r}.")
     activation = names[shape.mlp_activations]
+    # The three compute the same; what they differ in is whether the bias is per layer, and, by the
+    # version of transformers, when the output is scaled.
+    kind = "t5"
     if shape.relative_bias_per_layer:
-        derived = "umt5"
-    else:
-        is_mt5 = shape.vocab_size == MT5_ROWS and not shape.logits_via_embedding
-        derived = "mt5" if is_mt5 else "t5"
-    kind = model_type or derived
-    return {
+        kind = "umt5"
+    elif shape.vocab_size == MT5_ROWS and not shape.logits_via_embedding:
+        kind = "mt5"
+    types = {leaf.dtype.name for leaf in shapes.values()}
+    dtype = types.pop() if len(types) == 1 else "float32"
+    settings = {
+        "dropout_rate": 0.1,
+        "initializer_factor": 1.0,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        **told,
         "architectures": [MODEL_TYPES[kind]],
         "model_type": kind,
+        "is_encoder_decoder": True,
         "vocab_size": shape.vocab_size,
         "d_model": shape.emb_dim,
         "d_kv": shape.head_dim,
@@ -144,18 +156,14 @@ def write(shape: Shape, *, dtype: str, model_type: str | None = None) -> dict[st
         "dense_act_fn": "gelu_new" if "gelu" in activation else activation.split("-")[-1],
         "is_gated_act": activation.startswith("gated-"),
         **_FIXED,
-        "dropout_rate": 0.1,
-        "initializer_factor": 1.0,
-        "is_encoder_decoder": True,
-        "use_cache": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
         # Version 4 scales the decoder's output where these are tied, and 5 asks the same of T5.
         "tie_word_embeddings": shape.logits_via_embedding,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+    for name in ("scale_decoder_outputs", "transformers_version"):
+        settings.pop(name, None)
+    return settings
 
 
 GENERATION_CONFIG = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}

@@ -20,7 +20,7 @@ from promot_t5x.files import write_json
 from promot_t5x.formats import hf_config, safetensors
 from promot_t5x.formats.hf_config import HfConfig
 from promot_t5x.formats.layouts import BIAS
-from promot_t5x.formats.shape import EMBEDDING, LOGITS, Shape, parameters
+from promot_t5x.formats.shape import EMBEDDING, LOGITS, parameters
 from promot_t5x.formats.source import ArraySource, Shapes, nbytes, reading, some
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -182,12 +182,12 @@ def _embedding_of(directory: epath.Path, tensors: Mapping[str, Any], scaled: boo
 class HfWriter:
     """Writes a Hugging Face checkpoint, array by array, in any order."""
 
-    def __init__(self, directory: epath.Path, shape: Shape, shapes: Shapes):
+    def __init__(self, directory: epath.Path, shapes: Shapes, config: Mapping[str, Any]):
         """
         Args:
           directory: on a local disk; created if need be.
-          shape: the network's.
-          shapes: {path: shape and dtype} of all that will be written, one a layer.
+          shapes: {path: shape and dtype} of all that will be written, one layer after the other.
+          config: the `config.json`.
         """
         directory.mkdir(parents=True, exist_ok=True)
         named = {}
@@ -209,10 +209,8 @@ class HfWriter:
             total = sum(nbytes(leaf) for leaf in named.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(directory / INDEX_FILE, index)
-        dtypes = {leaf.dtype.name for leaf in shapes.values()}
-        told = hf_config.write(shape, dtype=dtypes.pop() if len(dtypes) == 1 else "float32")
         for file, contents in (
-            (hf_config.CONFIG_FILE, told),
+            (hf_config.CONFIG_FILE, config),
             ("generation_config.json", hf_config.GENERATION_CONFIG),
         ):
             write_json(directory / file, contents)

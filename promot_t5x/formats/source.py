@@ -34,13 +34,13 @@ class ArraySource:
 
     def __init__(self, directory: epath.Path, arrays: Mapping[str, Any]):
         self.directory = directory
-        self._arrays = arrays
+        self.arrays = arrays
         self.shapes: Shapes = {p: tensors.stored_as(array) for p, array in arrays.items()}
 
     def read(self, wanted: Shapes) -> dict[str, Any]:
         """Read arrays by path, in the dtype and sharding given (numpy where there is none)."""
         with reading(self.directory):
-            return tensors.read(self._arrays, wanted)
+            return tensors.read(self.arrays, wanted)
 
 
 @contextlib.contextmanager

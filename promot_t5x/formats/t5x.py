@@ -120,6 +120,19 @@ class OrbaxSource(ArraySource):
 T5xSource = LegacySource | OrbaxSource
 
 
+def whole_state(source: T5xSource) -> tuple[ArraySource, list[str]]:
+    """Parameters, step and optimiser slots, under `target/` and `state/`, and slots that are None.
+
+    The step is int32, as T5X makes it, whatever it was restored as.
+    """
+    leaves = {f"state/{path}": array for path, array in source.slots().items()}
+    absent = [path for path, array in leaves.items() if array is None]
+    arrays = {path: array for path, array in leaves.items() if array is not None}
+    arrays["state/step"] = np.asarray(source.step or 0, np.int32)
+    arrays |= {f"target/{path}": array for path, array in source.arrays.items()}
+    return ArraySource(source.directory, arrays), absent
+
+
 def as_step(array: Any) -> int | None:
     """A step as an integer: T5X has saved int32, int64 and, restored in some ways, float32."""
     if array is None:
