@@ -12,6 +12,7 @@ that is missing. The usual order is
     run()
 """
 
+import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,15 @@ def gin_root() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "gin"
     return inside if inside.is_dir() else package.parent / "gin"
+
+
+def print_gin_root(words: Sequence[str]) -> None:
+    """`promot-t5x gin_path`: where the shipped gin files are, for programs that read them too."""
+    argparse.ArgumentParser(
+        prog="promot-t5x gin_path",
+        description="Print the directory of the shipped gin files, for T5X's --gin_search_paths.",
+    ).parse_args(words)
+    print(gin_root())
 
 
 def default_search_paths() -> list[Path]:

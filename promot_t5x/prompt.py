@@ -28,7 +28,7 @@ def _uniform(rng: jax.Array, shape: tuple[int, int, int], dtype: Any) -> Array:
 class SoftPrompt(nn.Module):
     """The table of prompts, [num_prompts, prompt_length, emb_dim], and the look-up of mixed ids.
 
-    The table starts uniform in +-0.5 (Lester et al. 2021); `prompt_init` has other beginnings.
+    The table starts uniform in +-0.5 (Lester et al. 2021), or as `T5Config.prompt_init` says.
     """
 
     config: T5Config
@@ -43,7 +43,8 @@ class SoftPrompt(nn.Module):
         """
         cfg = self.config
         shape = (cfg.num_prompts, cfg.prompt_length, cfg.emb_dim)
-        table = param_with_axes("prompt", _uniform, shape, jnp.float32, axes=PROMPT_AXES)
+        init = cfg.prompt_init or _uniform
+        table = param_with_axes("prompt", init, shape, jnp.float32, axes=PROMPT_AXES)
         rows = table.reshape(cfg.num_virtual_ids, cfg.emb_dim)
         virtual = ids >= cfg.vocab_size
         # Both tables are read everywhere, inside their bounds, and `where` chooses.

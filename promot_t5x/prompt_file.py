@@ -2,7 +2,8 @@
 
 `.npz` describes itself: the vectors with their tasks, the base that they were trained on and
 how. `.npy` is what google-research/prompt-tuning reads: one task's [length, embed] float32
-array in C order. Its own dumps, which have no suffix, are read too.
+array in C order. Its own dumps, which have no suffix, are read too, and so is the prompt that a
+checkpoint holds, of this project's or T5X's.
 """
 
 import dataclasses
@@ -12,13 +13,17 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from promot_t5x import bases
 from promot_t5x.errors import UserError
+from promot_t5x.prompt import PROMPT_PATH
 
+FILE_NAME = "prompt.npz"  # in the directory of a stage that trained a prompt
 FORMAT = "promot_t5x prompt 1"
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = b"PK"
@@ -100,7 +105,8 @@ def load_prompt(
     """Read prompts, of either form whatever the file is called.
 
     Args:
-      path: a file, or several whose prompts are joined in their order.
+      path: a file, a stage's directory or a checkpoint; or several, whose prompts are joined in
+        their order.
       shape: what (tasks, length, embed) must be; None for any.
 
     Returns:
@@ -108,7 +114,7 @@ def load_prompt(
       they all say alike, and their tasks.
 
     Raises:
-      UserError: not a prompt file, or of another shape; both shapes are named.
+      UserError: no prompt there, or one of another shape; both shapes are named.
     """
     if not isinstance(path, (str, os.PathLike)):
         array, info = _join([load_prompt(p) for p in path], [str(p) for p in path])
@@ -126,6 +132,14 @@ def load_prompt(
 
 
 def _load(path: epath.Path) -> tuple[np.ndarray, PromptInfo]:
+    if path.is_dir():
+        if (path / FILE_NAME).exists():
+            return _load(path / FILE_NAME)
+        source = bases.open_any(path)
+        if PROMPT_PATH not in source.shapes:
+            raise UserError(f"{path} holds no prompt")
+        shape = jax.ShapeDtypeStruct(source.shapes[PROMPT_PATH].shape, np.float32)
+        return source.read({PROMPT_PATH: shape})[PROMPT_PATH], PromptInfo()
     if not path.is_file():
         raise UserError(f"There is no prompt file {path}")
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ _static = functools.partial(struct.field, pytree_node=False)
 
 @struct.dataclass
 class T5Config:
-    """T5 1.0, T5 1.1, mT5, umT5, ByT5 (names and defaults are T5X's; the last six are ours).
+    """T5 1.0, T5 1.1, mT5, umT5, ByT5 (names and defaults are T5X's; the last seven are ours).
 
     - `vocab_size`: rows of the embedding table, ids at and above it are prompt vectors.
     - `dtype`: of activations, float32 or bfloat16. Parameters are float32 and so are the logits.
@@ -39,6 +39,8 @@ class T5Config:
     - `remat_policy`: what the backward pass recomputes: `none`, `minimal` (all but the products
       of activations with weights) or `full` (everything but each layer's input).
     - `num_prompts`, `prompt_length`: the table of soft prompts; none if either is 0.
+    - `prompt_init`: called as `prompt_init(rng, shape, dtype)` for the table of prompts where the
+      network's own `init` makes the parameters, as under upstream T5X; None is uniform in +-0.5.
     - `relpos_bias_init`: given whether the stack is bidirectional, returns the initialiser of its
       [num_heads, 32] table of relative position biases; None is T5's own.
     """
@@ -60,6 +62,7 @@ class T5Config:
     remat_policy: str = _static(default="none")
     num_prompts: int = _static(default=0)
     prompt_length: int = _static(default=0)
+    prompt_init: Callable[..., Any] | None = _static(default=None)
     relpos_bias_init: Callable[[bool], Callable[..., Any]] | None = _static(default=None)
 
     def __post_init__(self):

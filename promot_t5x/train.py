@@ -362,4 +362,4 @@ class Trainer:
             config=config.resolved_str(),
             step=result.step,
         )
-        prompt_file.save_prompt(result.directory / "prompt.npz", table, info)
+        prompt_file.save_prompt(result.directory / prompt_file.FILE_NAME, table, info)

@@ -164,6 +164,12 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
         takes_gin=False,
     ),
     Verb(
+        name="gin_path",
+        help="print where the shipped gin files are, for upstream T5X",
+        target="promot_t5x.config:print_gin_root",
+        takes_gin=False,
+    ),
+    Verb(
         name="bench",
         help="time the training and decoding steps on this machine",
         target="promot_t5x.bench:main",

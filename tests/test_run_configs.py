@@ -17,7 +17,9 @@ SUITE = @suite/evaluate.EvalConfig()
 suite/evaluate.EvalConfig.mixture_or_task_name = '{}'
 """
 # The settings that a run file takes, where it has no stage of prompt tuning.
-SETTINGS = {"finetune": "train", "joint": "joint", "fixed_random_prompt": "joint"}
+SETTINGS = {"finetune": "train"} | dict.fromkeys(
+    ("joint", "fixed_random_prompt", "stage_two"), "joint"
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,15 @@ def test_stage_two_leaves_the_prompt_alone(promot, base):
         state.unflatten(trained)
     )
     assert not (promot / "stage_two" / "prompt.npz").exists()
+
+
+def test_stage_two_on_its_own_is_that_of_the_whole_run(lab, base, promot):
+    words = command(
+        lab, base, "train", "stage_two", name="stage_two_alone", PROMPT_FILE=promot / "stage_one"
+    )
+    run_lab.succeed(words)
+    alone = run_lab.trained(chosen(lab.directory / "stage_two_alone"))
+    run_lab.assert_same_arrays(alone, run_lab.trained(chosen(promot / "stage_two")))
 
 
 def test_stage_one_saves_less_than_a_hundredth_of_a_real_model(promot):

@@ -1,0 +1,54 @@
+"""Where the prompt table of a network starts from that T5X initialises: `T5Config.prompt_init`."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from promot_t5x import bases, prompt_file
+from promot_t5x.decoding import seed_key
+from promot_t5x.prompt_init import Prompts, Shape, Uniform
+
+_EMBEDDING = "token_embedder/embedding"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class InitialPrompt:
+    """The prompts that this project's own engine would start from, bit for bit.
+
+    - `source`: PROMPT_INIT: an initialiser of `prompt_init`, or the path of a trained prompt, see
+      `prompt_file.load_prompt`. None is for prompts that a checkpoint brings; what is drawn then
+      is replaced.
+    - `base`: INITIAL_CHECKPOINT_PATH, whose embedding some initialisers read.
+    - `vocabulary`: of the model, for initialisers with texts.
+    - `seed`: RANDOM_SEED. T5X's own key is not used: None there is the time of day.
+    """
+
+    source: Any
+    base: str | None = None
+    vocabulary: Any = None
+    seed: int | None = 0
+
+    def __call__(self, rng: jax.Array, shape: Shape, dtype: Any) -> Float[Array, "..."]:
+        """A flax initialiser; `rng` is not used. Draws and reads while the caller is traced."""
+        del rng
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(_table(self, tuple(shape)), dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _table(prompt: InitialPrompt, shape: Shape) -> Prompts:
+    # T5X traces an initialiser several times, and reading an embedding can take minutes.
+    if isinstance(prompt.source, str):
+        return prompt_file.load_prompt(prompt.source, shape=shape)[0]
+    init = prompt.source or Uniform()
+    embedding = None
+    if prompt.base is not None and not isinstance(init, Uniform):
+        flat = bases.read_params(prompt.base, only=_EMBEDDING)
+        embedding = flat["token_embedder"]["embedding"]
+    key = seed_key(prompt.seed or 0)
+    return np.asarray(init(key, shape, embedding=embedding, vocabulary=prompt.vocabulary))

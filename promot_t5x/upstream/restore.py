@@ -1,0 +1,81 @@
+"""What T5X takes from a checkpoint: `utils.RestoreCheckpointConfig.state_transformation_fns`.
+
+T5X itself starts at random whatever a checkpoint lacks if it may start anything so
+(`fallback_to_scratch`), and says it in the log; here a weight that is missing is an error.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+
+from promot_t5x.errors import UserError
+from promot_t5x.prompt import PROMPT_PATH
+
+_SPEC_KEYS = {"driver", "kvstore", "metadata"}
+_SHOWN = 5
+
+
+def weights_only(
+    checkpoint: Mapping[str, Any],
+    model: Mapping[str, Any],
+    *,
+    prompt: Any = None,
+    is_resuming: bool = False,
+) -> Mapping[str, Any]:
+    """For a stage's start: the model's weights; the optimiser's slots and its step are fresh.
+
+    Args:
+        checkpoint, model: the trees of what is stored and of what T5X wants; `target` holds the
+            parameters, `state` the step and the slots.
+        prompt: PROMPT_INIT: where the prompt comes from if not from the checkpoint. A prompt in
+            the checkpoint is then left behind.
+        is_resuming: T5X says so where it continues a run of its own: all is taken as it is.
+
+    Raises `UserError` if the checkpoint lacks a parameter of the model.
+    """
+    if is_resuming:
+        return checkpoint
+    return {"target": _weights(checkpoint, model, prompt)}
+
+
+def weights_and_step(
+    checkpoint: Mapping[str, Any],
+    model: Mapping[str, Any],
+    *,
+    prompt: Any = None,
+    is_resuming: bool = False,
+) -> Mapping[str, Any]:
+    """For evaluation and inference: as `weights_only`, and the step, which names the results."""
+    if is_resuming:
+        return checkpoint
+    step = {"step": checkpoint["state"]["step"]}
+    return {"target": _weights(checkpoint, model, prompt), "state": step}
+
+
+def _weights(checkpoint: Mapping[str, Any], model: Mapping[str, Any], prompt: Any) -> Any:
+    stored, wanted = _flat(checkpoint["target"]), _flat(model["target"])
+    if prompt is not None:
+        stored.pop(PROMPT_PATH, None)
+        wanted.pop(PROMPT_PATH, None)
+    missing = sorted(wanted.keys() - stored.keys())
+    if missing == [PROMPT_PATH]:
+        raise UserError(
+            "The checkpoint holds no prompt: name one, PROMPT_FILE, or take a checkpoint of a "
+            "stage that had one."
+        )
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise UserError(
+            f"The checkpoint lacks {len(missing)} of the model's {len(wanted)} parameters: "
+            f"{', '.join(missing[:_SHOWN])}{more}. Choose the model configuration that the weights "
+            "are of. (This project's own stages save only what they train.)"
+        )
+    return traverse_util.unflatten_dict({path: stored[path] for path in wanted}, sep="/")
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{'a/b': leaf}; T5X's older format has dicts for leaves."""
+    return traverse_util.flatten_dict(
+        tree, is_leaf=lambda _, node: _SPEC_KEYS <= set(node), sep="/"
+    )
