@@ -89,15 +89,22 @@ def shared_decoder(
 class Evaluator:
     """Asks a fixed set of questions; `run` may be called with the weights of many steps."""
 
-    def __init__(self, model: EncoderDecoderModel, config: EvalConfig, partitioner: Partitioner):
+    def __init__(
+        self,
+        model: EncoderDecoderModel,
+        config: EvalConfig,
+        partitioner: Partitioner,
+        prompt_index: int | None = None,
+    ):
         """Check the input; examples are read when they are first asked.
 
         **Arguments:**
 
         - `model`: with a prompt table, each input is preceded by its own task's prompt; without
           one the questions are asked as they stand.
+        - `prompt_index`: the one prompt that precedes the inputs of all tasks instead.
         """
-        self.model, self._config = model, config
+        self.model, self._config, self._prompt_index = model, config, prompt_index
         prompts, prompt_length, _ = model.prompt_shape
         lengths = config.task_feature_lengths
         self._room = lengths["inputs"] - prompt_length
@@ -116,7 +123,7 @@ class Evaluator:
         )
         for task in self.tasks:
             task.check_split(self._split(task))
-        if prompts and prompts != len(self.tasks):
+        if prompts and prompt_index is None and prompts != len(self.tasks):
             raise UserError(
                 f"{config.mixture_or_task_name!r} has {len(self.tasks)} tasks but NUM_PROMPTS = "
                 f"{prompts}; every task has a prompt of its own."
@@ -258,7 +265,8 @@ class Evaluator:
         text = trim(question.inputs, self._room, self.model.vocabulary.eos_id)
         if not self.model.config.num_virtual_ids:
             return text
-        return np.concatenate([prompt_ids(self.model.config, task.prompt_index), text])
+        index = task.prompt_index if self._prompt_index is None else self._prompt_index
+        return np.concatenate([prompt_ids(self.model.config, index), text])
 
     def _score(
         self,

@@ -25,14 +25,15 @@ class StageProgram:
     def __init__(self, model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner):
         self._model, self._stage, self._partitioner = model, stage, partitioner
         self._optimizer = stage.optimizer(learning_rate=stage.learning_rate)
+        self._compiled: jax.stages.Compiled | None = None
 
     def state_shapes(self) -> state.TrainState:
         """The state's arrays as `jax.ShapeDtypeStruct`s with their shardings."""
         return state.state_shapes(self._model.param_shapes(), *self._layout())
 
-    def create_state(self, params: state.Tree) -> state.TrainState:
+    def create_state(self, params: state.Tree, *, random_seed: int) -> state.TrainState:
         """The state of step 0, from all the model's parameters; see `state.create`."""
-        return state.create(params, *self._layout())
+        return state.create(params, *self._layout(), random_seed=random_seed)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch's arrays likewise."""
@@ -46,6 +47,17 @@ class StageProgram:
             for name, shape in shapes.items()
         }
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile` has been called."""
+        return self._compiled is not None
+
+    def compile(self) -> jax.stages.Compiled:
+        """The step of `lower` for these devices, compiled once; no seed is in it."""
+        if self._compiled is None:
+            self._compiled = self.lower().compile()
+        return self._compiled
+
     def lower(self) -> jax.stages.Lowered:
         """The step `(state, batch) -> (state, metrics)`, which takes over the state's memory."""
         stage = self._stage
@@ -53,7 +65,6 @@ class StageProgram:
             self._model,
             self._optimizer,
             stage.learning_rate,
-            random_seed=stage.random_seed,
             microbatches=stage.microbatches,
         )
         shapes = self.state_shapes()

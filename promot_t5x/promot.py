@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -27,6 +28,7 @@ from promot_t5x.state import Tree, flatten, laid_out, unflatten, with_prompt
 from promot_t5x.train import Trainer
 from promot_t5x.weights import Weights
 
+SEEDS = ("SEEDS", "promot.promot.seeds")  # what the configuration calls them
 MAX_FORMAT_ANSWERS = 10  # a target with more distinct answers than this has no answer format
 
 
@@ -38,13 +40,20 @@ class Row:
 
     - `label`: what the table calls it.
     - `stage`: whose weights it has; none for the base's.
-    - `prompts`: for each target, the stage whose prompt is attached, or none; the suite is always
-      asked without a prompt.
+    - `prompts`: for each target, the stage whose prompt is attached, or none.
+    - `suite_prompt`: the stage whose prompt is attached to the suite too, where the row is to show
+      what the prompt holds; the method removes it.
     """
 
     label: str
     stage: str | None = None
     prompts: Sequence[str | None] = ()
+    suite_prompt: str | None = None
+
+    @property
+    def stages(self) -> set[str]:
+        """The stages that the row's answers depend on."""
+        return {s for s in (self.stage, *self.prompts, self.suite_prompt) if s is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +81,14 @@ def promot(
     comparison: Comparison,
     model_dir: str,
     partitioner: Partitioner,
+    seeds: Sequence[int] | None = None,
 ) -> list[report.ReportRow]:
     """Run `stages` in `model_dir` and print the comparison; `promot-t5x promot` calls this.
+
+    **Arguments:**
+
+    - `seeds`: run the stages once with each of these in place of their own seeds, in
+      `<model_dir>/seed_<n>`; more may be added later.
 
     **Raises** `UserError` for bad input to any stage before the first one starts.
     """
@@ -81,17 +96,34 @@ def promot(
     by_name = {stage.name: stage for stage in stages}
     if len(by_name) != len(stages):
         raise UserError(f"Two stages share a name: {[stage.name for stage in stages]}.")
+    check_seeds(seeds)
     weights = Weights(model, by_name, directory)
     trainers = []
     for index, stage in enumerate(stages):
         earlier = {s.name: s for s in stages[:index]}
         trainers.append(Trainer(model, stage, weights, partitioner, earlier))
     judge = Judge(model, comparison, by_name, weights, partitioner)
-    run_directory.claim(directory, config.resolved_str())
+    run_directory.claim(directory, config.resolved_str(), may_change=SEEDS)
 
-    for trainer in trainers:
-        trainer.run(directory / trainer.stage.name, run_directory.token_cache(directory))
-    rows = [judge.row(row, directory / "comparison") for row in comparison.rows]
+    tokens = run_directory.token_cache(directory)
+    if seeds is None:
+        for trainer in trainers:
+            trainer.run(directory / trainer.stage.name, tokens)
+        rows = [judge.row(row, directory / "comparison", weights) for row in comparison.rows]
+    else:
+        # What no stage has changed is the same for every seed.
+        fixed = [row for row in comparison.rows if not row.stages]
+        rows = [judge.row(row, directory / "comparison", weights) for row in fixed]
+        for seed in seeds:
+            home = directory / f"seed_{seed}"
+            seeded = Weights(model, {s.name: s.with_seed(seed) for s in stages}, home)
+            for trainer in trainers:
+                trainer.seeded(seed, seeded).run(home / trainer.stage.name, tokens)
+            rows += [
+                judge.row(row, home / "comparison", seeded, seed)
+                for row in comparison.rows
+                if row.stages
+            ]
 
     text = report.table(rows)
     if jax.process_index() == 0:
@@ -99,6 +131,16 @@ def promot(
         print(f"\n{text}\n\nScores in percent; the suite is asked without a prompt.")
         print(f"The table is in {directory}/report.md, the records in {directory}/comparison.")
     return rows
+
+
+def check_seeds(seeds: Sequence[int] | None) -> None:
+    """Raise `UserError` unless `seeds` are different whole numbers from 0 on."""
+    if seeds is None:
+        return
+    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UserError(f"SEEDS = {seeds!r}: give whole numbers from 0 on, as in [0, 1, 2].")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"SEEDS = {seeds!r} names a seed twice.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +164,7 @@ class Judge:
         partitioner: Partitioner,
     ):
         self._model, self._comparison, self._stages = model, comparison, stages
-        self._weights, self._partitioner = weights, partitioner
+        self._partitioner = partitioner
         for row in comparison.rows:
             self._check(row)
             weights.check(self._base_of(row), stages, "base")
@@ -137,6 +179,9 @@ class Judge:
         ]
         suite = comparison.suite
         self._suite = Evaluator(plain, suite, partitioner) if suite else None
+        self._prompted_suite = None
+        if suite and any(row.suite_prompt for row in comparison.rows):
+            self._prompted_suite = Evaluator(model, suite, partitioner, prompt_index=0)
 
     def _prompted(self) -> list[bool]:
         """For each target, whether any row asks it with a prompt."""
@@ -145,8 +190,8 @@ class Judge:
         return asked or [False] * len(self._comparison.targets)
 
     def _check(self, row: Row) -> None:
-        for name in (row.stage, *row.prompts):
-            if name is not None and name not in self._stages:
+        for name in sorted(row.stages):
+            if name not in self._stages:
                 raise UserError(
                     f"Row {row.label!r} of the comparison names the stage {name!r}, which is not "
                     f"in this run ({', '.join(self._stages)}).{did_you_mean(name, self._stages)}"
@@ -157,22 +202,46 @@ class Judge:
                 f"{len(self._comparison.targets)} targets; name one (or None) for each."
             )
 
-    def row(self, row: Row, directory: epath.Path) -> report.ReportRow:
-        """Evaluate one row, or read what an earlier launch recorded of it."""
+    def row(
+        self, row: Row, directory: epath.Path, weights: Weights, seed: int | None = None
+    ) -> report.ReportRow:
+        """Evaluate one row, or read what an earlier launch recorded of it.
+
+        **Arguments:**
+
+        - `weights`: finds the stages of the row's run.
+        - `seed`: of that run, where there are several.
+        """
         directory = directory / re.sub(r"\W+", "_", row.label)
         done = directory / "row.json"
         if done.exists():
             return report.ReportRow(**json.loads(done.read_text()))
-        params, origin = self._load(row)
+        label = f"[{row.label}]" if seed is None else f"[{row.label}, seed {seed}]"
+        params, origin = self._load(row, weights, label)
+        told: dict[str, Any] = {"path": self._base_of(row), "origin": origin}
+
+        def ask(
+            what: str, plain: Evaluator, prompted: Evaluator | None, prompt: str | None
+        ) -> list[TaskResult]:
+            if prompt is None:
+                run = eval_run(directory, 0, params, **told)
+                return self._ask(plain, f"{label} {what}", params, run)
+            assert prompted is not None  # the rows were looked through for prompts
+            table, prompt_origin = weights.prompt(prompt, seed=0, base=None)
+            placed = self._partitioner.place(table, self._partitioner.sharding(PROMPT_AXES))
+            behind = with_prompt(params, placed)
+            run = eval_run(directory, 0, behind, **told, prompt_origin=prompt_origin)
+            return self._ask(prompted, f"{label} {what}", behind, run)
+
         targets: list[TaskResult] = []
         for target, prompt in zip(self._targets, self._prompts_of(row), strict=True):
-            targets += self._ask_target(target, row, directory, params, origin, prompt)
+            targets += ask(target.name, target.plain, target.prompted, prompt)
         suite: list[TaskResult] = []
         if self._suite is not None:
-            run = eval_run(directory, 0, params, path=self._base_of(row), origin=origin)
-            suite = self._ask(self._suite, f"[{row.label}] suite", params, run)
+            suite = ask("suite", self._suite, self._prompted_suite, row.suite_prompt)
         result = report.ReportRow(
             label=row.label,
+            seed=seed,
             targets={task.task: task.score for task in targets},
             suite={task.task: task.score for task in suite},
             target_format=target_format(targets, suite),
@@ -187,34 +256,14 @@ class Judge:
     def _prompts_of(self, row: Row) -> Sequence[str | None]:
         return row.prompts or [None] * len(self._targets)
 
-    def _ask_target(
-        self,
-        target: "Asked",
-        row: Row,
-        directory: epath.Path,
-        params: Tree,
-        origin: str,
-        prompt: str | None,
-    ) -> list[TaskResult]:
-        label, path = f"[{row.label}] {target.name}", self._base_of(row)
-        if prompt is None:
-            run = eval_run(directory, 0, params, path=path, origin=origin)
-            return self._ask(target.plain, label, params, run)
-        table, prompt_origin = self._weights.prompt(prompt, seed=0, base=None)
-        placed = self._partitioner.place(table, self._partitioner.sharding(PROMPT_AXES))
-        params = with_prompt(params, placed)
-        run = eval_run(directory, 0, params, path=path, origin=origin, prompt_origin=prompt_origin)
-        assert target.prompted is not None  # the rows were looked through for prompts
-        return self._ask(target.prompted, label, params, run)
-
-    def _load(self, row: Row) -> tuple[Tree, str]:
+    def _load(self, row: Row, weights: Weights, label: str) -> tuple[Tree, str]:
         """The row's model without a prompt, on the mesh, and where it came from."""
         model = self._model.without_prompt()
         wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
-        loaded = self._weights.read(self._base_of(row), flatten(wanted), seed=0)
+        loaded = weights.read(self._base_of(row), flatten(wanted), seed=0)
         if jax.process_index() == 0:
             for line in loaded.summary():
-                print(f"[{row.label}] {line}", flush=True)
+                print(f"{label} {line}", flush=True)
         return unflatten(loaded.arrays), loaded.origin
 
     def _ask(

@@ -1,5 +1,7 @@
 """A MODEL_DIR belongs to one configuration."""
 
+from collections.abc import Collection
+
 from etils import epath
 
 from promot_t5x import config
@@ -12,8 +14,12 @@ def token_cache(directory: epath.Path) -> epath.Path | None:
     return None if "://" in str(directory) else directory / "token_cache"
 
 
-def claim(directory: epath.Path, text: str) -> None:
+def claim(directory: epath.Path, text: str, *, may_change: Collection[str] = ()) -> None:
     """Make `directory` the home of the configuration `text`, or find that it already is.
+
+    **Arguments:**
+
+    - `may_change`: names of bindings that a run may change from launch to launch.
 
     **Raises** `UserError` with a readable difference if it holds another configuration's run.
     """
@@ -21,13 +27,17 @@ def claim(directory: epath.Path, text: str) -> None:
         raise UserError(f"MODEL_DIR {directory} is a file; name a directory, new or this run's.")
     path = directory / "config.gin"
     if path.exists():
-        difference = config.describe_difference(path.read_text(), text)
+        difference = [
+            line
+            for line in config.describe_difference(path.read_text(), text)
+            if line.partition(":")[0] not in may_change
+        ]
         if difference:
             raise UserError(
                 f"MODEL_DIR {directory} holds a run with another configuration:\n  "
                 + "\n  ".join(difference)
                 + "\nGive this run a MODEL_DIR of its own, or the settings of the other one."
             )
-        return
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)

@@ -99,6 +99,11 @@ class Stage:
     keep: int = 1
     random_seed: int = 0
 
+    def with_seed(self, seed: int) -> "Stage":
+        """The same stage with another seed of dropout, new parameters and the order of the data."""
+        data = dataclasses.replace(self.train_dataset, seed=seed)
+        return dataclasses.replace(self, random_seed=seed, train_dataset=data)
+
     def __post_init__(self) -> None:
         for field in ("train_steps", "eval_period", "microbatches", "keep"):
             checks.check_positive(f"stage {self.name!r}: {field}", getattr(self, field))

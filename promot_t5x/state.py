@@ -26,10 +26,13 @@ Tree = dict[str, Any]
 class TrainState(flax.struct.PyTreeNode):
     """`params` = `trainable` and `frozen` together; `step` counts this run's own updates.
 
-    `step` is an int32 scalar, and Any because trees of shardings have the form of a state too.
+    `step` and `seed` (of dropout) are int32 scalars, and Any because trees of shardings have the
+    form of a state too. The seed is an input of the step, so that runs that differ in nothing
+    else share one compiled program.
     """
 
     step: Any
+    seed: Any
     trainable: Tree
     frozen: Tree
     opt_state: Any
@@ -178,6 +181,7 @@ def state_shapes(
     )
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated),
+        seed=jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated),
         trainable=trainable,
         frozen=frozen,
         opt_state=jax.tree.map(
@@ -195,6 +199,8 @@ def create(
     optimizer: optax.GradientTransformation,
     partitioner: Partitioner,
     frozen_dtype: str = "float32",
+    *,
+    random_seed: int = 0,
 ) -> TrainState:
     """The state of step 0 on the mesh, laid out as `state_shapes` says.
 
@@ -202,6 +208,8 @@ def create(
 
     - `params`: nested dict of all of the model's parameters: host arrays, or arrays that lie on
       the mesh as they should, which the state takes over. The rest as `state_shapes`.
+    - `random_seed`: of dropout; with the step's number it decides the masks, so that a resumed
+      run draws the same ones.
     """
     like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype)
     trainable, frozen = split(params, patterns)
@@ -212,6 +220,7 @@ def create(
     trainable = partitioner.place(trainable, shardings.trainable)
     return TrainState(
         step=partitioner.place(np.int32(0), shardings.step),
+        seed=partitioner.place(np.int32(random_seed), shardings.seed),
         trainable=trainable,
         frozen=partitioner.place(frozen, shardings.frozen),
         opt_state=jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable),

@@ -71,7 +71,6 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[Any], Any],
     *,
-    random_seed: int = 0,
     microbatches: int = 1,
 ) -> Step:
     """Build the step `(state, batch) -> (state, metrics)`; the caller compiles it.
@@ -79,8 +78,6 @@ def make_train_step(
     **Arguments:**
 
     - `learning_rate`: the schedule that `optimizer` already follows; read for the metrics.
-    - `random_seed`: of dropout; with the step's number it decides the masks, so that a resumed
-      run draws the same ones.
     - `microbatches`: parts that the batch is taken in, to bound activation memory.
 
     The returned metrics are the step's own, under T5X's names.
@@ -96,7 +93,7 @@ def make_train_step(
         batch = {**batch, "decoder_loss_weights": weights}
         dropout_key = None
         if uses_dropout:
-            dropout_key = jax.random.fold_in(jax.random.key(random_seed), state.step)
+            dropout_key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         gradients, sums = accumulated_gradients(
             model, state.trainable, state.frozen, batch, dropout_key, microbatches
         )

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import copy
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -117,6 +118,7 @@ class Trainer:
             task_format=model.task_format,
         )
         self._check_prompts()
+        self._program = StageProgram(self._model, stage, partitioner)
         self._evaluator = (
             Evaluator(self._model, stage.evaluation, partitioner) if stage.evaluation else None
         )
@@ -125,6 +127,17 @@ class Trainer:
             if stage.suite and stage.suite_period
             else None
         )
+
+    def seeded(self, seed: int, weights: Weights) -> "Trainer":
+        """The stage with another seed; what either compiles and reads serves both.
+
+        **Arguments:**
+
+        - `weights`: finds the stages of the run with that seed.
+        """
+        other = copy.copy(self)
+        other.stage, other._weights = self.stage.with_seed(seed), weights
+        return other
 
     def _check_prompts(self) -> None:
         prompts, length, _ = self._model.prompt_shape
@@ -160,8 +173,7 @@ class Trainer:
 
         with checkpoints.Checkpoints(directory, keep=stage.keep, best_metric=SCORE) as saver:
             # Where every parameter comes from: this run's newest checkpoint, or the stage's base.
-            program = StageProgram(self._model, stage, partitioner)
-            train_state, frozen_hash = self._starting_state(program, saver)
+            train_state, frozen_hash = self._starting_state(saver)
             start = int(train_state.step)
             # What an earlier launch answered after that step is of weights that are no more.
             if jax.process_index() == 0:
@@ -170,9 +182,7 @@ class Trainer:
             self._evaluate_suite(train_state, directory, start)
 
             # What the step does with a batch: compiled once, ahead of the loop.
-            began = time.monotonic()
-            train_step = program.lower().compile()
-            self._say(f"step compiled in {duration(time.monotonic() - began)}")
+            train_step = self._compiled()
 
             # Where its result goes: metrics every step, a score and a checkpoint every period.
             log = StepLog(stage.name, directory, start, stage.train_steps)
@@ -215,6 +225,14 @@ class Trainer:
         if jax.process_index() == 0:
             print(f"[{self.stage.name}] {text}", flush=True)
 
+    def _compiled(self) -> Any:
+        """The step; a stage of several seeds compiles it once."""
+        if not self._program.is_compiled:
+            began = time.monotonic()
+            self._program.compile()
+            self._say(f"step compiled in {duration(time.monotonic() - began)}")
+        return self._program.compile()
+
     def _open_data(self, token_cache: epath.Path | None) -> batches.Batches:
         dataset = self.stage.train_dataset
         prompts, prompt_length, _ = self._model.prompt_shape
@@ -240,15 +258,13 @@ class Trainer:
             self._say(f"data: {describe(task, dataset.split, examples, trimmed)}")
         return data
 
-    def _starting_state(
-        self, program: StageProgram, saver: checkpoints.Checkpoints
-    ) -> tuple[state.TrainState, str]:
+    def _starting_state(self, saver: checkpoints.Checkpoints) -> tuple[state.TrainState, str]:
         """The state to go on from, and the content hash of what is frozen in it.
 
         What trains comes from the newest sound checkpoint, if there is one; then only what is
         frozen is read from the stage's base. Each process reads its own shards.
         """
-        stage, like = self.stage, program.state_shapes()
+        stage, like = self.stage, self._program.state_shapes()
         restored = saver.restore(trainable=like.trainable, opt_state=like.opt_state)
         wanted = state.flatten(like.frozen if restored else like.params)
         loaded = self._load(wanted)
@@ -256,14 +272,15 @@ class Trainer:
             self._say(line)
         params = state.unflatten(loaded.arrays)
         if restored is None:
-            train_state = program.create_state(params)
+            train_state = self._program.create_state(params, random_seed=stage.random_seed)
             self._say("optimiser's state from scratch")
         else:
             for warning in restored.warnings:
                 self._say(f"warning: {warning}")
-            step = np.int32(restored.step)
+            step, seed = np.int32(restored.step), np.int32(stage.random_seed)
             train_state = state.TrainState(
                 step=self._partitioner.place(step, self._partitioner.replicated),
+                seed=self._partitioner.place(seed, self._partitioner.replicated),
                 trainable=restored.trainable,
                 frozen=params,
                 opt_state=restored.opt_state,

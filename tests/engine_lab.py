@@ -145,11 +145,15 @@ class Run:
         self.partitioner = partitioner or one_device_mesh()
         optimizer = optimizer(learning_rate=schedule)
         self.state = state.create(
-            params, model.param_axes(), trainable, optimizer, self.partitioner, frozen_dtype
+            params,
+            model.param_axes(),
+            trainable,
+            optimizer,
+            self.partitioner,
+            frozen_dtype,
+            random_seed=random_seed,
         )
-        train_step = step.make_train_step(
-            model, optimizer, schedule, random_seed=random_seed, microbatches=microbatches
-        )
+        train_step = step.make_train_step(model, optimizer, schedule, microbatches=microbatches)
         shardings = jax.tree.map(lambda a: a.sharding, self.state)
         with self.partitioner.activate():
             placed = self.partitioner.place_batch(batch)

@@ -323,6 +323,7 @@ def compiled_flops(config, trainable, *, batch_size=4, microbatches=1):
     trains, frozen = state.split(model.param_shapes(), trainable)
     shapes = state.TrainState(
         step=jax.ShapeDtypeStruct((), np.int32),
+        seed=jax.ShapeDtypeStruct((), np.int32),
         trainable=trains,
         frozen=frozen,
         opt_state=jax.eval_shape(optimizer.init, trains),

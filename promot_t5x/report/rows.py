@@ -13,6 +13,7 @@ class ReportRow:
 
     **Attributes:**
 
+    - `seed`: of the run that it belongs to, where there are several.
     - `targets`: each target's score, asked with the row's prompt if it has one.
     - `suite`: each in-context task's score, asked without any prompt.
     - `target_format`: share of the suite's answers that are answers of the target task.
@@ -22,6 +23,12 @@ class ReportRow:
     targets: Mapping[str, float]
     suite: Mapping[str, float]
     target_format: float | None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The label, and the seed if there is one."""
+        return self.label if self.seed is None else f"{self.label}, seed {self.seed}"
 
 
 def header(rows: Sequence[ReportRow]) -> list[str]:
@@ -62,7 +69,7 @@ def table(rows: Sequence[ReportRow]) -> str:
     columns = header(rows)
     suite = dict(zip(rows[0].suite, short_names(list(rows[0].suite)), strict=True))
     lines = [["", *(suite.get(column, column) for column in columns)]]
-    lines += [[row.label, *cells(row, columns)] for row in rows]
+    lines += [[row.name, *cells(row, columns)] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     return "\n".join(
