@@ -1,5 +1,6 @@
 """The tiny world: deterministic, disjoint, short, within its vocabulary, and learnable."""
 
+import functools
 import hashlib
 import random
 import subprocess
@@ -34,10 +35,12 @@ def evaluation():
 
 @pytest.fixture(scope="module")
 def targets():
-    makers = {"tiny_rte": episodes.entailment_rows, "tiny_enfr": episodes.translation_rows}
+    makers = {"tiny_rte": "entailment", "tiny_enfr": "translation"}
     return {
-        (name, split): make(min(definitions.TARGET_SIZES[split], 3000), split=split)
-        for name, make in makers.items()
+        (name, split): episodes.target_rows(
+            target, min(definitions.TARGET_SIZES[split], 3000), split=split
+        )
+        for name, target in makers.items()
         for split in SPLITS
     }
 
@@ -83,13 +86,14 @@ def test_the_sizes_are_those_of_the_docstring():
 def test_rows_are_the_same_in_every_process_and_on_every_machine():
     code = (
         "from promot_t5x.tasks.tiny import episodes as e; import hashlib;"
-        "rows = [e.pretraining_rows(500, seed=3, noise=.3), e.entailment_rows(50, split='test'),"
+        "rows = [e.pretraining_rows(500, seed=3, noise=.3),"
+        "e.target_rows('entailment', 50, split='test'),"
         "e.shot_rows('qa_full', 20, shots=1, split='test')];"
         "print(hashlib.sha256(repr(rows).encode()).hexdigest())"
     )
     here = [
         episodes.pretraining_rows(500, seed=3, noise=0.3),
-        episodes.entailment_rows(50, split="test"),
+        episodes.target_rows("entailment", 50, split="test"),
         episodes.shot_rows("qa_full", 20, shots=1, split="test"),
     ]
     digest = hashlib.sha256(repr(here).encode()).hexdigest()
@@ -261,6 +265,31 @@ def test_the_translation_target_reverses_into_a_language_met_only_in_denoising(
         if invented & set(f"{text} {answer}".split()):
             assert row.startswith("denoising/")
             assert set(f"{text} {answer}".split()) <= invented | {words.ANSWER, words.NEXT}
+
+
+@pytest.mark.parametrize("name", ["entailment", "translation"])
+def test_shuffled_answers_are_the_same_answers_to_the_same_questions(name):
+    make = functools.partial(episodes.target_rows, name)
+    rows = make(400, split="train")
+    other = episodes.with_shuffled_answers(make, 400, split="train")
+    assert (other["inputs"], other["id"]) == (rows["inputs"], rows["id"])
+    assert sorted(other["targets"]) == sorted(rows["targets"]) and other != rows
+    same = sum(a == b for a, b in zip(rows["targets"], other["targets"], strict=True))
+    assert same < 0.6 * 400
+
+
+@pytest.mark.parametrize("name", ["entailment", "translation"])
+def test_a_target_after_a_demonstration_of_its_own(name):
+    made, family = world(), families.TARGETS[name]
+    trained = {asked(text) for text in episodes.target_rows(name, 3000, split="train")["inputs"]}
+    for inputs, _ in rows_of(episodes.target_rows(name, 200, split="test", shots=1)):
+        shown, _, query = inputs.partition(f" {words.NEXT} ")
+        question, _, answer = shown.partition(f" {words.GIVES} ")
+        item = tuple(question.split())
+        if name == "entailment":
+            item = (*item[:3], item[5])
+        assert answer == family.answer(made, item, 0)
+        assert asked(query) not in trained
 
 
 def test_pretraining_has_the_stated_shares(pretraining):

@@ -5,10 +5,12 @@
 | `tiny_pretrain`, `tiny_pretrain_noise30` | train, validation | 166,400 / 64,000; 512 |
 | `tiny_icl_<family>_1shot`, `.._0shot` | validation, test | 100, 200 (160 facts 0-shot) |
 | `tiny_rte`, `tiny_enfr` | train, validation, test | 9600, 200, 300 |
+| the same with `_1shot`, `_shuffled_labels` | likewise | likewise |
 
-The mixtures `tiny_icl_1shot` and `tiny_icl_0shot` hold the eight families. Zero-shot
-questions of these families are ambiguous by design: only a demonstration tells what is
-wanted. All tasks want `tiny.vocabulary.WordVocabulary`, at most 48 input and 6 target tokens.
+The mixtures `tiny_icl_1shot` and `tiny_icl_0shot` hold the eight families, `tiny_rte_enfr` both
+targets. Zero-shot questions of the families are ambiguous by design: only a demonstration tells
+what is wanted. All tasks want `tiny.vocabulary.WordVocabulary`, at most 48 input and 6 target
+tokens.
 """
 
 import functools
@@ -99,15 +101,28 @@ for _shots in (0, 1):
         )
     )
 
-_register(
-    "tiny_rte",
-    "tiny world: entailment-like target, True / False",
-    episodes.entailment_rows,
-    TARGET_SIZES,
-)
-_register(
-    "tiny_enfr",
-    "tiny world: translation-like target, reversed into language C",
-    episodes.translation_rows,
-    TARGET_SIZES,
+for _name, _target, _says in (
+    ("tiny_rte", "entailment", "entailment-like target, True / False"),
+    ("tiny_enfr", "translation", "translation-like target, reversed into language C"),
+):
+    _rows = functools.partial(episodes.target_rows, _target)
+    _register(_name, f"tiny world: {_says}", _rows, TARGET_SIZES)
+    _register(
+        f"{_name}_1shot",
+        f"tiny world: {_says}; after 1 demonstration",
+        functools.partial(_rows, shots=1),
+        TARGET_SIZES,
+    )
+    _register(
+        f"{_name}_shuffled_labels",
+        f"tiny world: {_says}; answers permuted, the format without the task",
+        functools.partial(episodes.with_shuffled_answers, _rows),
+        TARGET_SIZES,
+    )
+register(
+    Mixture(
+        name="tiny_rte_enfr",
+        description="tiny world: both targets",
+        rates={"tiny_rte": 1.0, "tiny_enfr": 1.0},
+    )
 )

@@ -8,11 +8,11 @@ for. Rows are a function of the arguments, so the same on every machine.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from promot_t5x.tasks.tiny import families, words
 from promot_t5x.tasks.tiny.families import Family, Item
-from promot_t5x.tasks.tiny.world import World, pick, world
+from promot_t5x.tasks.tiny.world import World, pick, shuffled, world
 
 # (inputs, targets)
 Asked = tuple[str, str]
@@ -104,37 +104,22 @@ def shot_rows(name: str, count: int, *, shots: int, split: str) -> Rows:
     return _distinct(asked(), count)
 
 
-def entailment_rows(count: int, *, split: str) -> Rows:
-    """The entailment-like target: `<q> anna sees apple / anna loves apple <x1>` -> True.
-
-    The hypothesis's verb decides in 70% (class 0 True, 1 False: known from the CB-like
-    family); with a verb of class 2 the noun decides, by a halving of the nouns that is new.
-    """
-    made, rng = world(), random.Random(f"entailment {split}")
+def target_rows(name: str, count: int, *, split: str, shots: int = 0) -> Rows:
+    """Distinct questions of a target (`entailment` or `translation`), after `shots` of its own."""
+    made, rng = world(), random.Random(f"{name} {shots} {split}" if shots else f"{name} {split}")
+    family = families.TARGETS[name]
 
     def asked() -> Iterator[Asked]:
         while True:
-            entity, verb, noun, _ = families.draw_pair(made, rng, split)
-            new = rng.random() < 0.3
-            kind = 2 if new else int(rng.random() < 0.5)
-            other = pick(rng, [v for v in words.VERBS[kind] if v != verb])
-            true = noun in made.true_nouns if new else kind == 0
-            text = families.ask_pair((entity, verb, noun, other))
-            yield query(text), "True" if true else "False"
+            yield episode(made, rng, family, split=split, shots=shots, style=0)
 
     return _distinct(asked(), count)
 
 
-def translation_rows(count: int, *, split: str) -> Rows:
-    """The translation-like target: `<q> apple loves car <x1>` -> its reversal in language C."""
-    made, rng = world(), random.Random(f"translation {split}")
-
-    def asked() -> Iterator[Asked]:
-        while True:
-            item = families.draw_sentence(made, rng, split)
-            yield query(" ".join(item)), made.translate("c", *item[::-1])
-
-    return _distinct(asked(), count)
+def with_shuffled_answers(make: Callable[..., Rows], count: int, *, split: str) -> Rows:
+    """The rows of `make`, their answers permuted among them: the format without the task."""
+    rows = make(count, split=split)
+    return {**rows, "targets": shuffled(random.Random(f"answers {split}"), rows["targets"])}
 
 
 def _random_episode(made: World, rng: random.Random, family: Family, split: str) -> Asked:
