@@ -19,6 +19,7 @@ from typing import Any
 import optax
 
 from promot_t5x import adafactor, checks
+from promot_t5x.alignment import AlignmentConfig
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluate import EvalConfig
 
@@ -72,6 +73,7 @@ class Stage:
     - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
       step, every so many steps and after the last: what it can still do in context. Without a
       period they are not asked while the stage trains.
+    - `alignment`: measure gradient alignment at step 0 and with every validation score.
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimiser fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
@@ -90,6 +92,7 @@ class Stage:
     evaluation: EvalConfig | None = None
     suite: EvalConfig | None = None
     suite_period: int | None = None
+    alignment: AlignmentConfig | None = None
     train_steps: int
     optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
     learning_rate: Callable[[Any], Any]

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from promot_t5x import (
+    alignment,
     checkpoints,
     config,
     hashing,
@@ -127,6 +128,11 @@ class Trainer:
             if stage.suite and stage.suite_period
             else None
         )
+        self._alignment = (
+            alignment.Alignment(self._model, stage.alignment, data, partitioner)
+            if stage.alignment
+            else None
+        )
 
     def seeded(self, seed: int, weights: Weights) -> "Trainer":
         """The stage with another seed; what either compiles and reads serves both.
@@ -190,6 +196,8 @@ class Trainer:
                 # Each process reads the rows that its own devices hold.
                 rows = partitioner.rows(stage.train_dataset.batch_size)
                 upcoming = reader.submit(data.batch, start, rows)
+                if start == 0:
+                    self._align(train_state, directory, 0, token_cache)
                 for number in range(start + 1, stage.train_steps + 1):
                     batch = upcoming.result()
                     upcoming = reader.submit(data.batch, number, rows)
@@ -199,6 +207,7 @@ class Trainer:
                     if number % stage.eval_period == 0 or number == stage.train_steps:
                         log.pause()
                         score = self._evaluate(train_state, directory, number)
+                        self._align(train_state, directory, number, token_cache)
                         saver.save(
                             number,
                             trainable=train_state.trainable,
@@ -352,6 +361,22 @@ class Trainer:
         origin = f"this run: stage {self.stage.name}, step {number}"
         path = str(directory / f"{restore.PREFIX}{number}")
         return eval_run(directory, number, params, path=path, origin=origin, prompt_origin=origin)
+
+    def _align(
+        self,
+        train_state: state.TrainState,
+        directory: epath.Path,
+        number: int,
+        token_cache: epath.Path | None,
+    ) -> None:
+        """Measure and write down gradient alignment, if the stage asks for it."""
+        if self._alignment is None:
+            return
+        cosines = self._alignment.measure(train_state.params, token_cache)
+        if jax.process_index() == 0:
+            alignment.write(directory, number, cosines)
+        said = "  ".join(f"{block} {cosine:.2f}" for block, cosine in cosines.items())
+        self._say(f"step {number}: gradient alignment {said}")
 
     def _metadata(self, score: float, frozen_hash: str) -> dict[str, Any]:
         return {
