@@ -9,10 +9,12 @@ SUITE = """\
 from __gin__ import dynamic_registration
 from promot_t5x import evaluate
 from promot_t5x import promot
+from promot_t5x import stages
 SUITE = @suite/evaluate.EvalConfig()
 suite/evaluate.EvalConfig.mixture_or_task_name = 'run_ends'
+STAGES = [@prompt_tuning/stages.Stage(), @stage_two/stages.Stage(), @fixed/stages.Stage()]
 ROWS = [@pretrained/promot.Row(), @prompt_tuning/promot.Row(), @attached/promot.Row(),
-        @stage_two/promot.Row()]
+        @stage_two/promot.Row(), @fixed/promot.Row()]
 attached/promot.Row:
     label = 'prompt attached'
     stage = 'stage_one'
@@ -24,15 +26,15 @@ attached/promot.Row:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     lab = run_lab.Lab(tmp_path_factory.mktemp("seeds"))
-    lab.write("two_stages.gin", run_lab.TWO_STAGES)
     lab.write("rows.gin", SUITE)
+    run_lab.succeed(lab.words("train", "pretrain", "train", MODEL_DIR=lab.directory / "base"))
     return lab
 
 
 def words(lab, name, **macros):
-    files = ("two_stages.gin", "rows.gin")
-    macros = {"INITIAL_CHECKPOINT_PATH": None, "DROPOUT_RATE": 0.1, **macros}
-    return lab.words("promot", "promot", "prompt", *files, MODEL_DIR=lab.directory / name, **macros)
+    base = {"INITIAL_CHECKPOINT_PATH": lab.directory / "base", "DROPOUT_RATE": 0.1}
+    macros = {"MODEL_DIR": lab.directory / name, **base, **macros}
+    return lab.words("promot", "fixed_random_prompt", "prompt", "rows.gin", **macros)
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +55,19 @@ def records(directory, row, task):
 def test_each_seed_is_the_run_that_it_would_be_alone(lab, several):
     run_lab.succeed(words(lab, "alone", RANDOM_SEED=1))
     alone = lab.directory / "alone"
-    for stage in ("stage_one", "stage_two"):
+    for stage in ("stage_one", "stage_two", "fixed_random_prompt"):
         metrics = f"{stage}/train/metrics.jsonl"
         found = (several / "seed_1" / metrics).read_bytes()
         assert found == (alone / metrics).read_bytes()
         assert found != (several / "seed_3" / metrics).read_bytes()
-    assert records(several / "seed_1", "ProMoT", "run_ends") == records(alone, "ProMoT", "run_ends")
+    for row in ("ProMoT", "fixed_random_prompt"):
+        for task in ("run_signs", "run_ends"):
+            assert records(several / "seed_1", row, task) == records(alone, row, task)
 
 
 def test_programs_and_the_base_are_shared(several, out):
-    assert out.count("step compiled") == 2
-    assert out.count("[pretrained] model weights") == 1
+    assert out.count("step compiled") == 3
+    assert out.count("[pretrained] ") == 1
     assert sorted(path.name for path in (several / "comparison").iterdir()) == ["pretrained"]
 
 
@@ -85,7 +89,7 @@ def test_a_prompt_changes_the_suite_only_where_it_is_attached(several):
 def test_seeds_may_be_added(lab, several):
     before = run_lab.tree(several / "seed_3")
     out = run_lab.succeed(words(lab, "several", SEEDS=[3, 1, 0]))
-    assert out.count("finished before") == 4 and (several / "seed_0").is_dir()
+    assert out.count("finished before") == 6 and (several / "seed_0").is_dir()
     assert run_lab.tree(several / "seed_3") == before
     done = run_lab.here(words(lab, "several", SEEDS=[3], BATCH_SIZE=16))
     assert done.status == 2 and "BATCH_SIZE: was 8, now 16" in done.err
