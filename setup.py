@@ -1,7 +1,8 @@
 """Package layout; everything else about the package is in pyproject.toml.
 
-Two directories of the repository are installed inside the package: `tasks/` as
-`promot_t5x.tasks`, and `gin/` (no Python in it) as `promot_t5x/gin`.
+Three directories of the repository are installed inside the package: `tasks/` as
+`promot_t5x.tasks`, `launch/` as `promot_t5x.launch`, and `gin/` (no Python in it) as
+`promot_t5x/gin`.
 """
 
 from pathlib import Path
@@ -21,11 +22,12 @@ def gin_packages() -> list[str]:
 setup(
     packages=[
         *find_packages(include=["promot_t5x", "promot_t5x.*"]),
+        "promot_t5x.launch",
         "promot_t5x.tasks",
         *(f"promot_t5x.tasks.{name}" for name in find_packages("tasks")),
         *gin_packages(),
     ],
-    package_dir={"promot_t5x.tasks": "tasks", GIN: "gin"},
+    package_dir={"promot_t5x.launch": "launch", "promot_t5x.tasks": "tasks", GIN: "gin"},
     package_data={
         "": ["*.gin"],
         "promot_t5x": ["py.typed"],

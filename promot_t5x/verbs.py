@@ -158,6 +158,12 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
         takes_gin=False,
     ),
     Verb(
+        name="launch",
+        help="start a run on TPU slices, GKE, Slurm, or in several processes here",
+        target="promot_t5x.launch.main:main",
+        takes_gin=False,
+    ),
+    Verb(
         name="tasks",
         help="list, show, measure, check and prepare tasks and mixtures",
         target="promot_t5x.task_list:main",

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 def wheel(tmp_path_factory):
     """A wheel of the repository, built from a copy so that nothing stale gets in."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    tracked = ("promot_t5x", "tasks", "gin", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+    tracked = ("promot_t5x", "tasks", "launch", "gin", "setup.py", "pyproject.toml", "README.md", "LICENSE")
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in tracked), str(copy)], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out), "."]
     subprocess.run(command, cwd=copy, check=True, capture_output=True)
@@ -33,7 +33,7 @@ def python_files(directory: str) -> set[str]:
 
 def test_wheel_holds_every_module_task_and_gin_file_and_nothing_else(wheel):
     expected = python_files("promot_t5x")
-    expected |= {f"promot_t5x/{name}" for name in python_files("tasks")}
+    expected |= {f"promot_t5x/{name}" for name in python_files("tasks") | python_files("launch")}
     gin = {str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin")}
     expected |= {f"promot_t5x/{name}" for name in gin}
     assert gin
