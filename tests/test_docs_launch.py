@@ -3,6 +3,7 @@
 `python tests/test_docs_launch.py` writes the page anew after a change of theirs.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -25,6 +26,7 @@ def printed(command: str) -> str:
         text=True,
         check=True,
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
     )
     text = done.stdout.replace(sys.executable, "python").replace(str(ROOT), "/clone")
     return text.replace(f"-{__version__}-", "-VERSION-")

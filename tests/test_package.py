@@ -19,7 +19,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 def wheel(tmp_path_factory):
     """A wheel of the repository, built from a copy so that nothing stale gets in."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    tracked = ("promot_t5x", "tasks", "launch", "gin", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+    tracked = (
+        "promot_t5x",
+        "tasks",
+        "launch",
+        "gin",
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    )
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in tracked), str(copy)], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out), "."]
     subprocess.run(command, cwd=copy, check=True, capture_output=True)
