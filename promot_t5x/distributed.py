@@ -14,16 +14,20 @@ again to all, goes on from there.
 
 import argparse
 import atexit
+import contextlib
 import dataclasses
 import faulthandler
+import hashlib
 import importlib.util
+import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ SHUTDOWN_TIMEOUT_SECONDS = 60
 STALL_TIMEOUT_SECONDS = 1800
 _COORDINATOR_PORT = 8476
 _LEAVING_SECONDS = 2.0
+_PATIENCE_MS = 24 * 3600 * 1000  # for tokenising; a process that dies meanwhile ends the others
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
@@ -51,6 +56,7 @@ class Place:
     local_devices: tuple[int, ...] | None = None
 
 
+_barriers = itertools.count()
 _place: Place | None = None  # where `start` put this process
 _witness: "_Witness | None" = None
 
@@ -221,6 +227,34 @@ def joined() -> bool:
 def label() -> str:
     """` (process 3 of 8)` for a message, or nothing in a run of one process."""
     return "" if _place is None else f" (process {_place.index} of {_place.count})"
+
+
+@contextlib.contextmanager
+def first_on_host() -> Iterator[None]:
+    """Run the body in one process of each host first, and in the others when it is done there.
+
+    What the first one leaves on the host's disk, or on a shared one, the others then find.
+    """
+    if not joined():
+        yield
+        return
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+    from jax.experimental import multihost_utils
+
+    name = hashlib.sha256(socket.gethostname().encode()).digest()[:8]
+    hosts = multihost_utils.process_allgather(np.frombuffer(name, np.uint8))
+    same = [index for index, host in enumerate(hosts) if host.tobytes() == name]
+    # The coordination service has the patience that a collective has not.
+    wait = ocp.multihost.get_barrier_sync_fn()
+    key = f"first_on_host.{next(_barriers)}"
+    if same[0] == jax.process_index():
+        yield
+        wait(key=key, timeout_ms=_PATIENCE_MS)
+    else:
+        wait(key=key, timeout_ms=_PATIENCE_MS)
+        yield
 
 
 def leave(status: int) -> None:

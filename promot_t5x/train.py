@@ -15,6 +15,7 @@ from promot_t5x import (
     alignment,
     checkpoints,
     config,
+    distributed,
     hashing,
     prompt_file,
     records,
@@ -247,10 +248,11 @@ class Trainer:
         prompts, prompt_length, _ = self._model.prompt_shape
         lengths = dict(dataset.task_feature_lengths)
         room = {**lengths, "inputs": lengths["inputs"] - prompt_length}
-        stores = [
-            store.open_store(task, dataset.split, cache_dir=token_cache, text_lengths=room)
-            for task in self._tasks
-        ]
+        with distributed.first_on_host():  # which tokenises
+            stores = [
+                store.open_store(task, dataset.split, cache_dir=token_cache, text_lengths=room)
+                for task in self._tasks
+            ]
         data = batches.Batches(
             self._tasks,
             stores,
