@@ -23,13 +23,13 @@ from promot_t5x.partitioning import Partitioner
 from promot_t5x.prompt import PROMPT_AXES
 from promot_t5x.records import EvalRun, TaskResult
 from promot_t5x.report import rows as report
+from promot_t5x.report.main import show_run
 from promot_t5x.stages import Stage
 from promot_t5x.state import Tree, flatten, laid_out, unflatten, with_prompt
 from promot_t5x.train import Trainer
 from promot_t5x.weights import Weights
 
 SEEDS = ("SEEDS", "promot.promot.seeds")  # what the configuration calls them
-MAX_FORMAT_ANSWERS = 10  # a target with more distinct answers than this has no answer format
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,11 +125,8 @@ def promot(
                 if row.stages
             ]
 
-    text = report.table(rows)
     if jax.process_index() == 0:
-        write_atomically(directory / "report.md", text + "\n")
-        print(f"\n{text}\n\nScores in percent; the suite is asked without a prompt.")
-        print(f"The table is in {directory}/report.md, the records in {directory}/comparison.")
+        show_run(directory)
     return rows
 
 
@@ -244,7 +241,8 @@ class Judge:
             seed=seed,
             targets={task.task: task.score for task in targets},
             suite={task.task: task.score for task in suite},
-            target_format=target_format(targets, suite),
+            position=list(self._comparison.rows).index(row),
+            stage=row.stage,
         )
         if jax.process_index() == 0:
             write_atomically(done, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
@@ -271,15 +269,3 @@ class Judge:
     ) -> list[TaskResult]:
         with self._partitioner.activate():
             return evaluator.run(params, label, run)
-
-
-def target_format(targets: Sequence[TaskResult], suite: Sequence[TaskResult]) -> float | None:
-    """Share, in percent, of the suite's answers that are answers of the target tasks.
-
-    None where the targets have no answer format: more than `MAX_FORMAT_ANSWERS` answers.
-    """
-    answers = {str(record["target"]) for task in targets for record in task.records}
-    predictions = [str(record["prediction"]) for task in suite for record in task.records]
-    if not predictions or len(answers) > MAX_FORMAT_ANSWERS:
-        return None
-    return 100 * sum(prediction in answers for prediction in predictions) / len(predictions)

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 from promot_t5x.tasks import exact_match, metrics
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.rouge import Rouge
 from real_rows import SAMPLES
+
+from promot_t5x import records
+from promot_t5x.report.rows import ReportRow
 
 THREE, TWO = ("True", "False", "Neither"), ("False", "True")
 
@@ -144,63 +148,38 @@ def write_answers(
     *,
     step: int = 0,
     prompt: bool = False,
-    **told: Any,
-) -> Path:
-    """`inference_eval/` of one task in a directory; the summary's path."""
-    home = directory / "inference_eval"
-    home.mkdir(parents=True, exist_ok=True)
+) -> None:
+    """`inference_eval/` of one task in a directory."""
     targets = [target for _, _, target in task.questions]
-    scores = {name: v for m in task.metrics for name, v in m(targets, predictions).items()}
-    primary = next(iter(scores))
-    alone = [
-        next(iter(task.metrics[0]([target], [said]).values()))
-        for target, said in zip(targets, predictions, strict=True)
-    ]
-    if isinstance(task.metrics[0], Bleu):
-        alone = Bleu().example_score(Bleu().example_statistics(targets, predictions))
-    records = [
-        {
-            "task": task.name,
-            "id": name,
-            "inputs": text,
-            "target": target,
-            "output": f" {said}",
-            "prediction": said,
-            "score": float(score),
-            "log_prob": -1.0,
-        }
-        for (name, text, target), said, score in zip(
-            task.questions, predictions, alone, strict=True
-        )
-    ]
-    summary = {
-        "task": task.name,
-        "step": step,
-        "split": "validation",
-        "primary": primary,
-        "metrics": scores,
-        "metric_specs": [metrics.spec(metric) for metric in task.metrics],
-        "signatures": {},
-        "examples": len(records),
-        "counts": {},
-        "labels": [],
-        "checkpoint": {"path": "checkpoint_100", "hash": "0123456789abcdef", "origin": "made up"},
-        "prompt": {"hash": "fedcba9876543210", "origin": "made up"} if prompt else None,
-        "config": "",
-        "seeds": {},
-        "versions": {},
-        "decoding": {},
-        "timings": {},
-        **told,
-    }
-    name = f"{task.name}-{step:06}"
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    (home / f"{name}.jsonl").write_text("".join(lines))
-    with (home / f"{task.name}-metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, **scores}) + "\n")
-    path = home / f"{name}.json"
-    path.write_text(json.dumps(summary, indent=1))
-    return path
+    alone = records.example_scores(task.metrics[0], targets, predictions)
+    result = records.TaskResult(
+        task=task.name,
+        split="validation",
+        metrics={name: v for m in task.metrics for name, v in m(targets, predictions).items()},
+        metric_specs=[metrics.spec(metric) for metric in task.metrics],
+        records=[
+            {
+                "task": task.name,
+                "id": name,
+                "inputs": text,
+                "target": target,
+                "output": f" {said}",
+                "prediction": said,
+                "score": score,
+                "log_prob": -1.0,
+            }
+            for (name, text, target), said, score in zip(
+                task.questions, predictions, alone, strict=True
+            )
+        ],
+    )
+    run = records.EvalRun(
+        directory=epath.Path(directory),
+        step=step,
+        checkpoint={"path": "checkpoint_100", "hash": "0123456789abcdef", "origin": "made up"},
+        prompt={"hash": "fedcba9876543210", "origin": "made up"} if prompt else None,
+    )
+    records.write(run, [result])
 
 
 def write_row(
@@ -214,8 +193,13 @@ def write_row(
     row = directory / re.sub(r"\W+", "_", label)
     for task, model in [target, *suite]:
         write_answers(row, task, answer(task, model), prompt=(task is target[0]))
-    told = {"label": label, "targets": [target[0].name], "suite": [t.name for t, _ in suite]} | told
-    (row / "row.json").write_text(json.dumps(told))
+    row_file = ReportRow(
+        label=label,
+        targets={target[0].name: 0.0},
+        suite={task.name: 0.0 for task, _ in suite},
+        **told,
+    )
+    (row / "row.json").write_text(json.dumps(dataclasses.asdict(row_file)))
     return row
 
 

@@ -74,7 +74,7 @@ def test_programs_and_the_base_are_shared(several, out):
 def test_a_row_says_its_seed(several):
     row = several / "seed_3" / "comparison" / "ProMoT" / "row.json"
     assert json.loads(row.read_text())["seed"] == 3
-    assert "ProMoT, seed 3" in (several / "report.md").read_text()
+    assert "| ProMoT (2 seeds) " in (several / "report.md").read_text()
 
 
 def test_a_prompt_changes_the_suite_only_where_it_is_attached(several):

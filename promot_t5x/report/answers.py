@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,11 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float64
 
+from promot_t5x import records
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.metrics import MeanOfExamples, Metric
 
-DIRECTORY = "inference_eval"
-_SUMMARY = re.compile(r"(?P<task>.+)-(?P<step>\d{6,})\.json")
 _KEPT = ("id", "target", "prediction", "score")
 _ROUNDING = 1e-6  # percent; a score computed again may differ by this from the one on file
 
@@ -152,12 +150,11 @@ class MeanOfRecorded(MeanOfExamples):
 
 
 def found(directory: epath.Path) -> dict[str, dict[int, epath.Path]]:
-    """Summaries in a directory of answers or in its `inference_eval/`, by task and step."""
+    """Summaries in a directory's `inference_eval/`, by task and step."""
     summaries: dict[str, dict[int, epath.Path]] = {}
-    for home in (directory, directory / DIRECTORY):
-        for path in sorted(home.iterdir()) if home.is_dir() else ():
-            if match := _SUMMARY.fullmatch(path.name):
-                summaries.setdefault(match["task"], {})[int(match["step"])] = path
+    home = directory / records.DIRECTORY
+    for recorded in records.find(home) if home.is_dir() else ():
+        summaries.setdefault(recorded.task, {})[recorded.step] = recorded.path
     return summaries
 
 

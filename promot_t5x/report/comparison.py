@@ -255,7 +255,7 @@ def _has_sums(answers: Answers) -> bool:
 def _columns(asked: Mapping[str, Mapping[str, Answered]], formats: bool) -> list[Column]:
     columns = []
     for kind, tasks in asked.items():
-        titles = short_names(list(tasks))
+        titles = list(tasks) if kind == TARGET else short_names(list(tasks))
         for (task, answered), title in zip(tasks.items(), titles, strict=True):
             columns.append(Column(kind, task, title, answered[0][1].primary or ""))
     if asked[SUITE]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
+from promot_t5x import records
 from promot_t5x.report import answers, runs, target_format
 from promot_t5x.report.runs import Run
 from promot_t5x.statistics.seeds import over_seeds
@@ -42,7 +43,8 @@ def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
 
     Stages that measured one thing at one step make no curve.
     """
-    labels = {run.stage: run.label for run in rows if run.stage}
+    # Of several rows with a stage's weights the first names its curve.
+    labels = {run.stage: run.label for run in reversed(rows) if run.stage}
     curves = []
     for word in words:
         path = runs.path_of(word)
@@ -89,7 +91,7 @@ def _stages(path: epath.Path) -> list[tuple[epath.Path, str]]:
 
 
 def _is_stage(path: epath.Path) -> bool:
-    return (path / "train").is_dir() and (path / answers.DIRECTORY).is_dir()
+    return (path / "train").is_dir() and (path / records.DIRECTORY).is_dir()
 
 
 def _points(stage: epath.Path) -> list[Point]:

@@ -47,8 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     compared = [pairs.pair(made, *labels) for labels in arguments.compare]
     if arguments.format == "terminal":
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(table.terminal(made, width), *table.legend(made), sep="\n", end="\n\n")
+        print(table.terminal(made, _width()), *table.legend(made), sep="\n", end="\n\n")
         for pair in compared:
             print(table.aligned(table.pair_lines(pair)), end="\n\n")
     else:
@@ -61,6 +60,24 @@ def main(argv: Sequence[str]) -> int:
         write(arguments.output, made, arguments.run, chosen, title=arguments.title)
         print(f"The page is {arguments.output}/report.html.", file=sys.stderr)
     return 0
+
+
+def show_run(directory: epath.Path) -> None:
+    """Print the table of a whole run and write it to its `report.md`; `promot` ends with this."""
+    from promot_t5x.report import comparison, runs, table
+
+    made = comparison.compare(runs.read([str(directory)]))
+    write_atomically(directory / "report.md", table.document(made))
+    print("", table.terminal(made, _width()), *table.legend(made), sep="\n", end="\n\n")
+    print(
+        f"The table is in {directory}/report.md; with figures, comparisons and changed answers on "
+        f"a page:\n  promot-t5x report {directory} --output {directory}/report"
+    )
+
+
+def _width() -> int | None:
+    """Of the terminal, if there is one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def write(
@@ -89,8 +106,7 @@ def write(
         (directory / "figures" / f"{name}.png").write_bytes(style.png(figure))
     text = page.render(title, sections.standard(made, read, compared))
     write_atomically(directory / "report.html", text)
-    notes = "\n".join(f"- {line}" for line in table.legend(made))
-    write_atomically(directory / "report.md", f"{table.markdown(made)}\n\n{notes}\n")
+    write_atomically(directory / "report.md", table.document(made))
     write_atomically(directory / "report.tex", table.latex(made) + "\n")
     write_atomically(directory / "report.csv", table.tidy_csv(made))
 

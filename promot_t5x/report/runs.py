@@ -8,15 +8,16 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
 
 from etils import epath
 
+from promot_t5x import records
 from promot_t5x.errors import UserError
 from promot_t5x.report import answers
 from promot_t5x.report.answers import Answers
+from promot_t5x.report.rows import FILE, ReportRow
 
-COMPARISON, ROW, STAGE, SUITE = "comparison", "row.json", "stage.json", "suite_eval"
+COMPARISON, STAGE, SUITE = "comparison", "stage.json", "suite_eval"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def _places(word: str) -> list[_Place]:
 def _found(path: epath.Path) -> list[_Place]:
     if path.is_file():
         raise UserError(f"{path} is a file: name the directory of a run.")
-    if (path / ROW).exists():
+    if (path / FILE).exists():
         return [_row(path)]
     rows = _rows(path)
     if rows:
@@ -120,14 +121,14 @@ def _found(path: epath.Path) -> list[_Place]:
     inner = [child for child in directories(path) if answers.found(child)]
     if inner:
         return [_Place(label=child.name, seed=str(path), path=child) for child in inner]
-    if (path / answers.DIRECTORY).is_dir():
+    if (path / records.DIRECTORY).is_dir():
         raise UserError(
             f"{path} has no finished task yet: no summary <task>-<step>.json in its "
-            f"{answers.DIRECTORY}/. Run the evaluation again; it goes on where it was."
+            f"{records.DIRECTORY}/. Run the evaluation again; it goes on where it was."
         )
     raise UserError(
-        f"{path} holds no evaluation: none of {COMPARISON}/, {answers.DIRECTORY}/, {ROW}. Name the "
-        "directory of a promot run, of one of its rows or stages, or of what eval wrote."
+        f"{path} holds no evaluation: none of {COMPARISON}/, {records.DIRECTORY}/, {FILE}. Name "
+        "the directory of a promot run, of one of its rows or stages, or of what eval wrote."
     )
 
 
@@ -139,9 +140,9 @@ def _rows(run: epath.Path) -> list[_Place]:
         if not (home / COMPARISON).is_dir():
             continue
         for child in directories(home / COMPARISON):
-            if not (child / ROW).exists():
+            if not (child / FILE).exists():
                 raise UserError(
-                    f"{child} is unfinished: it has no {ROW}. Run `promot-t5x promot` again, "
+                    f"{child} is unfinished: it has no {FILE}. Run `promot-t5x promot` again, "
                     "which goes on where it was."
                 )
             rows.append(_row(child))
@@ -150,21 +151,20 @@ def _rows(run: epath.Path) -> list[_Place]:
 
 def _row(path: epath.Path) -> _Place:
     try:
-        told: Mapping[str, Any] = json.loads((path / ROW).read_text())
-        seed = told.get("seed")
+        row = ReportRow(**json.loads((path / FILE).read_text()))
         return _Place(
-            label=told["label"],
+            label=row.label,
             # A run of its own is a seed of its own.
-            seed=str(path.parent.parent) if seed is None else str(seed),
+            seed=str(path.parent.parent if row.seed is None else row.seed),
             path=path,
-            position=told.get("position", 0),
-            targets=list(told["targets"]),
-            suite=list(told["suite"]),
-            stage=told.get("stage"),
+            position=row.position,
+            targets=list(row.targets),
+            suite=list(row.suite),
+            stage=row.stage,
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, TypeError) as error:
         raise UserError(
-            f"{path / ROW} is damaged ({type(error).__name__}: {error}): delete it and run "
+            f"{path / FILE} is damaged ({type(error).__name__}: {error}): delete it and run "
             "`promot-t5x promot` again."
         ) from error
 

@@ -82,6 +82,12 @@ def markdown(comparison: Comparison) -> str:
     return markdown_table(lines)
 
 
+def document(comparison: Comparison) -> str:
+    """The Markdown table and what its numbers are: `report.md`."""
+    notes = "\n".join(f"- {line}" for line in legend(comparison))
+    return f"{markdown(comparison)}\n\n{notes}\n"
+
+
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """Rows of cells as a Markdown table, the first row its head, the first column to the left."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
