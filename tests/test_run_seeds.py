@@ -86,6 +86,21 @@ def test_a_prompt_changes_the_suite_only_where_it_is_attached(several):
     assert not set(attached) & set(base)
 
 
+def test_the_run_can_be_reported(several):
+    printed = run_lab.succeed(["report", str(several), "--format", "markdown"])
+    assert (several / "report.md").read_text().startswith(printed)
+    assert "| pretrained " in printed and "| prompt attached (2 seeds) " in printed
+    scores = run_lab.succeed(["report", str(several), "--format", "csv"])
+    score = "ProMoT,suite,run_ends,share_equal,"
+    (line,) = (li for li in scores.splitlines() if li.startswith(score))
+    written = [
+        json.loads((several / f"seed_{n}" / "comparison" / "ProMoT" / "row.json").read_text())
+        for n in (3, 1)
+    ]
+    mean = sum(row["suite"]["run_ends"] for row in written) / 2
+    assert float(line.split(",")[4]) == pytest.approx(mean)
+
+
 def test_seeds_may_be_added(lab, several):
     before = run_lab.tree(several / "seed_3")
     out = run_lab.succeed(words(lab, "several", SEEDS=[3, 1, 0]))

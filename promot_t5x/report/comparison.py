@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.progress import Progress
 from promot_t5x.report import target_format
 from promot_t5x.report.answers import Answers, MeanOfRecorded
 from promot_t5x.report.rows import short_names
@@ -19,6 +20,7 @@ from promot_t5x.statistics.seeds import OverSeeds, over_seeds
 from promot_t5x.tasks.metrics import Metric
 
 TARGET, SUITE = "target", "suite"
+_MANY = 20_000  # answers, from which on progress is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,7 @@ def compare(
         for task, answered in asked[SUITE].items()
         if measure is not None and target_format.tells(measure, answered[0][1])
     ]
+    _score(asked)
     scores = {}
     for kind, tasks in asked.items():
         for task, answered in tasks.items():
@@ -216,6 +219,19 @@ def _check_alike(answered: Answered) -> None:
                 f"{first.summary['metric_specs']} and {answers.summary['metric_specs']}. Evaluate "
                 "both with the same task definition and format."
             )
+
+
+def _score(asked: Mapping[str, Mapping[str, Answered]]) -> None:
+    """Score all answers again, and show how far: it takes minutes for full test sets."""
+    every = [answers for tasks in asked.values() for by in tasks.values() for _, answers in by]
+    total, done = sum(len(answers.ids) for answers in every), 0
+    progress = Progress("scoring the answers again", total)
+    for answers in every:
+        _ = answers.statistics
+        done += len(answers.ids)
+        if total >= _MANY:
+            progress.update(done, answers.task)
+    progress.close()
 
 
 def _estimates(
