@@ -5,8 +5,10 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The TPU compiler, apart from what the environment imports: JAX would try it at every start.
+TPU_COMPILER := $(VENV)/libtpu/.installed
 
-.PHONY: demo demo-pretrain test lint format bench install clean
+.PHONY: demo demo-pretrain test lint format bench plan-table plan-record install clean
 
 demo: $(INSTALLED)  ## ProMoT on a made-up world, from nothing to the table
 	$(BIN)/promot-t5x promot --gin_file=demo/promot.gin
@@ -15,7 +17,7 @@ demo-pretrain: $(INSTALLED)  ## make the demonstration's base again, from nothin
 	$(BIN)/promot-t5x promot --gin_file=demo/pretrain.gin
 	$(BIN)/python -m promot_t5x.tasks.tiny.ship runs/demo_pretrain/calibrate
 
-test: $(INSTALLED)  ## every test
+test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 	$(BIN)/pytest -n $(JOBS)
 
 lint: $(INSTALLED)  ## style, format and types
@@ -30,6 +32,13 @@ format: $(INSTALLED)  ## rewrite the code in the project's style
 bench: $(INSTALLED)  ## time the training and decoding steps on this machine
 	$(BIN)/promot-t5x bench
 
+plan-table: $(INSTALLED) $(TPU_COMPILER)  ## compile the paper's runs for TPU slices: docs/plan.md
+	$(BIN)/python -m promot_t5x.planning.paper > docs/plan.md.part
+	mv docs/plan.md.part docs/plan.md
+
+plan-record: $(INSTALLED) $(TPU_COMPILER)  ## renew what the tests allow small plans to take
+	$(BIN)/python tests/plan_lab.py --record
+
 install: $(INSTALLED)  ## only make .venv
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt
@@ -38,6 +47,11 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(TPU_COMPILER): constraints.txt | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade \
+	  --target $(dir $@) libtpu
 	touch $@
 
 clean:  ## remove .venv and what was built

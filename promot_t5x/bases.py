@@ -60,14 +60,14 @@ class OwnSource:
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Read arrays by path, in the dtype and sharding given (numpy where there is none)."""
         stored = {
-            f"target/{p}": jax.ShapeDtypeStruct(w.shape, self.shapes[p].dtype, sharding=w.sharding)
+            f"target/{p}": jax.ShapeDtypeStruct(w.shape, self.shapes[p].dtype, sharding=w.format)
             for p, w in wanted.items()
         }
         try:
             arrays = restore.read_verified(self.step_dir, stored, self.manifest)
         except BrokenCheckpointError as error:
             raise UserError(f"{self.step_dir} is damaged: {error}") from error
-        return {p: arrays[f"target/{p}"].astype(w.dtype, copy=False) for p, w in wanted.items()}
+        return {p: _as_wanted(arrays[f"target/{p}"], w) for p, w in wanted.items()}
 
 
 def read_params(
@@ -134,6 +134,13 @@ def cast(stored: Any, dtype: Any) -> np.dtype:
     """The type that an array stored as one type has when read as another: integers stay."""
     floating = jax.numpy.issubdtype(stored, jax.numpy.floating)
     return np.dtype(stored if dtype is None or not floating else dtype)
+
+
+def _as_wanted(array: Any, wanted: jax.ShapeDtypeStruct) -> Any:
+    """An array in the dtype that is wanted; it keeps its place and its order in memory."""
+    if array.dtype == wanted.dtype or not isinstance(array, jax.Array):
+        return array.astype(wanted.dtype, copy=False)
+    return jax.jit(lambda a: a.astype(wanted.dtype), out_shardings=wanted.format)(array)
 
 
 def _by_path(shardings: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ that is missing. The usual order is
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,11 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def parse(
-    files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str | Path] = ()
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str | Path] = (),
+    *,
+    stand_ins: Mapping[str, str] | None = None,
 ) -> None:
     """Replace the configuration by the one in gin files and bindings.
 
@@ -72,6 +76,7 @@ def parse(
         files: gin files, the later ones overriding the earlier ones.
         bindings: `NAME = VALUE` statements of the command line, overriding all files.
         search_paths: directories to look in before `default_search_paths`.
+        stand_ins: gin text of values for macros that the files define, in place of theirs.
 
     Raises:
         UserError: a missing file, a syntax error, an unknown module, function or parameter.
@@ -79,6 +84,9 @@ def parse(
     reader = Reader([*search_paths, *default_search_paths()])
     for file in files:
         reader.read_file(file)
+    macros = {each.scope for each in reader.definitions if each.is_macro}
+    replaced = [f"{n} = {value}" for n, value in (stand_ins or {}).items() if n in macros]
+    reader.read_command_line(replaced)
     reader.read_command_line(bindings)
     _definitions[:] = reader.definitions
 
@@ -120,6 +128,11 @@ def check(roots: Sequence[Callable[..., Any]]) -> None:
     for definition in graph.final:
         if graph.lifetime(definition) < math.inf:
             gin_reader.forget(definition)
+
+
+def macros() -> frozenset[str]:
+    """Names of the macros that what `parse` read defines."""
+    return frozenset(each.scope for each in _definitions if each.is_macro)
 
 
 def resolved_str() -> str:

@@ -280,6 +280,23 @@ class Decoder:
                 progress(done, len(sequences))
         return Decodes(ids, scores, steps)
 
+    def lower(self, params: Params, input_length: int) -> jax.stages.Lowered:
+        """The program for inputs of one length, from shapes: needs no arrays and no devices.
+
+        **Arguments:**
+
+        - `params`: a tree of `jax.ShapeDtypeStruct`s with shardings.
+        """
+
+        def ints(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
+
+        tokens, example_ids = ints(self.batch_size, input_length), ints(self.batch_size)
+        rng = None
+        if isinstance(self.method, Sampling):
+            rng = jax.eval_shape(seed_key, self.method.seed)
+        return self._program.lower(params, tokens, example_ids, rng)
+
     def _run(
         self, params: Params, sequences: Sequence[np.ndarray], rng: Key[Array, ""] | None
     ) -> Iterator[tuple[np.ndarray, Decodes]]:

@@ -249,15 +249,20 @@ def initial_params(config: T5Config, rng: jax.Array) -> tuple[dict[str, Any], di
     return _random_params(config, rng), param_axes(config)
 
 
+@functools.cache
+def _shapes(config: T5Config) -> dict[str, Any]:
+    """The shapes of all variables; tracing a network for them takes a second."""
+    return jax.eval_shape(functools.partial(_initialise, config), jax.random.key(0))
+
+
 def param_shapes(config: T5Config) -> dict[str, Any]:
     """The tree of parameters as `jax.ShapeDtypeStruct`s; computes nothing."""
-    return jax.eval_shape(functools.partial(_initialise, config), jax.random.key(0))["params"]
+    return jax.tree.map(lambda leaf: leaf, _shapes(config)["params"])
 
 
 def param_axes(config: T5Config) -> dict[str, Any]:
     """The tree of parameters with a tuple of logical axis names a leaf; computes nothing."""
-    variables = jax.eval_shape(functools.partial(_initialise, config), jax.random.key(0))
-    flat = flatten_dict(variables["params_axes"])
+    flat = flatten_dict(_shapes(config)["params_axes"])
     return unflatten_dict(
         {(*path[:-1], path[-1].removesuffix("_axes")): axes.names for path, axes in flat.items()}
     )

@@ -19,9 +19,11 @@ import jax
 import numpy as np
 from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from promot_t5x import scan
 from promot_t5x.errors import UserError, did_you_mean
 
 MeshAxes = str | Sequence[str] | None
@@ -198,6 +200,16 @@ class Partitioner:
             shardings[path] = sharding
         return flax.traverse_util.unflatten_dict(shardings, sep="/")
 
+    def formats(self, axes: Any, shapes: Any) -> Any:
+        """Shardings and orders in memory for a tree of parameters; see `shard_tree`."""
+        flat_shapes = flax.traverse_util.flatten_dict(shapes, sep="/")
+        shardings = flax.traverse_util.flatten_dict(self.shard_tree(axes, shapes), sep="/")
+        formats = {}
+        for path, leaf in flat_shapes.items():
+            order = scan.major_to_minor(path, len(leaf.shape))
+            formats[path] = Format(Layout(order) if order else None, shardings[path])
+        return flax.traverse_util.unflatten_dict(formats, sep="/")
+
     def _check_divides(
         self,
         path: str,
@@ -257,7 +269,7 @@ class Partitioner:
         }
 
     def place(self, tree: Any, shardings: Any) -> Any:
-        """Put a tree of host arrays on the mesh with the given shardings.
+        """Put a tree of host arrays on the mesh with the given shardings or formats.
 
         Every process has all of every array, and uploads what its own devices hold; an array that
         lies there so already is taken as it is.
@@ -265,11 +277,16 @@ class Partitioner:
         return jax.tree.map(_put, tree, shardings)
 
 
-def _put(array: Any, sharding: NamedSharding) -> jax.Array:
-    if isinstance(array, jax.Array) and array.sharding == sharding:
-        return array
+def _put(array: Any, where: NamedSharding | Format) -> jax.Array:
+    place: Any = where if isinstance(where, Format) else Format(None, where)
+    if isinstance(array, jax.Array) and array.sharding == place.sharding:
+        there: Any = array
+        order = place.layout and place.layout.major_to_minor
+        if order in (None, there.format.layout.major_to_minor):
+            return array
+        return jax.device_put(array, place)
     host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
 
 
 def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:

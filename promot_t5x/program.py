@@ -28,7 +28,7 @@ class StageProgram:
         self._compiled: jax.stages.Compiled | None = None
 
     def state_shapes(self) -> state.TrainState:
-        """The state's arrays as `jax.ShapeDtypeStruct`s with their shardings."""
+        """The state's arrays as `jax.ShapeDtypeStruct`s with their formats."""
         return state.state_shapes(self._model.param_shapes(), *self._layout())
 
     def create_state(self, params: state.Tree, *, random_seed: int) -> state.TrainState:
@@ -68,8 +68,8 @@ class StageProgram:
             microbatches=stage.microbatches,
         )
         shapes = self.state_shapes()
-        shardings = jax.tree.map(lambda a: a.sharding, shapes)
-        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+        formats = jax.tree.map(lambda a: a.format, shapes)
+        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(formats, None))
         with self._partitioner.activate():
             return jitted.lower(shapes, self.batch_shapes())
 

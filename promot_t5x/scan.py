@@ -22,6 +22,7 @@ LAYER_AXIS = 1
 Params = dict[str, Any]
 
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+_HEADS = re.compile(r"/(query|key|value)/kernel$")
 _SCANNED = re.compile(r"(encoder|decoder)/\1/(.+)")
 
 
@@ -37,6 +38,21 @@ def layer_paths(path: str, depth: int) -> list[str]:
         raise ValueError(f"{path!r} is not in a scanned stack")
     stack, rest = match.groups()
     return [f"{stack}/layers_{i}/{rest}" for i in range(depth)]
+
+
+def major_to_minor(path: str, ndim: int) -> tuple[int, ...] | None:
+    """Order in memory, slowest axis first, of the parameter at a path; None: that of its axes.
+
+    In a scanned stack the layers lie one after the other, each as the TPU's products read it, so
+    that a loop over them uses the parameters where they are. In the order of the axes, with the
+    layers on axis 1, the compiler begins each step with a copy of the whole stack.
+    """
+    if layer_axis(path) is None:
+        return None
+    inner = tuple(axis for axis in range(ndim) if axis != LAYER_AXIS)
+    if _HEADS.search(path):
+        inner = inner[::-1]
+    return (LAYER_AXIS, *inner)
 
 
 def scan_params(params: Params, config: T5Config) -> Params:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format
 from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x import tensors
@@ -34,13 +35,13 @@ def read(source: ParamSource, wanted: Shapes) -> dict[str, Any]:
             assert layer_axis(path) is not None, path  # the caller has compared the trees
             depth = leaf.shape[LAYER_AXIS]
             layers = dict.fromkeys(layer_paths(path, depth), _single_layer(leaf))
-            result[path] = _stacker(leaf.sharding)(list(_in_portions(source, layers).values()))
+            result[path] = _stacker(leaf.format)(list(_in_portions(source, layers).values()))
     return result
 
 
 def _in_portions(source: ParamSource, wanted: Shapes) -> dict[str, Any]:
     as_stored = {
-        path: jax.ShapeDtypeStruct(leaf.shape, source.shapes[path].dtype, sharding=leaf.sharding)
+        path: jax.ShapeDtypeStruct(leaf.shape, source.shapes[path].dtype, sharding=leaf.format)
         for path, leaf in wanted.items()
     }
     result: dict[str, Any] = {}
@@ -61,7 +62,7 @@ def _single_layer(stack: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 @functools.cache
-def _stacker(sharding: Any) -> Callable[[Sequence[Any]], Any]:
-    if sharding is None:
+def _stacker(format_: Format) -> Callable[[Sequence[Any]], Any]:
+    if format_.sharding is None:
         return functools.partial(np.stack, axis=LAYER_AXIS)
-    return jax.jit(functools.partial(jnp.stack, axis=LAYER_AXIS), out_shardings=sharding)
+    return jax.jit(functools.partial(jnp.stack, axis=LAYER_AXIS), out_shardings=format_)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.layout import Format
 from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x.errors import UserError
@@ -102,7 +103,8 @@ def opt_state_shardings(
 
     A slot that has lost some of its parameter's axes, as factored rows and columns have, is split
     as the axes that it kept; T5X replicates those, and gathers them at every step. What has
-    another shape, or could be either of two equal axes, is replicated.
+    another shape, or could be either of two equal axes, is replicated. Of `shardings` that are
+    formats, a slot of its parameter's shape takes over the order in memory too.
     """
     # By path: the two trees may hold their parts in different orders.
     places = flatten(shardings)
@@ -111,11 +113,15 @@ def opt_state_shardings(
         for path, leaf in flatten(trainable).items()
     }
 
-    def slot_sharding(key_path: Any, slot: Any) -> NamedSharding:
+    def slot_sharding(key_path: Any, slot: Any) -> NamedSharding | Format:
         names = tuple(str(getattr(key, "key", getattr(key, "name", ""))) for key in key_path)
         for start in range(len(names)):
             if names[start:] in flat:
-                return _kept_axes(slot.shape, *flat[names[start:]]) or partitioner.replicated
+                shape, where = flat[names[start:]]
+                if slot.shape == shape:
+                    return where
+                sharding = getattr(where, "sharding", where)
+                return _kept_axes(slot.shape, shape, sharding) or partitioner.replicated
         return partitioner.replicated
 
     slots = jax.eval_shape(optimizer.init, trainable)
@@ -123,7 +129,7 @@ def opt_state_shardings(
 
 
 def laid_out(shapes: Tree, axes: Tree, partitioner: Partitioner, dtype: str | None = None) -> Tree:
-    """Parameters, or a part of them, as `jax.ShapeDtypeStruct`s with their shardings.
+    """Parameters, or a part of them, as `jax.ShapeDtypeStruct`s with their formats.
 
     **Arguments:**
 
@@ -131,13 +137,12 @@ def laid_out(shapes: Tree, axes: Tree, partitioner: Partitioner, dtype: str | No
     - `axes`: of at least these parameters, logical axis names.
     - `dtype`: instead of each parameter's own.
     """
-    shardings = partitioner.shard_tree(axes, shapes)
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=sharding
+        lambda leaf, format_: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=format_
         ),
         shapes,
-        shardings,
+        partitioner.formats(axes, shapes),
     )
 
 
@@ -164,7 +169,7 @@ def state_shapes(
     partitioner: Partitioner,
     frozen_dtype: str = "float32",
 ) -> TrainState:
-    """The state of a run as `jax.ShapeDtypeStruct`s with their shardings; allocates nothing.
+    """The state of a run as `jax.ShapeDtypeStruct`s with their formats; allocates nothing.
 
     **Arguments:**
 
@@ -177,7 +182,7 @@ def state_shapes(
     trainable = laid_out(trains, axes, partitioner)
     frozen = laid_out(rests, axes, partitioner, frozen_dtype)
     slots = opt_state_shardings(
-        optimizer, trainable, jax.tree.map(lambda a: a.sharding, trainable), partitioner
+        optimizer, trainable, jax.tree.map(lambda a: a.format, trainable), partitioner
     )
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated),
@@ -216,12 +221,12 @@ def create(
     frozen = jax.tree.map(
         lambda a: a if a.dtype == frozen_dtype else np.asarray(a).astype(frozen_dtype), frozen
     )
-    shardings = jax.tree.map(lambda a: a.sharding, like)
-    trainable = partitioner.place(trainable, shardings.trainable)
+    formats = jax.tree.map(lambda a: a.format, like)
+    trainable = partitioner.place(trainable, formats.trainable)
     return TrainState(
-        step=partitioner.place(np.int32(0), shardings.step),
-        seed=partitioner.place(np.int32(random_seed), shardings.seed),
+        step=partitioner.place(np.int32(0), formats.step),
+        seed=partitioner.place(np.int32(random_seed), formats.seed),
         trainable=trainable,
-        frozen=partitioner.place(frozen, shardings.frozen),
-        opt_state=jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable),
+        frozen=partitioner.place(frozen, formats.frozen),
+        opt_state=jax.jit(optimizer.init, out_shardings=formats.opt_state)(trainable),
     )

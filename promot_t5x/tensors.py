@@ -157,4 +157,6 @@ def _read(stored: Any, wanted: Any) -> Any:
 
     if sharding is None:
         return part(...)
-    return jax.make_array_from_callback(tuple(wanted.shape), sharding, part)
+    # A format also says in which order the array lies in memory.
+    where = getattr(wanted, "format", sharding)
+    return jax.make_array_from_callback(tuple(wanted.shape), where, part)

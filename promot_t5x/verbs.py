@@ -176,6 +176,12 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
         takes_gin=False,
     ),
     Verb(
+        name="plan",
+        help="compile a run for a TPU slice without one: does it fit, what does it cost",
+        target="promot_t5x.planning.plan:main",
+        takes_gin=False,
+    ),
+    Verb(
         name="bench",
         help="time the training and decoding steps on this machine",
         target="promot_t5x.bench:main",

@@ -213,9 +213,9 @@ class Weights:
             drawn = flatten(self._model.without_prompt().initial_params(key))
             return {path: drawn[path].astype(leaf.dtype) for path, leaf in wanted.items()}
 
-        shardings = {path: leaf.sharding for path, leaf in wanted.items()}
-        drawn = jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
-        return {p: a if shardings[p] else np.asarray(a) for p, a in drawn.items()}
+        formats = {path: leaf.format for path, leaf in wanted.items()}
+        drawn = jax.jit(draw, out_shardings=formats)(jax.random.key(seed))
+        return {p: a if formats[p].sharding else np.asarray(a) for p, a in drawn.items()}
 
     def _from_base(self, path: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
         source = self._open_base(path)

@@ -154,10 +154,10 @@ class Run:
             random_seed=random_seed,
         )
         train_step = step.make_train_step(model, optimizer, schedule, microbatches=microbatches)
-        shardings = jax.tree.map(lambda a: a.sharding, self.state)
+        formats = jax.tree.map(lambda a: a.format, self.state)
         with self.partitioner.activate():
             placed = self.partitioner.place_batch(batch)
-            jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+            jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(formats, None))
             self.compiled = jitted.lower(self.state, placed).compile(QUICKLY)
 
     def train(self, batches):

@@ -1,0 +1,70 @@
+"""Plans that were made before, by a hash of all that they depend on.
+
+`key` is known at once and changes with any line of this package's code; `program_key` needs the
+lowered program and changes only with what the compiler is given.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from promot_t5x.files import write_atomically
+from promot_t5x.planning import compiler
+
+HLO_READER = 1  # to be raised when `hlo` reads something else out of the same program
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def directory() -> epath.Path:
+    """Where they are kept: `$XDG_CACHE_HOME/promot_t5x/plans`, by default below `~/.cache`."""
+    root = os.environ.get("XDG_CACHE_HOME") or epath.Path.home() / ".cache"
+    return epath.Path(root) / "promot_t5x" / "plans"
+
+
+def key(*parts: Any) -> str:
+    """A hash of `parts` (by their JSON), this package's code and the compiler."""
+    return _hash(*parts, _code(), _compiler())
+
+
+def program_key(lowered: Any, *parts: Any) -> str:
+    """A hash of a lowered program, `parts` and the compiler."""
+    return _hash(lowered.as_text(), *parts, _compiler())
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """What `save` kept under a key; none if there is nothing that can be read."""
+    try:
+        return json.loads((directory() / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def save(name: str, value: dict[str, Any]) -> None:
+    """Keep a value that JSON can hold."""
+    directory().mkdir(parents=True, exist_ok=True)
+    write_atomically(directory() / f"{name}.json", json.dumps(value))
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _code() -> str:
+    code = hashlib.sha256()
+    for path in sorted(_PACKAGE.glob("*.py")) + sorted(_PACKAGE.glob("planning/*.py")):
+        code.update(path.read_bytes())
+    return code.hexdigest()
+
+
+@functools.cache
+def _compiler() -> list[Any]:
+    library = compiler.library()
+    versions = [metadata.version(name) for name in ("jax", "jaxlib")]
+    return [*versions, library.stat().st_size if library else None, HLO_READER]

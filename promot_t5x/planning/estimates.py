@@ -1,0 +1,116 @@
+"""One row of a plan: a program compiled for a slice, or found too large for it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from promot_t5x.planning import cache, compiler, hlo
+from promot_t5x.planning.chips import Slice
+from promot_t5x.planning.flops import Flops
+from promot_t5x.planning.hlo import Collective, Traffic
+from promot_t5x.planning.roofline import Roofline, roofline
+from promot_t5x.planning.runs import Program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a program takes on a chip of a slice.
+
+    **Attributes:**
+
+    - `program`, `slice_name`: what was compiled for what.
+    - `parameter_bytes`, `optimiser_bytes`: held by a chip.
+    - `temporary_bytes`: activations, gradients and everything else that lives for one run of it.
+    - `total_bytes`: everything that must be in HBM while it runs; where it does not fit, what it
+      would need, or none if the compiler does not say.
+    - `fits`: whether the compiler could place it.
+    - `flops`: of one run, over all chips.
+    - `traffic`, `roofline`: none where the program does not fit.
+    - `steps`: as configured.
+    - `compile_seconds`: on this machine, when it was compiled.
+    """
+
+    program: str
+    slice_name: str
+    parameter_bytes: int
+    optimiser_bytes: int
+    temporary_bytes: int
+    total_bytes: int | None
+    fits: bool
+    flops: Flops
+    traffic: Traffic | None
+    roofline: Roofline | None
+    steps: int | None
+    compile_seconds: float
+
+
+def estimate(program: Program, slice_: Slice, config: str, say: Callable[[str], None]) -> Estimate:
+    """Compile a program for a slice, or remember what came of it before.
+
+    **Arguments:**
+
+    - `config`: the resolved configuration that the program is of.
+    - `say`: told what is about to take long.
+    """
+    chip = slice_.chip
+    held = program.parameter_bytes + program.optimiser_bytes + program.waiting_bytes
+    name = cache.key(config, program.name, slice_.name, slice_.grid)
+    answer = cache.load(name)
+    if answer is None and held > chip.hbm_bytes:
+        answer = {"needed": held, "seconds": 0.0, "traffic": None}
+    if answer is None:
+        answer = _compiled(program, slice_, say)
+        cache.save(name, answer)
+    traffic = _traffic(answer["traffic"])
+    fits = traffic is not None
+    return Estimate(
+        program=program.name,
+        slice_name=slice_.name,
+        parameter_bytes=program.parameter_bytes,
+        optimiser_bytes=program.optimiser_bytes,
+        temporary_bytes=answer["temporaries"] if fits else 0,
+        total_bytes=answer["total"] + program.waiting_bytes if fits else answer["needed"],
+        fits=fits and answer["total"] + program.waiting_bytes <= chip.hbm_bytes,
+        flops=program.flops,
+        traffic=traffic,
+        roofline=roofline(slice_, program.flops, traffic) if traffic else None,
+        steps=program.steps,
+        compile_seconds=answer["seconds"],
+    )
+
+
+def _compiled(program: Program, slice_: Slice, say: Callable[[str], None]) -> dict[str, Any]:
+    lowered = program.lower()
+    name = cache.program_key(lowered, slice_.name, slice_.grid)
+    answer = cache.load(name)
+    if answer is None:
+        say(f"compiling {program.name} for {slice_.name}")
+        answer = _answer(compiler.compile(lowered), slice_)
+        cache.save(name, answer)
+    return answer
+
+
+def _answer(result: compiler.Compiled | compiler.TooLarge, slice_: Slice) -> dict[str, Any]:
+    if isinstance(result, compiler.TooLarge):
+        return {"needed": result.needed_bytes, "seconds": result.seconds, "traffic": None}
+    moved = hlo.traffic(result.text, chips_per_slice=slice_.chips // slice_.slices)
+    return {
+        "temporaries": result.temporary_bytes,
+        "total": result.total_bytes,
+        "seconds": result.seconds,
+        "traffic": {
+            "hbm": moved.hbm_bytes,
+            "sent": [[*key, size, moved.calls[key]] for key, size in moved.sent_bytes.items()],
+        },
+    }
+
+
+def _traffic(kept: Mapping[str, Any] | None) -> Traffic | None:
+    if kept is None:
+        return None
+    sent: Sequence[Any] = kept["sent"]
+    return Traffic(
+        hbm_bytes=kept["hbm"],
+        sent_bytes={Collective(*row[:3]): row[3] for row in sent},
+        calls={Collective(*row[:3]): row[4] for row in sent},
+    )

@@ -1,0 +1,124 @@
+"""Floating-point operations of a step, counted from the shapes of the network.
+
+A product of activations with a weight costs two operations an element and token forwards, as much
+again for the gradient of its input, and as much again for the weight's own gradient where that
+trains. The two products of attention have no weight and two gradients. Everything else (norms,
+softmax, the optimiser) is left out, as in the usual definition of model FLOPs utilisation.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from promot_t5x.models import EncoderDecoderModel
+from promot_t5x.network import T5Config
+from promot_t5x.state import flatten, split
+
+_OF_ENCODED = re.compile(r"encoder/|.*encoder_decoder_attention/(key|value)/")
+_LOGITS = re.compile(r"decoder/logits_dense/kernel")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Operations of one step over the whole batch.
+
+    **Attributes:**
+
+    - `forward`, `backward`: what the step's mathematics needs.
+    - `recomputed`: what is done a second time to save memory.
+    """
+
+    forward: float
+    backward: float = 0.0
+    recomputed: float = 0.0
+
+    @property
+    def model(self) -> float:
+        """What utilisation is measured by."""
+        return self.forward + self.backward
+
+    @property
+    def executed(self) -> float:
+        return self.model + self.recomputed
+
+
+def training(
+    model: EncoderDecoderModel,
+    trainable: Sequence[str],
+    *,
+    batch: int,
+    lengths: Mapping[str, int],
+    microbatches: int = 1,
+) -> Flops:
+    """One training step.
+
+    **Arguments:**
+
+    - `trainable`: as a `Stage` has it.
+    - `batch`, `lengths`: of the global batch; padding counts as much as text.
+    """
+    config, shapes = model.config, model.param_shapes()
+    encoded, decoded = batch * lengths["inputs"], batch * lengths["targets"]
+    weights = _per_weight(config, shapes, encoded, decoded)
+    trains = flatten(split(shapes, trainable)[0])
+    attention = _attention(config, batch, lengths["inputs"], lengths["targets"])
+    forward = sum(weights.values()) + attention
+    gradients = sum(cost for path, cost in weights.items() if path in trains)
+    logits = _logits(weights)
+    again = 0.0
+    if decoded // microbatches > model.loss_chunk_tokens:
+        again += logits
+    if config.remat_policy == "minimal":
+        again += attention
+    elif config.remat_policy == "full":
+        # A layer's last product feeds no gradient but that of its weight's successor.
+        last = sum(cost for path, cost in weights.items() if path.endswith("mlp/wo/kernel"))
+        again += forward - logits - last
+    return Flops(
+        forward=forward,
+        backward=sum(weights.values()) + gradients + 2 * attention,
+        recomputed=again,
+    )
+
+
+def decoding(
+    config: T5Config, shapes: Mapping, *, batch: int, inputs: int, outputs: int, hypotheses: int
+) -> Flops:
+    """Encoding a batch once and decoding `outputs` tokens of every hypothesis."""
+    rows = batch * hypotheses
+    weights = _per_weight(config, shapes, batch * inputs, rows * outputs)
+    encoder = 4.0 * batch * config.num_encoder_layers * inputs**2
+    # Every step attends to the whole cache and to all of the inputs.
+    decoder = 4.0 * rows * config.num_decoder_layers * outputs * (outputs + inputs)
+    attention = (encoder + decoder) * config.num_heads * config.head_dim
+    return Flops(forward=sum(weights.values()) + attention)
+
+
+def _per_weight(config: T5Config, shapes: Mapping, encoded: int, decoded: int) -> dict[str, float]:
+    """Forward operations of each weight's product: two an element and token it is applied to."""
+    costs = {}
+    for path, leaf in flatten(shapes).items():
+        if path.endswith("/kernel"):
+            tokens = encoded if _OF_ENCODED.match(path) else decoded
+        elif path.endswith("/embedding") and config.logits_via_embedding:
+            tokens = decoded
+        else:
+            continue
+        costs[path] = 2.0 * tokens * math.prod(leaf.shape)
+    return costs
+
+
+def _logits(weights: Mapping[str, float]) -> float:
+    return sum(
+        cost
+        for path, cost in weights.items()
+        if _LOGITS.fullmatch(path) or path.endswith("/embedding")
+    )
+
+
+def _attention(config: T5Config, batch: int, inputs: int, outputs: int) -> float:
+    """Both products of attention, forwards, over all layers."""
+    encoder = config.num_encoder_layers * inputs**2
+    decoder = config.num_decoder_layers * outputs * (outputs + inputs)
+    return 4.0 * batch * (encoder + decoder) * config.num_heads * config.head_dim
