@@ -8,7 +8,9 @@ INSTALLED := $(VENV)/.installed
 # The TPU compiler, apart from what the environment imports: JAX would try it at every start.
 TPU_COMPILER := $(VENV)/libtpu/.installed
 
-.PHONY: demo demo-pretrain test lint format bench plan-table plan-record install clean
+HF_VENV := .venv-hf
+
+.PHONY: demo demo-pretrain test test-hf lint format bench plan-table plan-record install clean
 
 demo: $(INSTALLED)  ## ProMoT on a made-up world, from nothing to the table
 	$(BIN)/promot-t5x promot --gin_file=demo/promot.gin
@@ -19,6 +21,9 @@ demo-pretrain: $(INSTALLED)  ## make the demonstration's base again, from nothin
 
 test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 	$(BIN)/pytest -n $(JOBS)
+
+test-hf: $(HF_VENV)/.installed  ## converted models and prompts against transformers and peft
+	$(HF_VENV)/bin/pytest tests/hf
 
 lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff check .
@@ -54,5 +59,13 @@ $(TPU_COMPILER): constraints.txt | $(INSTALLED)
 	  --target $(dir $@) libtpu
 	touch $@
 
-clean:  ## remove .venv and what was built
-	rm -rf $(VENV) build *.egg-info
+# An environment of its own, for torch. Which build of torch that is, is up to pip's settings; a CPU
+# build is enough (PIP_EXTRA_INDEX_URL or a pip.conf can name where one is).
+$(HF_VENV)/.installed: setup.py pyproject.toml constraints.txt constraints-hf.txt
+	test -x $(HF_VENV)/bin/python || $(PYTHON) -m venv $(HF_VENV)
+	$(HF_VENV)/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --constraint constraints-hf.txt --editable '.[test,test-hf]'
+	touch $@
+
+clean:  ## remove .venv, .venv-hf and what was built
+	rm -rf $(VENV) $(HF_VENV) build *.egg-info
