@@ -23,7 +23,7 @@ from promot_t5x.errors import UserError
 from promot_t5x.formats.source import ParamSource, Shapes, nbytes
 from promot_t5x.prompt import PROMPT_PATH
 
-BATCH_BYTES = 256 * 2**20
+BATCH_BYTES = 64 * 2**20
 BIAS = "relpos_bias/rel_embedding"
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 _SCANNED = re.compile(r"(encoder|decoder)/\1/(.+)")

@@ -21,8 +21,9 @@ _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheck
 class LegacyWriter:
     """Writes `checkpoint_<step>/` in T5X's msgpack + zarr format.
 
-    Every array gets a zarr directory, but for the scalars and the (1,) slots, which T5X keeps in
-    the msgpack file too. That file, which makes the directory a checkpoint, comes last.
+    Every array gets a zarr directory, but for the scalars, the (1,) slots and Adafactor's factors,
+    which T5X keeps in the msgpack file and would not find elsewhere. That file, which makes the
+    directory a checkpoint, comes last.
     """
 
     def __init__(self, directory: epath.Path):
@@ -32,7 +33,7 @@ class LegacyWriter:
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays by path, which begins with `target/` or `state/`."""
-        inline = {p: np.array(a) for p, a in arrays.items() if a.shape in ((), (1,))}
+        inline = {p: np.array(a) for p, a in arrays.items() if _is_inline(p, a)}
         apart = {p: a for p, a in arrays.items() if p not in inline}
         names = {path: path.replace("/", ".") + "/" for path in apart}
         stores = {path: tensors.kvstore(self._directory / name) for path, name in names.items()}
@@ -52,6 +53,10 @@ class LegacyWriter:
         tree = traverse_util.unflatten_dict(leaves, sep="/")
         tree["state"].setdefault(SLOTS, {})
         _write_msgpack(self._directory, tree)
+
+
+def _is_inline(path: str, array: np.ndarray) -> bool:
+    return array.shape in ((), (1,)) or path.endswith(("/v_row", "/v_col"))
 
 
 class T5xOrbaxWriter(OrbaxWriter):
