@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # The TPU compiler, apart from what the environment imports: JAX would try it at every start.
 TPU_COMPILER := $(VENV)/libtpu/.installed
-
 HF_VENV := .venv-hf
 
 .PHONY: demo demo-pretrain test test-hf lint format bench plan-table plan-record install clean

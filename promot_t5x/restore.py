@@ -55,7 +55,9 @@ class Restored:
 
 def absolute(path: str | os.PathLike) -> epath.Path:
     """Return a path that orbax accepts: absolute, or a bucket's as it is."""
-    return epath.Path(path).expanduser().resolve()
+    place = epath.Path(path)
+    # etils would make '<current directory>/gs:/bucket' of it.
+    return place if "://" in str(place) else place.expanduser().resolve()
 
 
 def step_directory(directory: str | os.PathLike, step: int) -> epath.Path:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from promot_t5x import bases
+from promot_t5x import bases, restore
 from promot_t5x.bases import OwnSource
 from promot_t5x.errors import UserError
 from promot_t5x.formats import layouts, shape, stage, t5x, targets
@@ -226,8 +226,7 @@ class Conversion:
 def destination_of(path: str, to: str, opened: Opened) -> epath.Path:
     """Where a conversion to `path` writes: there, or, where the format wants a step in the name and
     there is none, in `checkpoint_<step>` within it."""
-    directory = epath.Path(path).expanduser()
-    directory = directory if "://" in path else directory.resolve()
+    directory = restore.absolute(path)
     if to == "hf" or re.fullmatch(r"checkpoint_\d+", directory.name):
         return directory
     return directory / f"checkpoint_{opened.step}"
