@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_t5x import scan
+from promot_t5x import scan, tensors
 from promot_t5x.errors import UserError
 from promot_t5x.formats.source import ParamSource, Shapes, nbytes
 from promot_t5x.prompt import PROMPT_PATH
@@ -160,20 +160,13 @@ class Relaid:
         result = {path: found[stored] for path, stored in copied.items()}
         for batch in batches(self, [path for path in wanted if path not in copied]):
             stored = self._read_whole({p for path in batch for p in recipes[path].stored_paths})
-            for path in batch:
-                array = recipes[path].make(stored).astype(wanted[path].dtype, copy=False)
-                result[path] = _placed(array, getattr(wanted[path], "sharding", None))
+            made = {path: recipes[path].make(stored) for path in batch}
+            result |= tensors.read(made, {path: wanted[path] for path in batch})
         return {path: result[path] for path in wanted}
 
     def together(self, path: str) -> tuple[str, ...]:
         """What is made of the same stored arrays has the same key."""
         return tuple(self._recipes[path].stored_paths)
-
-
-def _placed(array: np.ndarray, sharding: Any) -> Any:
-    if sharding is None:
-        return array
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def batches(source: ParamSource, paths: Iterable[str], limit: int = BATCH_BYTES) -> list[list[str]]:
