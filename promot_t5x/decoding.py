@@ -1,10 +1,10 @@
-"""Decoding with a Transformer: `decode` and `score` for a batch, `Decoder` for a data set.
+"""Decoding with a Transformer: `decode` for a batch, `Decoder` for a data set.
 
 What a batch costs: the encoder and the projection of its output to cross-attention keys
 and values once per example, then one decoder step per output token until every row has
 ended. The hypotheses of an example share its cross-attention keys and values in memory;
 only self-attention keys and values exist per hypothesis. `Decoder` adds a compilation per
-input length, of which it chooses a handful.
+input length, of which it chooses a handful. `scoring` takes the likelihood of given answers.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from promot_t5x.buckets import batches_by_length, choose_input_lengths
-from promot_t5x.errors import UserError
-from promot_t5x.logits import token_log_prob
+from promot_t5x.batched import BatchedProgram
+from promot_t5x.buckets import Batch, Lengths
+from promot_t5x.scoring import Likelihood as Likelihood
+from promot_t5x.scoring import RankClassification as RankClassification
 from promot_t5x.search import (
     BeamSearch,
     Cache,
@@ -44,6 +44,7 @@ def decode(
     *,
     max_decode_length: int,
     method: Method,
+    limit: Int[Array, ""] | int | None = None,
     rng: Key[Array, ""] | None = None,
     example_ids: Int[Array, " batch"] | None = None,
     eos_id: int = 1,
@@ -55,7 +56,9 @@ def decode(
     - `module`: a `network.Transformer`.
     - `encoder_input_tokens`: ids, 0 where padded; prompt ids are welcome. A row of zeros is
       padding of the batch: it counts as ended from the start and comes out as zeros.
-    - `max_decode_length`: most tokens decoded, EOS included.
+    - `max_decode_length`: room for decoded tokens, EOS included.
+    - `limit`: most tokens decoded, at most and by default `max_decode_length`; it is no part of
+      the program, so batches with answers of different lengths share one.
     - `method`: `Greedy`, `Sampling` or `BeamSearch`.
     - `rng`: typed key for `Sampling`; without one, it is made from `method.seed`.
     - `example_ids`: what tells the examples' random streams apart; the row number by default.
@@ -75,6 +78,7 @@ def decode(
             method,
             is_padding=is_padding,
             length=max_decode_length,
+            limit=limit,
             eos_id=eos_id,
         )
     keys = None
@@ -89,6 +93,7 @@ def decode(
         method,
         is_padding=is_padding,
         length=max_decode_length,
+        limit=limit,
         eos_id=eos_id,
         keys=keys,
     )
@@ -171,82 +176,33 @@ def _reorder(cache: Cache, beams: Int[Array, "batch n"]) -> Cache:
     return jax.tree_util.tree_map_with_path(gather, cache)
 
 
-def score(module: Any, params: Params, batch: Mapping[str, Tokens]) -> Float[Array, " batch"]:
-    """Log-likelihood of the targets given the inputs, as T5X's `score_batch`.
-
-    **Arguments:**
-
-    - `batch`: `encoder_input_tokens`, `decoder_input_tokens`, `decoder_target_tokens` and
-      `decoder_loss_weights`, each int32 [batch, length], not packed.
-
-    **Returns** the weighted sum of the target tokens' log-probabilities.
-    """
-    targets = jnp.asarray(batch["decoder_target_tokens"])
-    logits = module.apply(
-        {"params": params},
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        targets,
-        enable_dropout=False,
-    ).astype(jnp.float32)
-    log_probs = token_log_prob(logits, targets)
-    return jnp.sum(log_probs * batch["decoder_loss_weights"], axis=-1)
-
-
 @dataclasses.dataclass
-class Decoder:
+class Decoder(BatchedProgram):
     """Decodes examples of any lengths, in any order, with a few compiled programs.
 
-    Examples are sorted by length and padded to one of a few input lengths; the last batch
-    of each length is filled with padding rows. The decodes of an example depend on neither
-    the other examples nor the batch size; sampling depends on its place in the data.
+    The decodes of an example depend on neither the other examples nor the batch size; sampling
+    depends on the example's number.
 
-    **Attributes:**
+    **Attributes** besides those of `BatchedProgram`:
 
-    - `module`: a `network.Transformer`.
-    - `max_decode_length`: most tokens decoded, EOS included.
-    - `batch_size`: examples in a batch.
     - `method`, `eos_id`: see `decode`.
-    - `max_buckets`: most input lengths chosen for one call.
-    - `length_multiple`: every chosen input length is a multiple of it.
-    - `input_lengths`: input lengths to use instead of choosing them from the data, so that
-      several data sets share programs.
-    - `batch_sharding`: of a batch of inputs on a mesh; the parameters lie on the same mesh. Every
-      process passes all examples and gets all decodes.
-    - `compilations`: (input length, output length) of each program compiled so far.
-
-    **Raises** `UserError` where the sharding does not divide the batch.
     """
 
-    module: Any
     _: dataclasses.KW_ONLY
-    max_decode_length: int
-    batch_size: int
     method: Method = Greedy()
     eos_id: int = 1
-    max_buckets: int = 4
-    length_multiple: int = 16
-    input_lengths: tuple[int, ...] = ()
-    batch_sharding: NamedSharding | None = None
-    compilations: list[tuple[int, int]] = dataclasses.field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        outputs = None
-        if self.batch_sharding is not None:
-            rows = self.batch_sharding.shard_shape((self.batch_sharding.mesh.size, 1))[0]
-            shards = self.batch_sharding.mesh.size // rows
-            if self.batch_size % shards:
-                raise UserError(
-                    f"Decoder.batch_size = {self.batch_size} is not divisible by the {shards} "
-                    f"devices that the mesh splits a batch over; use a multiple of {shards}."
-                )
-            outputs = NamedSharding(self.batch_sharding.mesh, PartitionSpec())
-        self._program = jax.jit(self._decode, out_shardings=outputs)
+        super().__post_init__()
+        self._program = jax.jit(
+            self._decode, static_argnames="length", out_shardings=self._replicated
+        )
 
     def __call__(
         self,
         params: Params,
         sequences: Sequence[np.ndarray],
+        max_decode_length: Lengths | int,
         *,
         rng: Key[Array, ""] | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -256,31 +212,30 @@ class Decoder:
         **Arguments:**
 
         - `sequences`: int32 ids [length] of each example, without padding.
+        - `max_decode_length`: most tokens decoded of each, or of all, EOS included.
         - `rng`: for `Sampling`; `method.seed` is used without one.
         - `progress`: called with (examples done, examples in all) after each batch.
 
         **Returns** `Decodes` of numpy arrays whose row i belongs to sequence i; `steps` is
         the sum over the batches.
 
-        **Raises** `UserError` for an empty sequence, or one that is longer than the longest
-        of `input_lengths`.
+        **Raises** `UserError` as `plan` does.
         """
+        batches = self.plan([len(sequence) for sequence in sequences], max_decode_length)
         shape = (len(sequences), self.method.num_decodes)
-        ids = np.zeros((*shape, self.max_decode_length), np.int32)
+        ids = np.zeros((*shape, int(np.max(max_decode_length, initial=0))), np.int32)
         scores = np.zeros(shape, np.float32)
         steps = done = 0
-        if isinstance(self.method, Sampling) and rng is None:
-            rng = seed_key(self.method.seed)
-        for rows, decodes in self._run(params, sequences, rng):
-            ids[rows] = np.asarray(decodes.ids)[: len(rows)]
-            scores[rows] = np.asarray(decodes.scores)[: len(rows)]
-            steps += int(decodes.steps)
-            done += len(rows)
+        for batch, decodes in self.run(params, sequences, batches, rng=rng):
+            ids[batch.rows, :, : batch.output_length] = decodes.ids
+            scores[batch.rows] = decodes.scores
+            steps += decodes.steps
+            done += len(batch.rows)
             if progress is not None:
                 progress(done, len(sequences))
         return Decodes(ids, scores, steps)
 
-    def lower(self, params: Params, input_length: int) -> jax.stages.Lowered:
+    def lower(self, params: Params, input_length: int, output_length: int) -> jax.stages.Lowered:
         """The program for inputs of one length, from shapes: needs no arrays and no devices.
 
         **Arguments:**
@@ -292,73 +247,71 @@ class Decoder:
             return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
 
         tokens, example_ids = ints(self.batch_size, input_length), ints(self.batch_size)
+        limit = jax.ShapeDtypeStruct((), jnp.int32)
         rng = None
         if isinstance(self.method, Sampling):
             rng = jax.eval_shape(seed_key, self.method.seed)
-        return self._program.lower(params, tokens, example_ids, rng)
+        return self._program.lower(params, tokens, limit, example_ids, rng, length=output_length)
 
-    def _run(
-        self, params: Params, sequences: Sequence[np.ndarray], rng: Key[Array, ""] | None
-    ) -> Iterator[tuple[np.ndarray, Decodes]]:
-        """The examples of each batch and their decodes."""
-        # One batch is always under way on the devices while the host reads the one before.
-        running = None
-        for rows, length in self._batches(sequences):
-            started = rows, self._start(params, sequences, rows, length, rng)
-            if running is not None:
-                yield running
-            running = started
-        if running is not None:
-            yield running
-
-    def _batches(self, sequences: Sequence[np.ndarray]) -> list[tuple[np.ndarray, int]]:
-        if not sequences:
-            return []
-        lengths = np.array([len(sequence) for sequence in sequences])
-        input_lengths = self.input_lengths or choose_input_lengths(
-            lengths,
-            batch_size=self.batch_size,
-            max_decode_length=self.max_decode_length,
-            max_buckets=self.max_buckets,
-            multiple=self.length_multiple,
-        )
-        return batches_by_length(lengths, input_lengths, self.batch_size)
-
-    def _start(
+    def run(
         self,
         params: Params,
         sequences: Sequence[np.ndarray],
-        rows: np.ndarray,
-        length: int,
-        rng: Key[Array, ""] | None,
-    ) -> Decodes:
-        tokens = np.zeros((self.batch_size, length), np.int32)
-        example_ids = np.zeros(self.batch_size, np.int32)
-        example_ids[: len(rows)] = rows
-        for position, row in enumerate(rows):
-            tokens[position, : len(sequences[row])] = sequences[row]
-        return self._program(params, self._place(tokens), self._place(example_ids), rng)
+        batches: Sequence[Batch],
+        *,
+        numbers: Int[np.ndarray, " examples"] | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> Iterator[tuple[Batch, Decodes]]:
+        """Decode some of the batches of a plan; yields each with its rows' decodes.
 
-    def _place(self, array: np.ndarray) -> Array:
-        if self.batch_sharding is None:
-            return jnp.asarray(array)
-        return jax.make_array_from_callback(array.shape, self.batch_sharding, lambda i: array[i])
+        **Arguments:**
+
+        - `sequences`: all of those that were planned for.
+        - `numbers`: what tells the examples' random streams apart; their places by default.
+        """
+        if isinstance(self.method, Sampling) and rng is None:
+            rng = seed_key(self.method.seed)
+        return self._results(self._started(params, sequences, batches, numbers, rng))
+
+    def _started(
+        self,
+        params: Params,
+        sequences: Sequence[np.ndarray],
+        batches: Sequence[Batch],
+        numbers: Int[np.ndarray, " examples"] | None,
+        rng: Key[Array, ""] | None,
+    ) -> Iterator[tuple[Batch, Decodes]]:
+        for batch in batches:
+            example_ids = np.zeros(self.batch_size, np.int32)
+            example_ids[: len(batch.rows)] = batch.rows if numbers is None else numbers[batch.rows]
+            decodes = self._program(
+                params,
+                self._padded(sequences, batch),
+                np.int32(batch.limit),
+                self._place(example_ids),
+                rng,
+                length=batch.output_length,
+            )
+            yield batch, decodes
 
     def _decode(
         self,
         params: Params,
         tokens: Tokens,
+        limit: Int[Array, ""],
         example_ids: Int[Array, " batch"],
         rng: Key[Array, ""] | None,
+        length: int,
     ) -> Decodes:
         # Python runs this body once per program, when it is traced.
-        self.compilations.append((tokens.shape[1], self.max_decode_length))
+        self.compilations.append((tokens.shape[1], length))
         return decode(
             self.module,
             params,
             tokens,
-            max_decode_length=self.max_decode_length,
+            max_decode_length=length,
             method=self.method,
+            limit=limit,
             rng=rng,
             example_ids=example_ids,
             eos_id=self.eos_id,

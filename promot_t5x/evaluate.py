@@ -1,36 +1,33 @@
 """Asking a model a task's questions, and scoring what it answers.
 
-One record an example holds the text as asked, the target, the raw output and the prediction
-after post-processing; metrics are the task's own, over the predictions of all its examples.
+`Evaluator` reads the questions once and answers them with the weights of any number of steps:
+`answering` decodes, `marking` scores, `records` keeps.
 """
 
 import dataclasses
-import functools
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jaxtyping import Float, Int
 
-from promot_t5x import checks, config, decoding, hashing, network, records, versions
+from promot_t5x import checks, config, decoding, hashing, records, versions
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
 from promot_t5x.data.tokenise import LOSSES
 from promot_t5x.errors import UserError
+from promot_t5x.evaluation import marking
+from promot_t5x.evaluation.answering import Answerer, Ask, first_process_says
+from promot_t5x.evaluation.journal import Journal
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
-from promot_t5x.progress import Progress
 from promot_t5x.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.records import EvalRun, TaskResult
 from promot_t5x.state import Tree, flatten, unflatten
 from promot_t5x.tasks import dialects
-from promot_t5x.tasks import metrics as task_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,19 +36,20 @@ class EvalConfig:
 
     **Attributes:**
 
-    - `mixture_or_task_name`, `split`: the examples; every task is scored on its own. Without a
-      split, each on the one that its definition scores.
+    - `mixture_or_task_name`, `split`: the examples of one task or mixture, or of several; every
+      task is scored on its own. Without a split, each on the one that its definition scores.
     - `task_feature_lengths`: the longest `inputs` (soft prompt included) and the longest answer,
       `targets`, in tokens; without `targets`, each task's own. Where a question does not fit,
       the project's tasks drop demonstrations and cut articles; other tasks' questions are cut
       from the right. Both are counted.
     - `batch_size`: examples decoded together.
-    - `method`: `decoding.Greedy`, `decoding.Sampling` or `decoding.BeamSearch`.
+    - `method`: `decoding.Greedy`, `decoding.Sampling` or `decoding.BeamSearch`; or
+      `decoding.RankClassification` or `decoding.Likelihood`, which decode nothing.
     - `num_examples`: the first so many of each task only; none takes all.
     - `module`: a Python module that registers the user's own tasks.
     """
 
-    mixture_or_task_name: str
+    mixture_or_task_name: str | Sequence[str]
     split: str | None = "validation"
     task_feature_lengths: Mapping[str, int]
     batch_size: int
@@ -65,25 +63,24 @@ class EvalConfig:
         if self.num_examples is not None:
             checks.check_positive("EvalConfig.num_examples", self.num_examples)
 
+    @property
+    def decoding_method(self) -> decoding.Method:
+        """How answers are decoded where any are."""
+        if isinstance(self.method, decoding.RankClassification):
+            return self.method.others or decoding.Greedy()
+        likelihood = isinstance(self.method, decoding.Likelihood)
+        return decoding.Greedy() if likelihood else self.method
 
-@functools.cache
-def shared_decoder(
-    module: network.Transformer,
-    method: decoding.Method,
-    max_decode_length: int,
-    batch_size: int,
-    eos_id: int,
-    batch_sharding: NamedSharding,
-) -> decoding.Decoder:
-    """The process's one decoder of these settings: stages and rows share what it compiles."""
-    return decoding.Decoder(
-        module,
-        method=method,
-        max_decode_length=max_decode_length,
-        batch_size=batch_size,
-        eos_id=eos_id,
-        batch_sharding=batch_sharding,
-    )
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the tasks and mixtures that are asked."""
+        name = self.mixture_or_task_name
+        return [name] if isinstance(name, str) else name
+
+    @property
+    def name(self) -> str:
+        """What is asked, in words."""
+        return ", ".join(self.names)
 
 
 class Evaluator:
@@ -113,90 +110,110 @@ class Evaluator:
                 f"A prompt of {prompt_length} vectors leaves no room for text in "
                 f"TASK_FEATURE_LENGTHS['inputs'] = {lengths['inputs']}, which includes the prompt."
             )
-        self.tasks = sources.resolve_tasks(
-            config.mixture_or_task_name,
-            model.vocabulary,
-            module=config.module,
-            split=config.split,
-            dialect=model.dialect,
-            task_format=model.task_format,
-        )
+        self.tasks = self._resolve()
         for task in self.tasks:
             task.check_split(self._split(task))
         if prompts and prompt_index is None and prompts != len(self.tasks):
             raise UserError(
-                f"{config.mixture_or_task_name!r} has {len(self.tasks)} tasks but NUM_PROMPTS = "
+                f"{config.name!r} has {len(self.tasks)} tasks but NUM_PROMPTS = "
                 f"{prompts}; every task has a prompt of its own."
             )
+        method = config.method
+        if isinstance(method, decoding.RankClassification) and method.others is None:
+            self._check_labels()
         self._questions: list[list[Question]] = []
-        # One for each length of answers: most steps of a label decoded as long as a summary
-        # would be wasted.
-        self._decoders = {
-            length: shared_decoder(
-                model.module,
-                config.method,
-                length,
-                config.batch_size,
-                model.vocabulary.eos_id,
-                partitioner.sharding(("batch",)),
+        self._answerer = Answerer(model, config.decoding_method, config.batch_size, partitioner)
+
+    def _resolve(self) -> list[sources.BoundTask]:
+        """The tasks of all names, in the order that numbers their prompts."""
+        config, model = self._config, self.model
+        tasks = [
+            task
+            for name in config.names
+            for task in sources.resolve_tasks(
+                name,
+                model.vocabulary,
+                module=config.module,
+                split=config.split,
+                dialect=model.dialect,
+                task_format=model.task_format,
             )
-            for length in dict.fromkeys(map(self._answer_length, self.tasks))
-        }
+        ]
+        known = [task.name for task in tasks]
+        if twice := sorted({name for name in known if known.count(name) > 1}):
+            raise UserError(f"{config.name!r} asks the task {twice[0]!r} twice; name it once.")
+        return [dataclasses.replace(task, prompt_index=i) for i, task in enumerate(tasks)]
 
     @property
     def compilations(self) -> Sequence[tuple[int, int]]:
         """(input length, output length) of each program compiled so far."""
-        return [pair for decoder in self._decoders.values() for pair in decoder.compilations]
+        return self._answerer.compilations
 
     def run(self, params: Any, label: str, run: EvalRun | None = None) -> list[TaskResult]:
         """Answer and score every question with these parameters, which lie on the mesh.
 
         **Arguments:**
 
-        - `run`: whose answers they are and where they go; tasks whose answers are there already
-          are not asked again. Without it nothing is written.
+        - `run`: whose answers they are and where they go; what an earlier launch has recorded
+          there is not asked again. Without it nothing is written.
         """
         if run is not None and (before := self._recorded(run)) is not None:
             return before
         if not self._questions:
-            self._questions = [self._read(task) for task in self.tasks]
+            self._read_questions(label)
         began, compiled = time.monotonic(), len(self.compilations)
-        progress = Progress(label, sum(map(len, self._questions)))
-        done, results = 0, {}
-        for length, decoder in self._decoders.items():
-            asked = [
-                (task, questions)
-                for task, questions in zip(self.tasks, self._questions, strict=True)
-                if self._answer_length(task) == length
-            ]
-            ids = [self._ids(task, question) for task, questions in asked for question in questions]
-            report = functools.partial(_advance, progress, done)
-            decodes = decoder(params, ids, progress=report)
-            done += len(ids)
-            start = 0
-            for task, questions in asked:
-                rows = slice(start, start + len(questions))
-                start = rows.stop
-                # The best hypothesis of an example is its last.
-                best = decodes.ids[rows, -1], decodes.scores[rows, -1]
-                results[task.name] = self._score(task, questions, *best)
-        progress.close()
-        in_order = [results[task.name] for task in self.tasks]
-        if run is not None and jax.process_index() == 0:
+        journal = None if run is None else self._journal(run)
+        answers, made = self._answerer.answers(params, label, journal)
+        results, start = [], 0
+        for task, questions in zip(self.tasks, self._questions, strict=True):
+            rows = slice(start, start + len(questions))
+            start = rows.stop
+            results.append(
+                marking.mark(
+                    task,
+                    self._split(task),
+                    self.model.vocabulary,
+                    questions,
+                    answers[rows],
+                    self._losses(task, questions),
+                    by_likelihood=isinstance(self._config.method, decoding.Likelihood),
+                )
+            )
+        if run is not None and journal is not None and jax.process_index() == 0:
             seconds = time.monotonic() - began
             timings = {
                 "seconds": seconds,
-                "examples_per_second": done / seconds,
-                "compilations": len(self.compilations) - compiled,
+                "examples": made,
+                "examples_per_second": made / seconds,
+                "compilations": self.compilations[compiled:],
             }
-            records.write(run, in_order, **self._told, timings=timings)
-        return in_order
+            records.write(run, results, **self._told, timings=timings)
+            journal.remove()
+        return results
+
+    def _read_questions(self, label: str) -> None:
+        self._questions = [self._read(task) for task in self.tasks]
+        self._answerer.plan(
+            [
+                ask
+                for task, questions in zip(self.tasks, self._questions, strict=True)
+                for ask in self._asks(task, questions)
+            ]
+        )
+        if jax.process_index() == 0:
+            count = sum(map(len, self._questions))
+            shapes = ", ".join(f"{i} + {o}" for i, o in self._answerer.programs)
+            print(f"{label}: {count:,} questions in programs of {shapes} tokens", flush=True)
+
+    def _journal(self, run: EvalRun) -> Journal:
+        path = run.directory / records.DIRECTORY / f"answers-{run.step:06}.partial"
+        return Journal(path, self._answerer.identity(run.whose))
 
     def _recorded(self, run: EvalRun) -> list[TaskResult] | None:
         """What an earlier launch recorded of this evaluation, if it got to its end."""
 
         def read() -> list[dict[str, Any]] | None:
-            found = [records.read(run.directory, task.name, run.step) for task in self.tasks]
+            found = [records.read(run, task.name) for task in self.tasks]
             if not all(found):
                 return None
             return [dataclasses.asdict(each.result()) for each in found if each is not None]
@@ -214,7 +231,11 @@ class Evaluator:
                 "shots": self.model.task_format.shot_seed,
             },
             "versions": versions.installed(),
-            "decoding": {"method": repr(method), "batch_size": self._config.batch_size},
+            "decoding": {
+                "method": repr(method),
+                "batch_size": self._config.batch_size,
+                "programs": self._answerer.programs,
+            },
         }
 
     def _split(self, task: sources.BoundTask) -> str:
@@ -260,6 +281,46 @@ class Evaluator:
             "inputs cut": sum(len(question.inputs) > self._room for question in questions),
         }
 
+    def _check_labels(self) -> None:
+        for task in self.tasks:
+            if not (task.definition and task.definition.labels):
+                raise UserError(
+                    f"Task {task.name!r} has no labels to rank: decode its answers by another "
+                    "DECODING, or say by which one in RankClassification.others."
+                )
+
+    def _asks(self, task: sources.BoundTask, questions: Sequence[Question]) -> list[Ask]:
+        """A task's questions as the model gets them."""
+        limit = self._answer_length(task)
+        candidates = self._candidates(task, questions)
+        if any(candidates):
+            limit = max(len(ids) for several in candidates for ids in several)
+        return [
+            Ask(
+                inputs=self._ids(task, question),
+                limit=limit,
+                # Of the task and its row, so that company does not change a sample.
+                number=zlib.crc32(f"{task.name} {row}".encode()) & 0x7FFFFFFF,
+                candidates=several,
+            )
+            for row, (question, several) in enumerate(zip(questions, candidates, strict=True))
+        ]
+
+    def _candidates(
+        self, task: sources.BoundTask, questions: Sequence[Question]
+    ) -> list[tuple[np.ndarray, ...]]:
+        """For each question the answers to choose from by their likelihood; none to decode one."""
+        vocabulary, dialect = self.model.vocabulary, self.model.dialect
+        if isinstance(self._config.method, decoding.Likelihood):
+            room = self._answer_length(task)
+            targets = [np.asarray(each.example["targets"], np.int32) for each in questions]
+            return [(trim(ids, room, vocabulary.eos_id),) for ids in targets]
+        labels: tuple[np.ndarray, ...] = ()
+        if isinstance(self._config.method, decoding.RankClassification) and task.definition:
+            known = task.definition.labels
+            labels = tuple(dialects.target_ids(vocabulary, dialect, label) for label in known)
+        return [labels] * len(questions)
+
     def _ids(self, task: sources.BoundTask, question: Question) -> np.ndarray:
         """The encoder's ids of one question: its task's prompt, if there is one, and its text."""
         text = trim(question.inputs, self._room, self.model.vocabulary.eos_id)
@@ -267,63 +328,6 @@ class Evaluator:
             return text
         index = task.prompt_index if self._prompt_index is None else self._prompt_index
         return np.concatenate([prompt_ids(self.model.config, index), text])
-
-    def _score(
-        self,
-        task: sources.BoundTask,
-        questions: Sequence[Question],
-        ids: Int[np.ndarray, "examples length"],
-        log_probs: Float[np.ndarray, " examples"],
-    ) -> TaskResult:
-        metrics = list(task.task.predict_metric_fns)
-        answers, targets, predictions = [], [], []
-        for question, row in zip(questions, ids, strict=True):
-            output = self._text(task, row)
-            process = functools.partial(task.task.postprocess_fn, example=question.example)
-            answers.append(output)
-            targets.append(plain(process(question.answer, is_target=True)))
-            predictions.append(plain(process(output, is_target=False)))
-        scores: Sequence[float | None] = [None] * len(questions)
-        if metrics:
-            scores = records.example_scores(metrics[0], targets, predictions)
-        said: dict[str, float] = {}
-        signatures: dict[str, str] = {}
-        for metric in metrics:
-            said |= {k: float(v) for k, v in metric(targets, predictions).items()}
-            if hasattr(metric, "signatures"):
-                signatures |= metric.signatures(targets)
-        return TaskResult(
-            task=task.name,
-            split=self._split(task),
-            metrics=said,
-            metric_specs=[task_metrics.spec(metric) for metric in metrics],
-            records=[
-                {
-                    "task": task.name,
-                    "id": question.id,
-                    "inputs": question.text,
-                    **shown(question.example),
-                    "target": target,
-                    "output": output,
-                    "prediction": prediction,
-                    "score": score,
-                    "log_prob": float(log_prob),
-                }
-                for question, target, output, prediction, score, log_prob in zip(
-                    questions, targets, answers, predictions, scores, log_probs, strict=True
-                )
-            ],
-            counts={**self._losses(task, questions), **unmatched(task, predictions)},
-            signatures=signatures,
-            labels=list(task.definition.labels) if task.definition else [],
-        )
-
-    def _text(self, task: sources.BoundTask, ids: Int[np.ndarray, " length"]) -> str:
-        """What the model said; a task of SeqIO's registry gets it as its vocabulary decodes it."""
-        listed = [int(i) for i in ids]
-        if task.definition is None:
-            return self.model.vocabulary.decode(listed)
-        return dialects.decode(self.model.vocabulary, listed)
 
 
 def eval_run(
@@ -359,45 +363,3 @@ def eval_run(
         prompt=prompt,
         config=config.resolved_str(),
     )
-
-
-def first_process_says(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, as JSON has it, in every process.
-
-    Only that process is sure to see what it wrote.
-    """
-    if jax.process_count() == 1:
-        return make()
-    text = json.dumps(make()).encode() if jax.process_index() == 0 else b""
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    data = np.frombuffer(text.ljust(size, b"\0"), np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
-
-
-def unmatched(task: sources.BoundTask, predictions: Sequence[Any]) -> dict[str, int]:
-    """How many predictions are none of the task's labels, where it has labels."""
-    labels = task.definition.labels if task.definition else ()
-    if not labels:
-        return {}
-    return {"unmatched answers": sum(prediction not in labels for prediction in predictions)}
-
-
-def _advance(progress: Progress, before: int, done: int, total: int) -> None:
-    """Show that `done` examples follow the `before` that other decoders have done."""
-    del total
-    progress.update(before + done)
-
-
-def shown(example: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids of an example's demonstrations and what its prompt lost, where it says so."""
-    found = {name: int(example[name]) for name in LOSSES if name in example}
-    if "shots" in example:
-        return {"shots": [plain(shot) for shot in example["shots"]], **found}
-    return found
-
-
-def plain(value: Any) -> Any:
-    """A post-processed answer as JSON can hold it."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return value.decode("utf-8") if isinstance(value, bytes) else value

@@ -173,8 +173,16 @@ class RelativePositionBias(nn.Module):
 
     def __call__(self, length: int) -> Float[Array, "1 heads length length"]:
         """Bias of every query (third axis) and key (fourth axis) of a row of `length` tokens."""
-        positions = np.arange(length)
-        return self._look_up(positions[None, :] - positions[:, None])
+        row = self.by_offset(length)
+        if length == 1:
+            return row
+        # Every query's row is the one of offsets, a place further left. Laid end to end and cut
+        # one short of their length, equal rows step left by themselves: no gather, whose gradient
+        # would be a scatter, and no one-hot constant of [buckets, length, length].
+        heads, offsets = row.shape[1], row.shape[3]
+        flat = jnp.broadcast_to(row, (1, heads, length, offsets)).reshape(1, heads, -1)
+        stepped = flat[..., length - 1 : length - 1 + length * (offsets - 1)]
+        return stepped.reshape(1, heads, length, offsets - 1)[..., :length]
 
     def by_offset(self, length: int) -> Float[Array, "1 heads 1 offsets"]:
         """Bias of the offsets -(length - 1) ... length - 1.

@@ -168,7 +168,7 @@ class Judge:
         plain = model.without_prompt()
         self._targets = [
             Asked(
-                name=target.mixture_or_task_name,
+                name=target.name,
                 plain=Evaluator(plain, target, partitioner),
                 prompted=Evaluator(model, target, partitioner) if prompted else None,
             )

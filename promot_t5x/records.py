@@ -93,9 +93,9 @@ class EvalRun:
 
     @property
     def whose(self) -> dict[str, Any]:
-        """What every summary of the evaluation says alike."""
+        """The weights that answer, as summaries name them."""
         prompt = None if self.prompt is None else dict(self.prompt)
-        return {"checkpoint": dict(self.checkpoint), "prompt": prompt, "config": self.config}
+        return {"checkpoint": dict(self.checkpoint), "prompt": prompt}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +152,14 @@ def find(directory: epath.Path) -> Iterator[Recorded]:
         yield Recorded(path, match["task"], int(match["step"]))
 
 
-def read(directory: epath.Path, task: str, step: int) -> Recorded | None:
-    """A task's answers in `<directory>/inference_eval`, if it has been answered."""
-    path = directory / DIRECTORY / f"{task}-{step:06}.json"
-    return Recorded(path, task, step) if path.exists() else None
+def read(run: EvalRun, task: str) -> Recorded | None:
+    """A task's answers where the run's belong, if they are there and of the same weights."""
+    path = run.directory / DIRECTORY / f"{task}-{run.step:06}.json"
+    if not path.exists():
+        return None
+    recorded = Recorded(path, task, run.step)
+    summary = recorded.summary()
+    return recorded if {name: summary[name] for name in run.whose} == run.whose else None
 
 
 def forget_after(directory: epath.Path, step: int) -> None:
@@ -203,6 +207,7 @@ def write(run: EvalRun, results: Sequence[TaskResult], **told: Any) -> None:
             "counts": result.counts,
             "labels": result.labels,
             **run.whose,
+            "config": run.config,
             **told,
         }
         text = json.dumps(summary, indent=1, ensure_ascii=False)

@@ -167,9 +167,10 @@ def sample(
     is_padding: Bool[Array, " batch"],
     length: int,
     eos_id: int,
+    limit: Int[Array, ""] | int | None = None,
     keys: Key[Array, " batch"] | None = None,
 ) -> Decodes:
-    """Greedy decoding or sampling, for at most `length` steps.
+    """Greedy decoding or sampling, for at most `limit` steps.
 
     **Arguments:**
 
@@ -177,19 +178,21 @@ def sample(
     - `cache`: what the first step starts from.
     - `method`: how the next token is chosen.
     - `is_padding`: rows to leave alone; they come out as zeros.
-    - `length`: most tokens to decode, EOS included.
+    - `length`: room for tokens, EOS included.
     - `eos_id`: the token that ends a hypothesis.
+    - `limit`: most tokens to decode, at most and by default `length`.
     - `keys`: one random key a row, needed by `Sampling` alone.
 
     **Returns** hypotheses in ascending order of log-probability.
     """
     shape = (is_padding.shape[0], method.num_decodes)
+    limit = length if limit is None else limit
     if keys is not None:
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
         keys = fold(keys, jnp.arange(method.num_decodes))
 
     def going(state: _SampleState) -> Bool[Array, ""]:
-        return (state.step < length) & ~jnp.all(state.ended)
+        return (state.step < limit) & ~jnp.all(state.ended)
 
     def advance(state: _SampleState) -> _SampleState:
         logits, cache = step(state.token, state.cache)
@@ -291,7 +294,7 @@ def _start_beams(cache: Cache, batch: int, beams: int, length: int) -> _BeamStat
     )
 
 
-def _settled(state: _BeamState, highest_penalty: float) -> Bool[Array, " batch"]:
+def _settled(state: _BeamState, highest_penalty: Any) -> Bool[Array, " batch"]:
     """Whether no live hypothesis of a row can still beat the worst that has ended.
 
     Log-probabilities only fall, so a live one's final score is at most its present
@@ -310,8 +313,9 @@ def beam_search(
     is_padding: Bool[Array, " batch"],
     length: int,
     eos_id: int,
+    limit: Int[Array, ""] | int | None = None,
 ) -> Decodes:
-    """Beam search for at most `length` steps.
+    """Beam search for at most `limit` steps.
 
     A row's result is its hypotheses that ended, best last; where none has ended, its live
     ones with their plain log-probabilities. The search stops once every row is settled,
@@ -324,18 +328,20 @@ def beam_search(
     - `cache`: what the first step starts from.
     - `method`: beams and brevity penalty.
     - `is_padding`: rows to leave alone; they come out as zeros.
-    - `length`: most tokens to decode, EOS included.
+    - `length`: room for tokens, EOS included.
     - `eos_id`: the token that ends a hypothesis.
+    - `limit`: most tokens to decode, at most and by default `length`.
 
     **Returns** hypotheses in ascending order of score.
     """
     beams = method.num_decodes
+    limit = length if limit is None else limit
     # T5X bounds with one more than the longest length: it counts the decoder's start token.
-    highest_penalty = brevity_penalty(method.alpha, length + 1)
+    highest_penalty = brevity_penalty(method.alpha, limit + 1)
 
     def going(state: _BeamState) -> Bool[Array, ""]:
         settled = is_padding | _settled(state, highest_penalty)
-        return (state.step < length) & ~jnp.all(settled)
+        return (state.step < limit) & ~jnp.all(settled)
 
     def advance(state: _BeamState) -> _BeamState:
         logits, cache = step(state.token, state.cache)

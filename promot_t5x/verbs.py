@@ -119,24 +119,86 @@ promot-t5x promot --gin_file=models/mt5_xxl.gin --gin_file=runs/promot.gin \\
     ),
     Verb(
         name="eval",
-        help="ask a checkpoint a task's questions, with or without a prompt",
+        help="ask checkpoints the questions of tasks, with or without a prompt",
         target="promot_t5x.eval:evaluate",
         description="""\
-Decodes a checkpoint's answers to the examples of a task or mixture and scores them.
+Decodes checkpoints' answers to the examples of tasks or mixtures and scores them. Interrupted,
+the same command goes on where it was: what has been answered is not asked again.
 
-Results, under EVAL_OUTPUT_DIR: inference_eval/<task>-metrics.jsonl (scores) and
-inference_eval/<task>-<step>.jsonl (an answer a line), config.gin.\
+Results, under EVAL_OUTPUT_DIR: config.gin and inference_eval/ with <task>-<step>.jsonl (an answer
+a line), <task>-<step>.json (scores, and all they rest on) and <task>-metrics.jsonl; a directory
+of each, with its own inference_eval/, where there are several checkpoints or both prompt modes.\
 """,
         macros=(
-            Macro(name="CHECKPOINT_PATH", meaning="the checkpoint to measure"),
+            Macro(
+                name="CHECKPOINT_PATH", meaning="the checkpoint to measure, or several in a list"
+            ),
             Macro(name="EVAL_OUTPUT_DIR", meaning="where the results go"),
-            _TASK,
+            Macro(
+                name="MIXTURE_OR_TASK_NAME",
+                meaning="what is asked, or several; `promot-t5x tasks list` shows them",
+            ),
+            _LENGTHS,
+            Macro(
+                name="CHECKPOINT_MODE",
+                meaning="'all': every checkpoint in those directories",
+                default="'specific'",
+            ),
+            Macro(name="PROMPT_FILE", meaning="the prompt to attach", default="None"),
+            Macro(
+                name="PROMPT_MODE",
+                meaning="with a prompt: 'kept' (so by default), 'removed' or 'both'",
+                default="None",
+            ),
         ),
         examples=(
             """\
 promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
     --gin.CHECKPOINT_PATH='"/data/rte/checkpoint_1000"' --gin.EVAL_OUTPUT_DIR='"/data/out"' \\
-    --gin.MIXTURE_OR_TASK_NAME='"rte"'""",
+    --gin.MIXTURE_OR_TASK_NAME='"rte"' --gin.TASK_FEATURE_LENGTHS="{'inputs': 512}\"""",
+            """\
+promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
+    --gin.CHECKPOINT_PATH='"/data/promot_rte/stage_two"' --gin.CHECKPOINT_MODE='"all"' \\
+    --gin.EVAL_OUTPUT_DIR='"/data/curve"' --gin.MIXTURE_OR_TASK_NAME='"icl_1shot"' \\
+    --gin.SPLIT=None --gin.TASK_FEATURE_LENGTHS="{'inputs': 2304}\"""",
+        ),
+    ),
+    Verb(
+        name="infer",
+        help="answer the questions of a file of your own",
+        target="promot_t5x.infer:infer",
+        description="""\
+Answers a file: JSONL (text field `inputs`), text (a line each), or standard input ('-'). A line
+comes out for each that went in, in that order: its fields, the answer as the model put it
+(`output`), as it is read in the model's dialect (`prediction`), and its `log_prob`. Interrupted,
+the same command goes on where it was.
+
+Results, under INFER_OUTPUT_DIR: answers.jsonl, config.gin; where it is None, the answers go to
+standard output.\
+""",
+        macros=(
+            Macro(name="CHECKPOINT_PATH", meaning="the checkpoint that answers"),
+            Macro(name="INPUT_FILE", meaning="what to answer"),
+            Macro(name="INFER_OUTPUT_DIR", meaning="where the answers go"),
+            _LENGTHS,
+            Macro(name="PROMPT_FILE", meaning="the prompt to attach", default="None"),
+            Macro(
+                name="ALL_DECODES",
+                meaning="every beam or sample, besides the best",
+                default="False",
+            ),
+            Macro(
+                name="LONG_INPUTS",
+                meaning="'cut' answers what fits of an input that is too long",
+                default="'refuse'",
+            ),
+        ),
+        examples=(
+            """\
+promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
+    --gin.CHECKPOINT_PATH='"/data/promot_rte/stage_two"' --gin.INPUT_FILE='"ask.txt"' \\
+    --gin.INFER_OUTPUT_DIR='"answers"' \\
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 64}\"""",
         ),
     ),
     Verb(

@@ -15,6 +15,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
 from promot_t5x.errors import UserError, did_you_mean
 
 KINDS = ("span_corruption", "lm", "instruction")
@@ -109,6 +112,24 @@ def sentinel_ids(vocabulary: Any) -> dict[int, int]:
             break
         found[known[0]] = number
     return found
+
+
+def question_ids(vocabulary: Any, dialect: Dialect, text: str) -> Int32[np.ndarray, " tokens"]:
+    """`text` as the ids that a model is asked it with, EOS included."""
+    return _spoken(vocabulary, vocabulary.encode(text), last=dialect.marks_inputs)
+
+
+def target_ids(vocabulary: Any, dialect: Dialect, answer: str) -> Int32[np.ndarray, " tokens"]:
+    """`answer` as the ids that a model is trained to give it with, EOS included."""
+    return _spoken(vocabulary, vocabulary.encode(answer), first=dialect.marks_targets)
+
+
+def _spoken(
+    vocabulary: Any, ids: Sequence[int], *, first: bool = False, last: bool = False
+) -> Int32[np.ndarray, " tokens"]:
+    sentinel = [i for i, number in sentinel_ids(vocabulary).items() if number == 0]
+    parts = [*(sentinel if first else ()), *ids, *(sentinel if last else ()), vocabulary.eos_id]
+    return np.array(parts, np.int32)
 
 
 def decode(vocabulary: Any, ids: Sequence[int]) -> str:

@@ -40,6 +40,7 @@ _REGISTERED = {
     "short_answers": "promot_t5x.tasks.exact_match:ShortAnswers",
     "bleu": "promot_t5x.tasks.bleu:Bleu",
     "rouge": "promot_t5x.tasks.rouge:Rouge",
+    "perplexity": "promot_t5x.tasks.perplexity:Perplexity",
 }
 
 

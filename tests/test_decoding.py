@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from promot_t5x import decoding
+from promot_t5x import decoding, scoring
 from promot_t5x.buckets import batches_by_length, choose_input_lengths
 from promot_t5x.decoding import Decoder
 from promot_t5x.errors import UserError
@@ -93,7 +93,7 @@ def test_a_scanned_network_decodes_the_same(t5_1_1, kind):
 
 
 def test_scores_of_targets_are_upstreams(golden):
-    scores = jax.jit(functools.partial(decoding.score, golden.module))(golden.params, golden.batch)
+    scores = jax.jit(functools.partial(scoring.score, golden.module))(golden.params, golden.batch)
     np.testing.assert_allclose(scores, golden.arrays["score/unpacked"], atol=1e-4)
 
 
@@ -107,7 +107,7 @@ def test_a_hypothesis_scores_what_scoring_it_as_targets_gives(t5_1_1):
         "decoder_target_tokens": targets,
         "decoder_loss_weights": (targets > 0).astype(np.int32),
     }
-    scores = decoding.score(t5_1_1.module, t5_1_1.params, batch)
+    scores = scoring.score(t5_1_1.module, t5_1_1.params, batch)
     np.testing.assert_allclose(decodes.scores[:, 0], scores, atol=1e-4)
 
 
@@ -144,11 +144,11 @@ def test_the_loop_ends_with_the_last_row(t5_1_1):
 def test_a_data_set_decodes_as_its_examples_do_one_at_a_time(t5_1_1):
     kind = "beam4"
     sequences = many_inputs(t5_1_1, 9)
-    settings = {"max_decode_length": LENGTH, "method": METHODS[kind], "length_multiple": 8}
+    settings = {"method": METHODS[kind], "length_multiple": 8}
     seen = []
     decoder = Decoder(t5_1_1.module, batch_size=4, max_buckets=3, **settings)
     decodes = decoder(
-        t5_1_1.params, sequences, progress=lambda done, total: seen.append((done, total))
+        t5_1_1.params, sequences, LENGTH, progress=lambda done, total: seen.append((done, total))
     )
     assert 1 < len(decoder.compilations) <= 3
     assert all(output == LENGTH for _, output in decoder.compilations)
@@ -158,13 +158,13 @@ def test_a_data_set_decodes_as_its_examples_do_one_at_a_time(t5_1_1):
 
     one = Decoder(t5_1_1.module, batch_size=1, input_lengths=(40,), **settings)
     for row, sequence in enumerate(sequences):
-        alone = one(t5_1_1.params, [sequence])
+        alone = one(t5_1_1.params, [sequence], LENGTH)
         np.testing.assert_array_equal(alone.ids[0], decodes.ids[row])
         np.testing.assert_allclose(alone.scores[0], decodes.scores[row], rtol=1e-6, atol=1e-4)
     assert one.compilations == [(40, LENGTH)]
 
     order = np.random.default_rng(1).permutation(len(sequences))
-    shuffled = decoder(t5_1_1.params, [sequences[i] for i in order])
+    shuffled = decoder(t5_1_1.params, [sequences[i] for i in order], LENGTH)
     np.testing.assert_array_equal(shuffled.ids, decodes.ids[order])
     assert len(decoder.compilations) <= 3  # the programs are kept
 
@@ -175,15 +175,32 @@ def test_eight_devices_decode_as_one_does(t5_1_1, kind):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     replicated = NamedSharding(mesh, PartitionSpec())
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    settings = {"max_decode_length": LENGTH, "method": METHODS[kind], "input_lengths": (40,)}
+    settings = {"method": METHODS[kind], "input_lengths": (40,)}
     params = jax.device_put(t5_1_1.params, replicated)
     spread = Decoder(t5_1_1.module, batch_size=8, batch_sharding=sharding, **settings)
-    decodes = spread(params, sequences)
-    plain = Decoder(t5_1_1.module, batch_size=8, **settings)(t5_1_1.params, sequences)
+    decodes = spread(params, sequences, LENGTH)
+    plain = Decoder(t5_1_1.module, batch_size=8, **settings)(t5_1_1.params, sequences, LENGTH)
     np.testing.assert_array_equal(decodes.ids, plain.ids)
     np.testing.assert_allclose(decodes.scores, plain.scores, rtol=1e-6, atol=1e-4)
     with pytest.raises(UserError, match="batch_size = 12 is not divisible by the 8 devices"):
         Decoder(t5_1_1.module, batch_size=12, batch_sharding=sharding, **settings)
+
+
+def test_answers_of_other_lengths_share_a_program_and_come_out_the_same(t5_1_1):
+    sequences = many_inputs(t5_1_1, 6)
+    limits = [12, 5, 12, 5, 5, 5, 12, 5, 12, 12]
+    settings = {"method": METHODS["beam4"], "batch_size": 4, "input_lengths": (40,)}
+    together = Decoder(t5_1_1.module, **settings)
+    decodes = together(t5_1_1.params, sequences, limits)
+    assert together.compilations == [(40, 12)]
+    for limit in set(limits):
+        rows = [row for row, each in enumerate(limits) if each == limit]
+        own = Decoder(t5_1_1.module, **settings)
+        wanted = own(t5_1_1.params, [sequences[row] for row in rows], limit)
+        assert own.compilations == [(40, limit)]
+        np.testing.assert_array_equal(decodes.ids[rows, :, :limit], wanted.ids)
+        assert not decodes.ids[rows, :, limit:].any()
+        np.testing.assert_allclose(decodes.scores[rows], wanted.scores, rtol=1e-6, atol=1e-4)
 
 
 def test_a_loop_over_eight_devices_keeps_its_rows_apart(t5_1_1):
@@ -206,26 +223,25 @@ def test_prompt_ids_in_the_inputs(t5_1_1):
     params = jax.tree.map(lambda leaf: leaf, t5_1_1.params)
     words = np.array([[5, 6, 7], [250, 251, 252]])
     params["encoder"]["prompt"] = {"prompt": params["token_embedder"]["embedding"][words]}
-    decoder = {"max_decode_length": LENGTH, "batch_size": 4}
     for prompt in (0, 1):
         ids = config.vocab_size + 3 * prompt + np.arange(3, dtype=np.int32)
-        prompted = Decoder(Transformer(config), **decoder)(
-            params, [np.concatenate([ids, s]) for s in t5_1_1.sequences]
+        prompted = Decoder(Transformer(config), batch_size=4)(
+            params, [np.concatenate([ids, s]) for s in t5_1_1.sequences], LENGTH
         )
-        spelt = Decoder(t5_1_1.module, **decoder)(
-            t5_1_1.params, [np.concatenate([words[prompt], s]) for s in t5_1_1.sequences]
+        spelt = Decoder(t5_1_1.module, batch_size=4)(
+            t5_1_1.params, [np.concatenate([words[prompt], s]) for s in t5_1_1.sequences], LENGTH
         )
         np.testing.assert_array_equal(prompted.ids, spelt.ids)
 
 
 def test_samples_depend_on_the_example_and_not_on_its_batch(t5_1_1):
     sequences = many_inputs(t5_1_1, 4)
-    settings = {"max_decode_length": 6, "method": Sampling(topk=20, num_decodes=2, seed=3)}
+    settings = {"method": Sampling(topk=20, num_decodes=2, seed=3)}
     wide = Decoder(t5_1_1.module, batch_size=8, input_lengths=(40,), **settings)
     narrow = Decoder(t5_1_1.module, batch_size=3, max_buckets=1, **settings)
-    decodes = wide(t5_1_1.params, sequences)
-    np.testing.assert_array_equal(decodes.ids, narrow(t5_1_1.params, sequences).ids)
-    other = wide(t5_1_1.params, sequences, rng=jax.random.key(4))
+    decodes = wide(t5_1_1.params, sequences, 6)
+    np.testing.assert_array_equal(decodes.ids, narrow(t5_1_1.params, sequences, 6).ids)
+    other = wide(t5_1_1.params, sequences, 6, rng=jax.random.key(4))
     assert (decodes.ids != other.ids).any()
 
 
@@ -238,25 +254,25 @@ def test_bfloat16_activations(t5_1_1):
 
 
 def test_bad_data_are_the_users_to_mend(t5_1_1):
-    decoder = Decoder(t5_1_1.module, max_decode_length=4, batch_size=2, input_lengths=(8, 4))
+    decoder = Decoder(t5_1_1.module, batch_size=2, input_lengths=(8, 4))
     five, none = np.full(5, 3, np.int32), np.zeros(0, np.int32)
     with pytest.raises(UserError, match="Example 1 .* no tokens"):
-        decoder(t5_1_1.params, [five, none])
+        decoder(t5_1_1.params, [five, none], 4)
     with pytest.raises(UserError, match="Example 1 .* 9 tokens, .* 8; raise"):
-        decoder(t5_1_1.params, [five, np.full(9, 3, np.int32)])
-    assert decoder(t5_1_1.params, []).ids.shape == (0, 1, 4)
+        decoder(t5_1_1.params, [five, np.full(9, 3, np.int32)], 4)
+    assert decoder(t5_1_1.params, [], 4).ids.shape == (0, 1, 4)
     assert decoder.compilations == []
 
 
 def padded_tokens(lengths, buckets, batch_size, outputs):
-    batches = batches_by_length(np.asarray(lengths), buckets, batch_size)
-    return sum(batch_size * (length + outputs) for _, length in batches)
+    batches = batches_by_length(lengths, outputs, buckets, batch_size)
+    return sum(batch_size * (batch.input_length + batch.limit) for batch in batches)
 
 
 def test_chosen_input_lengths_bound_the_waste():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 1, size=5000), 1, 1024).astype(int)
-    choose = functools.partial(choose_input_lengths, lengths, batch_size=32, max_decode_length=16)
+    choose = functools.partial(choose_input_lengths, lengths, 16, batch_size=32)
     costs = []
     for buckets in (1, 2, 4, 8):
         chosen = choose(max_buckets=buckets, tolerance=0.0)
@@ -267,29 +283,36 @@ def test_chosen_input_lengths_bound_the_waste():
     assert costs[2] < 0.45 * costs[0]
     # A length that saves little is not worth its compilation.
     assert len(choose(max_buckets=8)) < 8
-    assert choose_input_lengths([5, 7, 16], batch_size=2, max_decode_length=8) == (16,)
+    assert choose_input_lengths([5, 7, 16], 8, batch_size=2) == (16,)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_chosen_input_lengths_are_the_best_ones(seed):
-    lengths = np.random.default_rng(seed).integers(1, 60, size=40)
+    rng = np.random.default_rng(seed)
+    lengths, limits = rng.integers(1, 60, size=40), rng.choice([2, 9], size=40)
     sizes = sorted({-(-n // 8) * 8 for n in lengths.tolist()})
     chosen = choose_input_lengths(
-        lengths, batch_size=4, max_decode_length=5, max_buckets=3, multiple=8, tolerance=0.0
+        lengths, limits, batch_size=4, max_buckets=3, multiple=8, tolerance=0.0
     )
     best = min(
-        padded_tokens(lengths, (*some, sizes[-1]), 4, 5)
+        padded_tokens(lengths, (*some, sizes[-1]), 4, limits)
         for k in range(3)
         for some in itertools.combinations(sizes[:-1], k)
     )
-    assert padded_tokens(lengths, chosen, 4, 5) == best
+    assert padded_tokens(lengths, chosen, 4, limits) == best
 
 
 def test_batches_hold_every_example_once_longest_first():
-    lengths = np.random.default_rng(0).integers(1, 33, size=50)
-    batches = batches_by_length(lengths, (32, 8, 16), batch_size=8)
-    assert sorted(np.concatenate([rows for rows, _ in batches]).tolist()) == list(range(50))
-    assert [length for _, length in batches] == sorted((n for _, n in batches), reverse=True)
-    for rows, length in batches:
-        assert len(rows) <= 8 and lengths[rows].max() <= length
-        assert length == min(n for n in (8, 16, 32) if n >= lengths[rows].max())
+    rng = np.random.default_rng(0)
+    lengths, limits = rng.integers(1, 33, size=50), rng.choice([2, 9], size=50)
+    batches = batches_by_length(lengths, limits, (32, 8, 16), batch_size=8)
+    assert sorted(np.concatenate([batch.rows for batch in batches]).tolist()) == list(range(50))
+    padded = [batch.input_length for batch in batches]
+    assert padded == sorted(padded, reverse=True)
+    assert {(batch.input_length, batch.output_length) for batch in batches} == {
+        (length, 9) for length in (8, 16, 32)
+    }
+    for batch in batches:
+        assert len(batch.rows) <= 8 and lengths[batch.rows].max() <= batch.input_length
+        assert batch.input_length == min(n for n in (8, 16, 32) if n >= lengths[batch.rows].max())
+        assert (limits[batch.rows] == batch.limit).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_tasks import VOCABULARY as BYTES
 from engine_lab import QUICKLY, random_params, tiny_config
-from promot_t5x.tasks.tiny.episodes import entailment_rows
+from promot_t5x.tasks.tiny.episodes import target_rows
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 from promot_t5x import decoding, state
@@ -117,7 +117,7 @@ def answer_alone(model, params, ids):
 
 def test_records_hold_the_rows_of_the_source_in_its_order(prompted):
     *_, (result,) = prompted
-    rows = entailment_rows(200, split="validation")
+    rows = target_rows("entailment", 200, split="validation")
     assert result.task == "tiny_rte"
     assert [record["id"] for record in result.records] == [str(i) for i in rows["id"][:20]]
     assert [record["inputs"] for record in result.records] == list(rows["inputs"][:20])

@@ -222,10 +222,10 @@ def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, chu
 def test_decoding_flops_are_those_that_the_compiler_counts():
     """Of one step: the compiler counts a loop's body once."""
     model = model_of(wide_config())
-    decoder = decoding.Decoder(model.module, max_decode_length=1, batch_size=8)
+    decoder = decoding.Decoder(model.module, batch_size=8)
     params = model.param_shapes()
     counted = flops.decoding(model.config, params, batch=8, inputs=128, outputs=1, hypotheses=1)
-    actual = compiler_count(decoder.lower(params, 128))
+    actual = compiler_count(decoder.lower(params, 128, 1))
     assert counted.forward == pytest.approx(actual, rel=0.05)
 
 

@@ -93,8 +93,10 @@ def test_what_is_read_is_what_was_written(tmp_path):
         as_json = json.loads(json.dumps(dataclasses.asdict(result)))
         assert dataclasses.asdict(recorded.result()) == as_json
     assert found[0].summary()["timings"] == {"seconds": 1.5}
-    assert records.read(epath.Path(tmp_path / "a"), "cb", 5) == found[0]
-    assert records.read(epath.Path(tmp_path / "a"), "cb", 6) is None
+    assert records.read(run_in(tmp_path / "a", 5), "cb") == found[0]
+    assert records.read(run_in(tmp_path / "a", 6), "cb") is None
+    other = dataclasses.replace(run_in(tmp_path / "a", 5), checkpoint={"hash": "cd"})
+    assert records.read(other, "cb") is None
     lines = (tmp_path / "a/inference_eval/cb-000005.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "a/inference_eval/cb-000005.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match="holds 39 records, but cb-000005.json speaks of 40"):

@@ -104,7 +104,8 @@ def test_a_mixture_is_asked_with_each_tasks_split_shots_and_length_of_answers(
     evaluator, (wet, copy) = ask(
         model, params, "run_both_1shot", {"inputs": 96}, split=None, num_examples=6
     )
-    assert {length for _, length in evaluator.compilations} == {5, 7}
+    # Both lengths of answers fit into one kind of program.
+    assert {length for _, length in evaluator.compilations} == {7}
     assert (wet.task, list(wet.metrics)) == ("run_wet_1shot", ["accuracy"])
     strange = [r for r in wet.records if r["prediction"] not in ("no", "yes")]
     assert strange and wet.counts["unmatched answers"] == len(strange)

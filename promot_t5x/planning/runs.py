@@ -12,10 +12,11 @@ from typing import Any
 import gin
 import jax
 
-from promot_t5x import config, eval, evaluate, promot, train
+from promot_t5x import config, eval, promot, train
 from promot_t5x.data import sources
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluate import EvalConfig
+from promot_t5x.evaluation.answering import shared_decoder
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.planning import flops
@@ -155,7 +156,7 @@ def _compared(comparison: promot.Comparison) -> list[Asked]:
 
 
 def _asked(questions: EvalConfig, *, behind_prompt: bool) -> Asked:
-    name = f"ask {questions.mixture_or_task_name}" + " with prompt" * behind_prompt
+    name = f"ask {questions.name}" + " with prompt" * behind_prompt
     return Asked(name=name, questions=questions, behind_prompt=behind_prompt)
 
 
@@ -236,10 +237,9 @@ def _decoding(
     model = model if asked.behind_prompt else model.without_prompt()
     if asked.stage is None:
         params = laid_out(model.param_shapes(), model.param_axes(), partitioner)
-    decoder = evaluate.shared_decoder(
+    decoder = shared_decoder(
         model.module,
-        questions.method,
-        outputs,
+        questions.decoding_method,
         questions.batch_size,
         model.vocabulary.eos_id,
         partitioner.sharding(("batch",)),
@@ -247,7 +247,7 @@ def _decoding(
 
     def lower() -> jax.stages.Lowered:
         with partitioner.activate():
-            return decoder.lower(params, inputs)
+            return decoder.lower(params, inputs, outputs)
 
     program = Program(
         name=asked.name,
@@ -260,13 +260,14 @@ def _decoding(
             batch=questions.batch_size,
             inputs=inputs,
             outputs=outputs,
-            hypotheses=questions.method.num_decodes,
+            hypotheses=questions.decoding_method.num_decodes,
         ),
         steps=None,
         lower=lower,
     )
     dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
-    key = (model.config, dtypes, inputs, outputs, questions.batch_size, questions.method, waiting)
+    method = questions.decoding_method
+    key = (model.config, dtypes, inputs, outputs, questions.batch_size, method, waiting)
     return key, program
 
 
@@ -277,8 +278,11 @@ def answer_length(questions: EvalConfig) -> int:
         return lengths["targets"]
     if questions.module:
         sources.import_task_module(questions.module)
-    name = questions.mixture_or_task_name
-    tasks = registry.get_mixture(name).rates if registry.is_mixture(name) else [name]
+    tasks = [
+        task
+        for name in questions.names
+        for task in (registry.get_mixture(name).rates if registry.is_mixture(name) else [name])
+    ]
     return max(registry.get_task(task).output_length for task in tasks)
 
 
