@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import engine_lab as lab
 import jax
 import ml_dtypes
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from promot_t5x import bases, decoding
+from promot_t5x import bases, cli, decoding, state
 from promot_t5x.errors import UserError
 from promot_t5x.formats import hf_config, hugging_face, safetensors, shape
 from promot_t5x.formats.layouts import Layout
 from promot_t5x.network import T5Config, Transformer
+from promot_t5x.partitioning import Partitioner
+from promot_t5x.weights import Weights
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
@@ -238,3 +241,45 @@ def test_which_outputs_are_scaled(tmp_path, kind, told, scaled):
     found = hf_config.read(epath.Path(tmp_path))
     assert found.shape.logits_via_embedding == scaled
     assert found.shape.relative_bias_per_layer == (kind == "umt5")
+
+
+@pytest.fixture(scope="module")
+def scalable(tmp_path_factory):
+    """hf_mt5 as a checkpoint of T5X's scalable networks."""
+    place = tmp_path_factory.mktemp("scalable") / "checkpoint_1"
+    words = [str(GOLDEN / "hf_mt5"), str(place), "--to", "t5x", "--scanned"]
+    assert cli.main(["convert", *words]) == 0
+    return place
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("stored", ["hf", "scalable"])
+def test_bases_of_others_fill_every_network(scalable, stored, scanned, per_layer):
+    """As a run reads them: onto a mesh, in the network's layout and the dtype asked for."""
+    config = config_of("hf_mt5").replace(scan_layers=scanned, relative_bias_per_layer=per_layer)
+    model = lab.model_of(config)
+    shapes, axes = model.param_shapes(), model.param_axes()
+    wanted = state.flatten(state.laid_out(shapes, axes, Partitioner(num_partitions=2), "bfloat16"))
+    reference = str(scalable if stored == "scalable" else GOLDEN / "hf_mt5")
+    weights = Weights(model)
+    weights.check(reference, {}, "base")
+    found = weights.read(reference, wanted, seed=0)
+    assert set(found.origins.values()) == {f"the base {reference}"}
+    layout = Layout(scanned=scanned, bias_per_layer=per_layer)
+    expected = flatten_dict(bases.read_params(GOLDEN / "hf_mt5", layout=layout), sep="/")
+    assert found.arrays.keys() == expected.keys() == wanted.keys()
+    for path, array in expected.items():
+        assert found.arrays[path].sharding == wanted[path].sharding, path
+        np.testing.assert_array_equal(
+            np.asarray(found.arrays[path]), array.astype("bfloat16"), err_msg=path
+        )
+
+
+def test_a_run_on_another_model_is_refused_before_it_starts():
+    weights = Weights(lab.model_of(config_of("hf_mt5").replace(vocab_size=512)))
+    with pytest.raises(UserError) as error:
+        weights.check(str(GOLDEN / "hf_mt5"), {}, "base")
+    assert "NUM_EMBEDDINGS is 512, there 384" in str(error.value)
+    with pytest.raises(UserError, match="Did you mean 'mt5_xl"):
+        weights.check("mt5_xll", {}, "base")
