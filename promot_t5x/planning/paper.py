@@ -42,13 +42,13 @@ ON_64_CHIPS = (
     Planned(run="mt5_xl_rte", topology="v4-128", only=("stage_one", "stage_two")),
 )
 SMALLEST = tuple(
-    Planned(run=run, fit=kind, only=(program,), bindings=ARTICLES)
-    for run, program in (
-        ("mt5_xxl_rte", "stage_one"),
-        ("mt5_xxl_rte", "stage_two"),
-        ("mt5_xxl_rte", "ask icl_1shot"),
-        ("mt5_xxl_enfr", "stage_one"),
-        ("mt5_xxl_enfr", "stage_two"),
+    Planned(run=run, fit=kind, only=only, bindings=ARTICLES)
+    for run, only in (
+        ("mt5_xxl_rte", ("stage_one",)),
+        ("mt5_xxl_rte", ("stage_two", "standard")),
+        ("mt5_xxl_rte", SUITE),
+        ("mt5_xxl_enfr", ("stage_one",)),
+        ("mt5_xxl_enfr", ("stage_two", "standard")),
     )
     for kind in ("v5e", "v5p", "v6e")
 )

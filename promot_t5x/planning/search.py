@@ -16,7 +16,7 @@ from promot_t5x.planning.estimates import Estimate, estimate
 from promot_t5x.planning.runs import Run, chosen, on_devices, programs
 
 OVER_DATA = "partitioning.standard_logical_axis_rules.parameter_partitioning_dims"
-MODEL_AXES = (1, 2, 4, 8, 16)
+MODEL_AXES = (1, 2, 4, 8)
 REMAT_POLICIES = ("full", "minimal", "none")
 Reader = Callable[[Sequence[str]], Run]
 Say = Callable[[str], None]
@@ -127,27 +127,23 @@ def fit(read: Reader, chip: Chip, only: Sequence[str], say: Say) -> list[Trial]:
 
 
 def _squeezed(read: Reader, slice_: Slice, only: Sequence[str], say: Say) -> Iterator[Trial]:
-    """The settings that take the least memory, for each way to cut the mesh."""
+    """The settings that take the least memory, for each way to cut the mesh.
+
+    A model split far is tried first: it gathers least of its vocabulary at a time. What only
+    decodes leaves its weights where they are, for it would gather them at every token.
+    """
     run = read([])
     saving = _saving(run)
-    batch = min((stage.train_dataset.batch_size for stage in run.stages), default=0)
-    for model in MODEL_AXES:
+    trained = [stage for stage in run.stages if not only or stage.name in only]
+    for model in sorted(MODEL_AXES, reverse=True):
         if slice_.chips % model:
             continue
-        rows = max(1, batch * model // slice_.chips)
-        yield attempt(
-            read,
-            slice_,
-            (
-                f"NUM_PARTITIONS = {model}",
-                f"{OVER_DATA} = 2",
-                *saving.remat("full"),
-                *saving.microbatches(rows),
-                *saving.frozen(),
-            ),
-            only,
-            say,
-        )
+        settings = [f"NUM_PARTITIONS = {model}", *saving.remat("full"), *saving.frozen()]
+        if trained:
+            batch = min(stage.train_dataset.batch_size for stage in trained)
+            rows = max(1, batch * model // slice_.chips)
+            settings += [f"{OVER_DATA} = 2", *saving.microbatches(rows)]
+        yield attempt(read, slice_, settings, only, say)
 
 
 def _meshes(slice_: Slice) -> Iterator[tuple[str, str]]:
@@ -167,7 +163,7 @@ class _saving:
         return self._bind(f"REMAT_POLICY = '{policy}'")
 
     def microbatches(self, count: int) -> tuple[str, ...]:
-        return self._bind(f"MICROBATCHES = {count}") if self.run.stages else ()
+        return self._bind(f"MICROBATCHES = {count}")
 
     def frozen(self) -> tuple[str, ...]:
         return self._bind("FROZEN_DTYPE = 'bfloat16'") + self._bind(
