@@ -5,6 +5,7 @@ lowered program and changes only with what the compiler is given.
 """
 
 import functools
+import gzip
 import hashlib
 import json
 import os
@@ -14,10 +15,8 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x.files import write_atomically
 from promot_t5x.planning import compiler
 
-HLO_READER = 1  # to be raised when `hlo` reads something else out of the same program
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -40,15 +39,22 @@ def program_key(lowered: Any, *parts: Any) -> str:
 def load(name: str) -> dict[str, Any] | None:
     """What `save` kept under a key; none if there is nothing that can be read."""
     try:
-        return json.loads((directory() / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(gzip.decompress(_path(name).read_bytes()))
+    except (OSError, EOFError, ValueError):
         return None
 
 
 def save(name: str, value: dict[str, Any]) -> None:
     """Keep a value that JSON can hold."""
-    directory().mkdir(parents=True, exist_ok=True)
-    write_atomically(directory() / f"{name}.json", json.dumps(value))
+    path = _path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(gzip.compress(json.dumps(value).encode()))
+    part.replace(path)
+
+
+def _path(name: str) -> epath.Path:
+    return directory() / f"{name}.json.gz"
 
 
 def _hash(*parts: Any) -> str:
@@ -67,4 +73,4 @@ def _code() -> str:
 def _compiler() -> list[Any]:
     library = compiler.library()
     versions = [metadata.version(name) for name in ("jax", "jaxlib")]
-    return [*versions, library.stat().st_size if library else None, HLO_READER]
+    return [*versions, library.stat().st_size if library else None]

@@ -57,20 +57,22 @@ def estimate(program: Program, slice_: Slice, config: str, say: Callable[[str], 
     name = cache.key(config, program.name, slice_.name, slice_.grid)
     answer = cache.load(name)
     if answer is None and held > chip.hbm_bytes:
-        answer = {"needed": held, "seconds": 0.0, "traffic": None}
+        answer = {"needed_bytes": held, "seconds": 0.0, "traffic": None}
     if answer is None:
         answer = _compiled(program, slice_, say)
         cache.save(name, answer)
     traffic = _traffic(answer["traffic"])
-    fits = traffic is not None
+    total: int | None = answer.get("needed_bytes")
+    if traffic:
+        total = answer["total_bytes"] + program.waiting_bytes
     return Estimate(
         program=program.name,
         slice_name=slice_.name,
         parameter_bytes=program.parameter_bytes,
         optimiser_bytes=program.optimiser_bytes,
-        temporary_bytes=answer["temporaries"] if fits else 0,
-        total_bytes=answer["total"] + program.waiting_bytes if fits else answer["needed"],
-        fits=fits and answer["total"] + program.waiting_bytes <= chip.hbm_bytes,
+        temporary_bytes=answer["temporary_bytes"] if traffic else 0,
+        total_bytes=total,
+        fits=traffic is not None and (total or 0) <= chip.hbm_bytes,
         flops=program.flops,
         traffic=traffic,
         roofline=roofline(slice_, program.flops, traffic) if traffic else None,
@@ -85,23 +87,17 @@ def _compiled(program: Program, slice_: Slice, say: Callable[[str], None]) -> di
     answer = cache.load(name)
     if answer is None:
         say(f"compiling {program.name} for {slice_.name}")
-        answer = _answer(compiler.compile(lowered), slice_)
+        answer = dataclasses.asdict(compiler.compile(lowered))
         cache.save(name, answer)
-    return answer
+    text = answer.pop("text", None)
+    return answer | {"traffic": _moved(text, slice_) if text else None}
 
 
-def _answer(result: compiler.Compiled | compiler.TooLarge, slice_: Slice) -> dict[str, Any]:
-    if isinstance(result, compiler.TooLarge):
-        return {"needed": result.needed_bytes, "seconds": result.seconds, "traffic": None}
-    moved = hlo.traffic(result.text, chips_per_slice=slice_.chips // slice_.slices)
+def _moved(text: str, slice_: Slice) -> dict[str, Any]:
+    moved = hlo.traffic(text, chips_per_slice=slice_.chips // slice_.slices)
     return {
-        "temporaries": result.temporary_bytes,
-        "total": result.total_bytes,
-        "seconds": result.seconds,
-        "traffic": {
-            "hbm": moved.hbm_bytes,
-            "sent": [[*key, size, moved.calls[key]] for key, size in moved.sent_bytes.items()],
-        },
+        "hbm": moved.hbm_bytes,
+        "sent": [[*key, size, moved.calls[key]] for key, size in moved.sent_bytes.items()],
     }
 
 

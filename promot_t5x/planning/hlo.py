@@ -22,6 +22,12 @@ _SCALAR = re.compile(r"[su]\d+\[\]\S* constant\((\d+)\)")
 _LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\))\))? \{([^}]*)\}")
+# Between slices a program hands its data to the runtime, which does the collective.
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_MEGASCALE_SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]*)\}')
+# A collective that goes on while other work is done stands in a first fusion, in those that it
+# overlaps, and in a last one; only in the first its flags are unset.
+_GOES_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 COLLECTIVES = (
@@ -60,6 +66,11 @@ class Instruction:
     operands: tuple[str, ...]
     rest: str
     is_root: bool
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is a collective that another instruction has begun."""
+        return _GOES_ON.search(self.rest) is not None
 
     def called(self, *kinds: str) -> list[str]:
         """Names of the computations that it runs."""
@@ -110,9 +121,8 @@ def traffic(text: str, *, chips_per_slice: int) -> Traffic:
     for times, instruction, fused in program.run(program.entry, 1, False):
         if not fused:
             hbm += times * program.hbm_bytes(instruction)
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            found, size = program.collective(instruction, kind, chips_per_slice)
+        if collective := program.collective(instruction, chips_per_slice):
+            found, size = collective
             sent[found] += times * size
             calls[found] += times
     return Traffic(hbm_bytes=hbm, sent_bytes=dict(sent), calls=dict(calls))
@@ -200,6 +210,8 @@ class _Program:
     def _updated(self, body: Mapping[str, Instruction], root: Instruction, size: int) -> int:
         while root.opcode == "bitcast" and root.operands[0] in body:
             root = body[root.operands[0]]
+        if root.opcode == "parameter" or root.goes_on:
+            return 0  # it is passed on, or being written by what began before
         if root.opcode != "dynamic-update-slice" or root.operands[1] not in body:
             return size
         return sum(buffer.size for buffer in body[root.operands[1]].results)
@@ -242,6 +254,8 @@ class _Program:
                     read += sum(buffer.size for buffer in user.results)
                 elif user.opcode == "dynamic-update-slice" and position == 0:
                     continue
+                elif user.opcode == "tuple" or user.goes_on:
+                    continue  # passed on, or being read by what began before
                 elif user.opcode == "bitcast":
                     read += self._read_by_users(body, user.name, whole)
                 elif user.opcode == "fusion":
@@ -255,29 +269,50 @@ class _Program:
         return computation.get(instruction.operands[position])
 
     def collective(
-        self, instruction: Instruction, kind: str, chips_per_slice: int
-    ) -> tuple[Collective, float]:
-        """What it is, and the bytes that one chip sends in a ring of its group."""
-        group = replica_group(instruction.rest)
-        n = max(len(group), 1)
+        self, instruction: Instruction, chips_per_slice: int
+    ) -> tuple[Collective, float] | None:
+        """If it is a collective, which one, and the bytes that one chip sends in a ring of it."""
+        kind = instruction.opcode.removesuffix("-start")
         operands = sum(
             sum(buffer.size for buffer in operand.results)
             for position in range(len(instruction.operands))
             if (operand := self._operand(instruction, position))
         )
-        inside = self._inside[instruction.name]
-        if kind == "all-reduce" and "reduce-scatter" in inside:
+        if kind == "send" and (transfer := _MEGASCALE.search(instruction.rest)):
+            kind = transfer[1].lower().replace("_", "-")
+            group = _members(_MEGASCALE_SLICES.search(instruction.rest))
+            return Collective(kind, group, True), _sent(kind, operands, group)
+        if kind not in COLLECTIVES or instruction.goes_on:
+            return None
+        devices = replica_group(instruction.rest)
+        if kind == "all-reduce" and "reduce-scatter" in self._inside[instruction.name]:
             kind = "reduce-scatter"  # how the TPU compiler writes it: fused with its slice
-        share = (n - 1) / n
-        sent = {
-            "all-gather": operands * (n - 1),
-            "all-reduce": 2 * operands * share,
-            "reduce-scatter": operands * share,
-            "all-to-all": operands * share,
-            "ragged-all-to-all": operands * share,
-        }.get(kind, float(operands))
-        across = len({device // chips_per_slice for device in group}) > 1
-        return Collective(kind, n, across), float(sent)
+        across = len({device // chips_per_slice for device in devices}) > 1
+        group = max(len(devices), 1)
+        return Collective(kind, group, across), _sent(kind, operands, group)
+
+
+def _sent(kind: str, operands: int, group: int) -> float:
+    """Bytes that each of a ring's `group` members sends, of operands of so many bytes each."""
+    share = (group - 1) / group
+    return {
+        "all-gather": operands * (group - 1.0),
+        "all-reduce": 2 * operands * share,
+        "reduce-scatter": operands * share,
+        "all-to-all": operands * share,
+        "ragged-all-to-all": operands * share,
+    }.get(kind, float(operands))
+
+
+def _members(match: re.Match[str] | None) -> int:
+    """How many numbers `1,2` or `1:4` names; at least 2."""
+    if match is None:
+        return 2
+    count = 0
+    for part in match[1].split(","):
+        first, _, last = part.partition(":")
+        count += int(last or first) - int(first) + 1 if first else 0
+    return max(count, 2)
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -327,8 +362,10 @@ def _sum_hbm(buffers: tuple[Buffer, ...]) -> int:
 
 def _destinations(opcode: str, buffers: list[Buffer], operands: int) -> list[Buffer]:
     """Of what an asynchronous instruction names as its results, those that it fills."""
-    if opcode == "copy-start":  # (destination, source, context)
+    if opcode in ("copy-start", "recv"):  # (destination, source, context), (data, context, token)
         return buffers[:1]
+    if opcode == "send":  # (what is sent, context, token)
+        return []
     if opcode.endswith("-start") and opcode not in ("all-reduce-start", "async-start"):
         return buffers[operands : 2 * operands]  # (operands, results, contexts)
     return buffers
