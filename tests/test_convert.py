@@ -401,6 +401,15 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_without_room_is_known_beforehand(written, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    for flags in ((), ("--optimizer_state",)):
+        err = refused(capsys, written["t5x"], tmp_path / "x", "t5x-legacy", *flags)
+        assert "has 0.0 GB free; the checkpoint needs 0.0 GB" in err
+        assert not list((tmp_path / "x").iterdir())
+
+
 def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
     """SIGKILL between two batches; the same command then begins anew."""
     code = (

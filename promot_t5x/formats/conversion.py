@@ -9,6 +9,7 @@ at the end; a conversion that was killed leaves nothing else, and the next one b
 import ctypes
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from promot_t5x.errors import UserError
 from promot_t5x.formats import layouts, shape, stage, t5x, targets
 from promot_t5x.formats.hugging_face import HfSource
 from promot_t5x.formats.layouts import Layout, Relaid
-from promot_t5x.formats.source import ParamSource, Shapes, nbytes
+from promot_t5x.formats.source import ParamSource, Shapes, nbytes, total_bytes
 from promot_t5x.formats.t5x import LegacySource, OrbaxSource
 from promot_t5x.formats.t5x_writing import LegacyWriter, T5xOrbaxWriter
 from promot_t5x.formats.targets import HfTarget, OwnTarget, T5xTarget, Target
@@ -191,6 +192,7 @@ class Conversion:
             for path, leaf in source.shapes.items()
             if path != PROMPT_PATH or not self.remove_prompt
         }
+        _check_room(part, wanted)
         target = self._target(part, wanted)
         _copy(source, wanted, target.add, progress)
         target.close()
@@ -218,6 +220,7 @@ class Conversion:
     def _copy_state(self, part: epath.Path, progress: Callable[[int, int], None]) -> None:
         assert isinstance(self.opened.source, LegacySource | OrbaxSource)
         source, absent = t5x.whole_state(self.opened.source)
+        _check_room(part, source.shapes)
         writer = LegacyWriter(part) if self.to == "t5x-legacy" else T5xOrbaxWriter(part)
         _copy(source, source.shapes, writer.add, progress)
         writer.close(absent)
@@ -240,12 +243,22 @@ def _copy(
 ) -> None:
     """Give arrays of a source to `add`, a batch at a time."""
     _return_freed_memory()
-    total = sum(nbytes(leaf) for leaf in wanted.values())
+    total = total_bytes(wanted)
     done = 0
     for batch in layouts.batches(source, wanted):
         add(source.read({path: wanted[path] for path in batch}))
         done += sum(nbytes(wanted[path]) for path in batch)
         progress(done, total)
+
+
+def _check_room(part: epath.Path, wanted: Shapes) -> None:
+    needed, free = total_bytes(wanted), shutil.disk_usage(part).free
+    if free < needed:
+        part.rmtree()
+        raise UserError(
+            f"{part.parent} has {free / 1e9:.1f} GB free; the checkpoint needs "
+            f"{needed / 1e9:.1f} GB."
+        )
 
 
 def _return_freed_memory() -> None:

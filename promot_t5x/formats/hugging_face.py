@@ -21,7 +21,7 @@ from promot_t5x.formats import hf_config, safetensors
 from promot_t5x.formats.hf_config import HfConfig
 from promot_t5x.formats.layouts import BIAS
 from promot_t5x.formats.shape import EMBEDDING, LOGITS, parameters
-from promot_t5x.formats.source import ArraySource, Shapes, nbytes, reading, some
+from promot_t5x.formats.source import ArraySource, Shapes, nbytes, reading, some, total_bytes
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -206,7 +206,7 @@ class HfWriter:
             self._files |= dict.fromkeys(names, writer)
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:
-            total = sum(nbytes(leaf) for leaf in named.values())
+            total = total_bytes(named)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(directory / INDEX_FILE, index)
         for file, contents in (

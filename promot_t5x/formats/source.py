@@ -86,6 +86,11 @@ def nbytes(shape: Any) -> int:
     return int(shape.size) * shape.dtype.itemsize
 
 
+def total_bytes(shapes: Shapes) -> int:
+    """Bytes of all arrays of some shapes and dtypes."""
+    return sum(nbytes(leaf) for leaf in shapes.values())
+
+
 def whole(source: ParamSource) -> Shapes:
     """What `read` takes to read all of a source as it is stored."""
     return {p: jax.ShapeDtypeStruct(s.shape, s.dtype) for p, s in source.shapes.items()}
