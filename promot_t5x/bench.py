@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_t5x import adafactor, models, network, state, step
+from promot_t5x import adafactor, bench_saves, models, network, state, step
 from promot_t5x.data.batches import Batches, statistics
 from promot_t5x.data.sources import BoundTask
 from promot_t5x.data.store import ExampleStore
@@ -73,6 +73,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"{name}: packed / unpacked = {ratio:.2f} x real tok/s")
     ratio = rates["stage one", True] / rates["stage two", True]
     print(f"stage one / stage two, packed = {ratio:.2f} x real tok/s")
+    bench_saves.report(
+        dataclasses.replace(CONFIG, num_prompts=1, prompt_length=PROMPT_LENGTH),
+        {name: trainable for name, (trainable, prompted) in STAGES.items() if prompted},
+    )
     return 0
 
 

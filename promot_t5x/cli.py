@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from promot_t5x import distributed, flags, quiet
+from promot_t5x import distributed, flags, preemption, quiet
 from promot_t5x.errors import (
     EXIT_NOT_SAVED,
     EXIT_START_AGAIN,
@@ -72,10 +72,13 @@ def _status_of(words: list[str]) -> int:
         print(f"{_PROGRAM}{distributed.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except SaveError as error:
-        print(f"{_PROGRAM}{distributed.label()}: error: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}{distributed.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_NOT_SAVED
     except Preempted as stop:
-        print(f"{_PROGRAM}{distributed.label()}: {stop}; start it again to go on", file=sys.stderr)
+        print(
+            f"{_PROGRAM}{distributed.label()}: {_message(stop)}; start it again to go on",
+            file=sys.stderr,
+        )
         return EXIT_START_AGAIN
     except KeyboardInterrupt:
         print(f"{_PROGRAM}{distributed.label()}: interrupted", file=sys.stderr)
@@ -97,7 +100,8 @@ def _run(words: list[str]) -> int:
         return 0
     verb = _find_verb(words[0])
     if verb.takes_gin:
-        return _run_gin(verb, _parse_flags(verb, words[1:]))
+        with preemption.watched():
+            return _run_gin(verb, _parse_flags(verb, words[1:]))
     quiet.set_defaults()
     return _load(verb)(words[1:]) or 0
 
@@ -148,7 +152,7 @@ def _load(verb: Verb) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def _message(error: UserError) -> str:
+def _message(error: BaseException) -> str:
     # gin appends which configurable was being called; the user has named none of them.
     return str(error).partition("\n  In call to configurable '")[0]
 

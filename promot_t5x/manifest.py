@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x import hashing
+from promot_t5x import hashing, tensors
 
 FILE_NAME = "manifest.json"
 FORMAT = "promot_t5x checkpoint 1"
@@ -111,6 +111,18 @@ def read(directory: epath.Path) -> Manifest:
     Raises:
       BrokenCheckpointError: the message names the first files that are amiss.
     """
+    manifest = load(directory)
+    if wrong := wrong_files(directory, manifest.files):
+        raise BrokenCheckpointError(some(wrong))
+    return manifest
+
+
+def load(directory: epath.Path) -> Manifest:
+    """Read a manifest alone.
+
+    Raises:
+      BrokenCheckpointError: it is missing or damaged.
+    """
     path = directory / FILE_NAME
     try:
         body = json.loads(path.read_text())
@@ -118,31 +130,29 @@ def read(directory: epath.Path) -> Manifest:
         sound = checksum == checksum_of(body) and body["format"] == FORMAT
     except FileNotFoundError:
         raise BrokenCheckpointError(f"{path} is missing") from None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         sound = False
     if not sound:
         raise BrokenCheckpointError(f"{path} is damaged")
     del body["format"]
     body["arrays"] = {p: ArrayRecord.from_json(r) for p, r in body["arrays"].items()}
-    manifest = Manifest(**body)
-    _check_files(directory, manifest.files)
-    return manifest
+    return Manifest(**body)
 
 
-def _check_files(directory: epath.Path, expected: Mapping[str, int]) -> None:
+def wrong_files(directory: epath.Path, expected: Mapping[str, int]) -> list[str]:
+    """Say which files of a checkpoint are missing or of another length than expected."""
     found = file_sizes(directory)
-    wrong = [
+    return [
         f"{directory / name} has {found[name]} bytes, not {size}"
         if name in found
         else f"{directory / name} is missing"
         for name, size in expected.items()
         if found.get(name) != size
     ]
-    if wrong:
-        raise BrokenCheckpointError(_some(wrong))
 
 
-def _some(items: list[str]) -> str:
+def some(items: list[str]) -> str:
+    """The first few of some names, and how many more there are."""
     rest = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
     return "; ".join(items[:_NAMED]) + rest
 
@@ -185,6 +195,53 @@ def merge_records(parts: list[dict[str, dict]]) -> dict[str, ArrayRecord]:
             held = merged[path].blocks if path in merged else ()
             merged[path] = dataclasses.replace(record, blocks=held + record.blocks)
     return merged
+
+
+def damage(state: epath.Path, records: Mapping[str, ArrayRecord]) -> dict[str, str]:
+    """Read recorded blocks again and say, by array, what is wrong; one block is held at a time.
+
+    Args:
+      state: the directory of the arrays.
+      records: what they should hold; arrays that are not in it are not read.
+    """
+    try:
+        stores = tensors.open_orbax(state, records)
+    except ValueError as error:
+        if len(records) == 1:
+            return dict.fromkeys(records, str(error).removeprefix(f"{next(iter(records))} "))
+        # Which ones cannot be opened shows one by one.
+        return {p: d for path, r in records.items() for p, d in damage(state, {path: r}).items()}
+    problems = {path: _damage_of(stores[path], record) for path, record in records.items()}
+    return {path: problem for path, problem in problems.items() if problem}
+
+
+def check_types(stores: Mapping[str, Any], records: Mapping[str, ArrayRecord]) -> None:
+    """Raise `BrokenCheckpointError` for opened arrays of another shape or dtype than recorded."""
+    problems = {path: _wrong_type(store, records[path]) for path, store in stores.items()}
+    if wrong := [f"{path} {problem}" for path, problem in problems.items() if problem]:
+        raise BrokenCheckpointError(some(wrong))
+
+
+def _wrong_type(store: Any, record: ArrayRecord) -> str:
+    stored = tensors.stored_as(store)
+    if (stored.shape, stored.dtype) == (record.shape, np.dtype(record.dtype)):
+        return ""
+    wanted = f"{record.dtype}{list(record.shape)}"
+    return f"is {stored.dtype.name}{list(stored.shape)}, not {wanted}"
+
+
+def _damage_of(store: Any, record: ArrayRecord) -> str:
+    if problem := _wrong_type(store, record):
+        return problem
+    for start, shape, value in record.blocks:
+        block = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+        try:
+            found = hashing.digest(tensors.read_block(store, block))
+        except ValueError as error:
+            return str(error)
+        if found != value:
+            return "has a wrong checksum"
+    return ""
 
 
 def _within(start: tuple, shape: tuple, index: tuple[slice, ...], whole: tuple) -> bool:
@@ -245,4 +302,4 @@ def verify(
     found = hashing.digests(blocks)
     wrong = sorted({key.split("\0")[0] for key in wanted if found[key] != wanted[key]})
     if wrong:
-        raise BrokenCheckpointError(f"wrong checksum of {_some(wrong)}")
+        raise BrokenCheckpointError(f"wrong checksum of {some(wrong)}")

@@ -4,6 +4,8 @@ Training runs what is compiled here, and planning compiles it for devices that a
 need the same shapes, the same shardings and the same step, and get them from one place.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -33,7 +35,12 @@ class StageProgram:
 
     def create_state(self, params: state.Tree, *, random_seed: int) -> state.TrainState:
         """The state of step 0, from all the model's parameters; see `state.create`."""
-        return state.create(params, *self._layout(), random_seed=random_seed)
+        return state.create(
+            params,
+            *self._layout(),
+            random_seed=random_seed,
+            optimizer_step=self._stage.optimizer_step,
+        )
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch's arrays likewise."""
@@ -66,6 +73,7 @@ class StageProgram:
             self._optimizer,
             stage.learning_rate,
             microbatches=stage.microbatches,
+            optimizer_step=stage.optimizer_step,
         )
         shapes = self.state_shapes()
         formats = jax.tree.map(lambda a: a.format, shapes)
@@ -73,7 +81,7 @@ class StageProgram:
         with self._partitioner.activate():
             return jitted.lower(shapes, self.batch_shapes())
 
-    def _layout(self) -> tuple:
+    def _layout(self) -> tuple[Any, Any, Any, Any, Any]:
         stage = self._stage
         return (
             self._model.param_axes(),

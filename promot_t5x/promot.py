@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from promot_t5x import config, run_directory
+from promot_t5x import config, preemption, run_directory
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluate import EvalConfig, Evaluator, eval_run
 from promot_t5x.files import write_atomically
@@ -108,6 +108,7 @@ def promot(
     tokens = run_directory.token_cache(directory)
     if seeds is None:
         for trainer in trainers:
+            preemption.stop_if_reached()
             trainer.run(directory / trainer.stage.name, tokens)
         rows = [judge.row(row, directory / "comparison", weights) for row in comparison.rows]
     else:
@@ -118,6 +119,7 @@ def promot(
             home = directory / f"seed_{seed}"
             seeded = Weights(model, {s.name: s.with_seed(seed) for s in stages}, home)
             for trainer in trainers:
+                preemption.stop_if_reached()
                 trainer.seeded(seed, seeded).run(home / trainer.stage.name, tokens)
             rows += [
                 judge.row(row, home / "comparison", seeded, seed)
@@ -213,6 +215,7 @@ class Judge:
         done = directory / "row.json"
         if done.exists():
             return report.ReportRow(**json.loads(done.read_text()))
+        preemption.stop_if_reached()
         label = f"[{row.label}]" if seed is None else f"[{row.label}, seed {seed}]"
         params, origin = self._load(row, weights, label)
         told: dict[str, Any] = {"path": self._base_of(row), "origin": origin}

@@ -12,17 +12,16 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
 from promot_t5x import manifest as manifests
-from promot_t5x import tensors
+from promot_t5x import processes, tensors
 from promot_t5x.errors import UserError
 from promot_t5x.manifest import BrokenCheckpointError, Manifest
 
@@ -43,6 +42,7 @@ class Restored:
       trainable: the tree that trains, structured and sharded as asked.
       opt_state: the optimiser state likewise; None if it was not asked for.
       metadata: the JSON that was saved with the step.
+      versions: of the libraries that wrote it.
       warnings: one line for each newer checkpoint that was passed over, and why.
     """
 
@@ -50,6 +50,7 @@ class Restored:
     trainable: Any
     opt_state: Any
     metadata: Mapping[str, Any]
+    versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
 
 
@@ -169,20 +170,18 @@ def read_verified(
     try:
         for part in tensors.portions(like):
             stores = tensors.open_orbax(step_dir / STATE, part)
+            manifests.check_types(stores, manifest.arrays)
             arrays |= tensors.read(stores, part)
             if verify:
                 read = {path: arrays[path] for path in part}
                 manifests.verify(read, manifest.arrays, functools.partial(_fetch, stores))
-    except BrokenCheckpointError as error:
-        raise BrokenCheckpointError(f"{step_dir / STATE}: {error}") from None
-    except (ValueError, OSError, KeyError) as error:  # tensorstore's are ValueErrors
-        reason = (str(error).strip().splitlines() or [""])[0].split(" [tensorstore_spec")[0]
-        raise BrokenCheckpointError(f"{step_dir / STATE} cannot be read: {reason[:600]}") from error
+    except (BrokenCheckpointError, ValueError) as error:
+        raise BrokenCheckpointError(f"{step_dir / STATE}: {error}") from error
     return arrays
 
 
-def _fetch(stores: Mapping[str, Any], path: str, part: Any) -> np.ndarray:
-    return stores[path][part].read().result()
+def _fetch(stores: Mapping[str, Any], path: str, block: Any) -> np.ndarray:
+    return tensors.read_block(stores[path], block)
 
 
 def read_trainable(directory: str | os.PathLike, step: int) -> dict[str, Any]:
@@ -202,22 +201,6 @@ def read_trainable(directory: str | os.PathLike, step: int) -> dict[str, Any]:
     except BrokenCheckpointError as error:
         raise UserError(f"{step_dir} is damaged: {error}") from error
     return traverse_util.unflatten_dict(arrays, sep="/")["target"]
-
-
-@contextlib.contextmanager
-def agreement(kind: type[Exception]) -> Iterator[None]:
-    """Raise an error of this kind in all processes if it is raised in one of them."""
-    error = None
-    try:
-        yield
-    except kind as raised:
-        error = raised
-    if jax.process_count() > 1:
-        failed = np.asarray(multihost_utils.process_allgather(np.asarray(error is not None)))
-        if error is None and failed.any():
-            error = kind(f"it failed in processes {np.flatnonzero(failed).tolist()}")
-    if error is not None:
-        raise error
 
 
 def restore(
@@ -247,6 +230,7 @@ def restore(
     """
     steps = numbered(absolute(directory), PREFIX)
     steps = [s for s in steps if not pending_marker(directory, s).exists()]
+    steps = processes.leaders(steps)
     if step is not None and step not in steps:
         raise UserError(f"{directory} has no checkpoint of step {step}; it has {steps}")
     passed_over: list[str] = []
@@ -269,13 +253,13 @@ def _restore_step(
     directory: str | os.PathLike, step: int, trainable: Any, opt_state: Any, verify: bool
 ) -> Restored:
     step_dir = step_directory(directory, step)
-    with agreement(BrokenCheckpointError):
-        manifest = manifests.read(step_dir)
+    with processes.agreement(BrokenCheckpointError):
+        manifest = _read_manifest(step_dir)
     like = state_leaves(jax.ShapeDtypeStruct((), np.int32), trainable, opt_state)
     if opt_state is None:
         del like["state/step"]
     _check_structure(step_dir, like, manifest)
-    with agreement(BrokenCheckpointError):
+    with processes.agreement(BrokenCheckpointError):
         arrays = read_verified(step_dir, like, manifest, verify=verify)
 
     def rebuild(tree: Any, prefix: str) -> Any:
@@ -288,7 +272,19 @@ def _restore_step(
         trainable=rebuild(trainable, "target"),
         opt_state=rebuild(opt_state, "state/opt_state"),
         metadata=manifest.metadata,
+        versions=manifest.versions,
     )
+
+
+def _read_manifest(step_dir: epath.Path) -> Manifest:
+    """Read a manifest and check the files' lengths; what is amiss is said of arrays too."""
+    manifest = manifests.load(step_dir)
+    wrong = manifests.wrong_files(step_dir, manifest.files)
+    if wrong:
+        harmed = manifests.damage(step_dir / STATE, manifest.arrays) if processes.leads() else {}
+        arrays = [f"{path} {problem}" for path, problem in harmed.items()]
+        raise BrokenCheckpointError("; ".join(map(manifests.some, filter(None, [wrong, arrays]))))
+    return manifest
 
 
 def _check_structure(step_dir: epath.Path, like: Mapping[str, Any], manifest: Manifest) -> None:

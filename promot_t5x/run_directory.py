@@ -1,12 +1,16 @@
 """A MODEL_DIR belongs to one configuration."""
 
+import re
 from collections.abc import Collection
 
 from etils import epath
 
-from promot_t5x import config
+from promot_t5x import config, processes
 from promot_t5x.errors import UserError
 from promot_t5x.files import write_atomically
+
+# How a run lies on its devices changes none of its numbers but their last digits.
+_LAYOUT = re.compile(r"NUM_PARTITIONS|MESH|partitioning\..*")
 
 
 def token_cache(directory: epath.Path) -> epath.Path | None:
@@ -17,12 +21,20 @@ def token_cache(directory: epath.Path) -> epath.Path | None:
 def claim(directory: epath.Path, text: str, *, may_change: Collection[str] = ()) -> None:
     """Make `directory` the home of the configuration `text`, or find that it already is.
 
+    A run may go on on other devices, laid out otherwise.
+
     **Arguments:**
 
-    - `may_change`: names of bindings that a run may change from launch to launch.
+    - `may_change`: names of other bindings that a run may change from launch to launch.
 
     **Raises** `UserError` with a readable difference if it holds another configuration's run.
     """
+    with processes.agreement(UserError):
+        if processes.leads():
+            _claim(directory, text, may_change)
+
+
+def _claim(directory: epath.Path, text: str, may_change: Collection[str]) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"MODEL_DIR {directory} is a file; name a directory, new or this run's.")
     path = directory / "config.gin"
@@ -30,7 +42,7 @@ def claim(directory: epath.Path, text: str, *, may_change: Collection[str] = ())
         difference = [
             line
             for line in config.describe_difference(path.read_text(), text)
-            if line.partition(":")[0] not in may_change
+            if (name := line.partition(":")[0]) not in may_change and not _LAYOUT.fullmatch(name)
         ]
         if difference:
             raise UserError(

@@ -14,7 +14,7 @@ differ only in the values of a `Stage`:
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
@@ -80,7 +80,17 @@ class Stage:
     - `microbatches`: parts that a batch is taken in.
     - `frozen_dtype`: storage of the frozen weights, `float32` or `bfloat16`.
     - `eval_period`: steps between validation scores, each followed by a checkpoint.
-    - `keep`: newest checkpoints kept besides the best.
+    - `keep`: newest checkpoints kept besides the best; none keeps all.
+    - `keep_period`: steps that it divides keep their checkpoints too. (So does a checkpoint with a
+      file `PINNED` in its directory.)
+    - `best_metric`, `best_mode`: what the best checkpoint is best in, `score` (the mean of the
+      tasks' primary metrics) or `<task>/<metric>`, and whether `max` or `min` is best. Later
+      stages and rows take the stage's best.
+    - `optimizer_step`: the count that the optimiser's state, which is always fresh, and the
+      schedule begin at. T5X counts on from the base's step: with 1_100_000 here, and Adafactor's
+      `step_offset` at 0, prompts train in the regime of prompt-tuning's recipe, every update
+      clipped (see `adafactor`, "Starting late"); with both at 1_100_000, or both at 0, in the
+      usual one.
     - `random_seed`: seeds dropout, new parameters and new prompts.
     """
 
@@ -99,7 +109,11 @@ class Stage:
     microbatches: int = 1
     frozen_dtype: str = "float32"
     eval_period: int
-    keep: int = 1
+    keep: int | None = 1
+    keep_period: int | None = None
+    best_metric: str = "score"
+    best_mode: Literal["max", "min"] = "max"
+    optimizer_step: int = 0
     random_seed: int = 0
 
     def with_seed(self, seed: int) -> "Stage":
@@ -108,8 +122,18 @@ class Stage:
         return dataclasses.replace(self, random_seed=seed, train_dataset=data)
 
     def __post_init__(self) -> None:
-        for field in ("train_steps", "eval_period", "microbatches", "keep"):
-            checks.check_positive(f"stage {self.name!r}: {field}", getattr(self, field))
+        for field in ("train_steps", "eval_period", "microbatches", "keep", "keep_period"):
+            if (value := getattr(self, field)) is not None or field not in ("keep", "keep_period"):
+                checks.check_positive(f"stage {self.name!r}: {field}", value)
+        if self.best_mode not in ("max", "min"):
+            raise UserError(
+                f"stage {self.name!r}: best_mode must be 'max' or 'min', got {self.best_mode!r}."
+            )
+        if self.optimizer_step < 0:
+            raise UserError(
+                f"stage {self.name!r}: optimizer_step must not be negative, got "
+                f"{self.optimizer_step}."
+            )
         if self.suite_period is not None:
             checks.check_positive(f"stage {self.name!r}: suite_period", self.suite_period)
             if self.suite is None:

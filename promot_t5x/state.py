@@ -206,15 +206,19 @@ def create(
     frozen_dtype: str = "float32",
     *,
     random_seed: int = 0,
+    optimizer_step: int = 0,
 ) -> TrainState:
     """The state of step 0 on the mesh, laid out as `state_shapes` says.
 
     **Arguments:**
 
     - `params`: nested dict of all of the model's parameters: host arrays, or arrays that lie on
-      the mesh as they should, which the state takes over. The rest as `state_shapes`.
+      the mesh as they should, which the state takes over.
     - `random_seed`: of dropout; with the step's number it decides the masks, so that a resumed
       run draws the same ones.
+    - `optimizer_step`: what the counters in the optimiser's fresh state begin at.
+
+    The rest as `state_shapes`.
     """
     like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype)
     trainable, frozen = split(params, patterns)
@@ -228,5 +232,23 @@ def create(
         seed=partitioner.place(np.int32(random_seed), formats.seed),
         trainable=trainable,
         frozen=partitioner.place(frozen, formats.frozen),
-        opt_state=jax.jit(optimizer.init, out_shardings=formats.opt_state)(trainable),
+        opt_state=jax.jit(
+            lambda tree: started_at(optimizer_step, optimizer.init(tree)),
+            out_shardings=formats.opt_state,
+        )(trainable),
     )
+
+
+def started_at(count: int, opt_state: Any) -> Any:
+    """A fresh optimiser state whose counters (`count`, in all of optax) begin elsewhere than at 0.
+
+    **Raises** `UserError` where there is none to set.
+    """
+    if count == 0:
+        return opt_state
+    if not optax.tree.get_all_with_path(opt_state, "count"):
+        raise UserError(
+            f"optimizer_step = {count}, but this optimiser keeps no count of its steps: leave it "
+            "at 0."
+        )
+    return optax.tree.set(opt_state, count=jnp.int32(count))

@@ -72,6 +72,7 @@ def make_train_step(
     learning_rate: Callable[[Any], Any],
     *,
     microbatches: int = 1,
+    optimizer_step: int = 0,
 ) -> Step:
     """Build the step `(state, batch) -> (state, metrics)`; the caller compiles it.
 
@@ -79,6 +80,7 @@ def make_train_step(
 
     - `learning_rate`: the schedule that `optimizer` already follows; read for the metrics.
     - `microbatches`: parts that the batch is taken in, to bound activation memory.
+    - `optimizer_step`: what the optimiser's own count began at, for the metrics.
 
     The returned metrics are the step's own, under T5X's names.
     """
@@ -107,7 +109,7 @@ def make_train_step(
         metrics = {
             **step_metrics(sums, factor),
             "grad_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(learning_rate(state.step + optimizer_step), jnp.float32),
         }
         return new_state, metrics
 

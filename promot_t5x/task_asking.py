@@ -76,7 +76,7 @@ def asking(arguments: argparse.Namespace) -> Asking:
             room=_ALL_THE_ROOM,
             unit="words",
         )
-    model = _model(arguments)
+    model = configured_model(arguments)
     return Asking(
         vocabulary=model.vocabulary,
         dialect=dialect or model.dialect,
@@ -113,7 +113,8 @@ def _seqio_vocabulary(name: str) -> Any:
     return inputs and inputs.vocabulary
 
 
-def _model(arguments: argparse.Namespace) -> Any:
+def configured_model(arguments: argparse.Namespace) -> Any:
+    """The model that the gin flags configure."""
     # gin files may name modules of the user's, as for the other verbs.
     if "" not in sys.path:
         sys.path.append("")

@@ -4,7 +4,8 @@ Reads of many arrays run side by side; of a sharded array, each process reads it
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -92,7 +93,23 @@ def _open(specs: Mapping[str, tuple[str, dict]], context: ts.Context) -> dict[st
         )
         for name, (driver, store) in specs.items()
     }
-    return {name: future.result() for name, future in opening.items()}
+    return {name: _named(name, future.result) for name, future in opening.items()}
+
+
+def _named(name: str, call: Callable[[], Any]) -> Any:
+    """Call, with errors that say of which array they are."""
+    try:
+        return call()
+    except (ValueError, OSError, KeyError) as error:  # tensorstore's are ValueErrors
+        raise ValueError(f"{name} cannot be read: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, without tensorstore's account of all that it was doing meanwhile."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = text.split(" [tensorstore_spec")[0].split(" [source locations")[0].strip()
+    code = re.match(r"[A-Z_]+: ", text)
+    return (code[0] + text.rpartition('": ')[2] if code and '": ' in text else text)[:400]
 
 
 def stored_as(array: Any) -> jax.ShapeDtypeStruct:
@@ -139,8 +156,13 @@ def read(arrays: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]
         the result is a JAX array, without one a numpy array; in its dtype either way.
     """
     with ThreadPoolExecutor(_READERS) as pool:
-        results = pool.map(lambda path: _read(arrays[path], wanted[path]), wanted)
-        return dict(zip(wanted, results, strict=True))
+        results = {path: pool.submit(_read, arrays[path], leaf) for path, leaf in wanted.items()}
+        return {path: _named(path, future.result) for path, future in results.items()}
+
+
+def read_block(array: ts.TensorStore, block: tuple[slice, ...]) -> np.ndarray:
+    """Read a part of an opened array. Raises ValueError where it cannot be."""
+    return np.asarray(_named("a part", lambda: array[block].read().result()))
 
 
 def _read(stored: Any, wanted: Any) -> Any:

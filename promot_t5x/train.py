@@ -13,10 +13,12 @@ from etils import epath
 
 from promot_t5x import (
     alignment,
+    beginning,
     checkpoints,
     config,
     distributed,
-    hashing,
+    preemption,
+    processes,
     prompt_file,
     records,
     restore,
@@ -24,7 +26,7 @@ from promot_t5x import (
     state,
 )
 from promot_t5x.data import batches, sources, store
-from promot_t5x.errors import UserError
+from promot_t5x.errors import Preempted, UserError, did_you_mean
 from promot_t5x.evaluate import Evaluator, eval_run
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
@@ -34,7 +36,7 @@ from promot_t5x.prompt import PROMPT_PATH
 from promot_t5x.records import EvalRun, mean_score
 from promot_t5x.stages import Stage
 from promot_t5x.step_log import StepLog
-from promot_t5x.weights import Loaded, StageResult, Weights
+from promot_t5x.weights import StageResult, Weights
 
 SUITE_DIRECTORY = "suite_eval"  # within a stage's, what the suite was answered while it trained
 SCORE = "score"  # the name of the validation score among a checkpoint's metrics
@@ -178,22 +180,36 @@ class Trainer:
         # Where a batch comes from: a function of (tasks, seed, step).
         data = self._open_data(token_cache)
 
-        with checkpoints.Checkpoints(directory, keep=stage.keep, best_metric=SCORE) as saver:
+        with checkpoints.Checkpoints(
+            directory,
+            keep=stage.keep,
+            keep_period=stage.keep_period,
+            best_metric=stage.best_metric,
+            best_mode=stage.best_mode,
+        ) as saver:
             # Where every parameter comes from: this run's newest checkpoint, or the stage's base.
-            train_state, frozen_hash = self._starting_state(saver)
+            train_state, identity = beginning.begin(
+                stage, self._program, saver, self._weights, partitioner, data, say=self._say
+            )
             start = int(train_state.step)
             # What an earlier launch answered after that step is of weights that are no more.
-            if jax.process_index() == 0:
+            if processes.leads():
                 for place in (directory, directory / SUITE_DIRECTORY):
                     records.forget_after(place, start)
+            if start and self._is_due(start) and not saver.has_metrics(start):
+                self._measure(saver, train_state, start, token_cache)
             self._evaluate_suite(train_state, directory, start)
 
             # What the step does with a batch: compiled once, ahead of the loop.
             train_step = self._compiled()
 
-            # Where its result goes: metrics every step, a score and a checkpoint every period.
+            # Where its result goes: metrics every step, a checkpoint and a score every period.
             log = StepLog(stage.name, directory, start, stage.train_steps)
-            with contextlib.closing(log), concurrent.futures.ThreadPoolExecutor(1) as reader:
+            with (
+                contextlib.closing(log),
+                concurrent.futures.ThreadPoolExecutor(1) as reader,
+                preemption.postponed(),
+            ):
                 # Each process reads the rows that its own devices hold.
                 rows = partitioner.rows(stage.train_dataset.batch_size)
                 upcoming = reader.submit(data.batch, start, rows)
@@ -205,34 +221,41 @@ class Trainer:
                     placed = partitioner.place_batch(batch)
                     train_state, metrics = train_step(train_state, placed)
                     log.add(number, metrics, placed)
-                    if number % stage.eval_period == 0 or number == stage.train_steps:
-                        log.pause()
-                        score = self._evaluate(train_state, directory, number)
-                        self._align(train_state, directory, number, token_cache)
+                    saver.check()
+                    due = self._is_due(number)
+                    stop = preemption.reached()
+                    if not (due or stop or self._suite_is_due(number)):
+                        continue
+                    log.pause()
+                    if due or stop:
+                        # Saved before it is evaluated: nothing is lost with the evaluation.
                         saver.save(
                             number,
                             trainable=train_state.trainable,
                             opt_state=train_state.opt_state,
-                            metadata=self._metadata(score, frozen_hash),
+                            metadata=identity.metadata(data, number),
+                            temporary=not due,
                         )
-                        log.resume()
-                    if self._suite_is_due(number):
-                        log.pause()
+                    if stop:
+                        saver.wait()
+                        raise Preempted(f"stopped by SIGTERM; step {number} is in {directory}")
+                    with preemption.at_once():
+                        if due:
+                            self._measure(saver, train_state, number, token_cache)
                         self._evaluate_suite(train_state, directory, number)
-                        log.resume()
+                    log.resume()
             saver.wait()
             chosen = saver.best() or saver.latest()
             assert chosen is not None  # the loop's last step saved one
             result = StageResult(
                 directory=directory, step=chosen, score=saver.metrics(chosen).get(SCORE)
             )
-        self._save_prompt(result, frozen_hash)
-        result.write()
+        self._finish(result, identity.base_hash)
         self._say(f"done: best step {result.step}, score {result.score}")
         return result
 
     def _say(self, text: str) -> None:
-        if jax.process_index() == 0:
+        if processes.leads():
             print(f"[{self.stage.name}] {text}", flush=True)
 
     def _compiled(self) -> Any:
@@ -269,75 +292,42 @@ class Trainer:
             self._say(f"data: {describe(task, dataset.split, examples, trimmed)}")
         return data
 
-    def _starting_state(self, saver: checkpoints.Checkpoints) -> tuple[state.TrainState, str]:
-        """The state to go on from, and the content hash of what is frozen in it.
+    def _is_due(self, step: int) -> bool:
+        return step % self.stage.eval_period == 0 or step == self.stage.train_steps
 
-        What trains comes from the newest sound checkpoint, if there is one; then only what is
-        frozen is read from the stage's base. Each process reads its own shards.
-        """
-        stage, like = self.stage, self._program.state_shapes()
-        restored = saver.restore(trainable=like.trainable, opt_state=like.opt_state)
-        wanted = state.flatten(like.frozen if restored else like.params)
-        loaded = self._load(wanted)
-        for line in loaded.summary():
-            self._say(line)
-        params = state.unflatten(loaded.arrays)
-        if restored is None:
-            train_state = self._program.create_state(params, random_seed=stage.random_seed)
-            self._say("optimiser's state from scratch")
-        else:
-            for warning in restored.warnings:
-                self._say(f"warning: {warning}")
-            step, seed = np.int32(restored.step), np.int32(stage.random_seed)
-            train_state = state.TrainState(
-                step=self._partitioner.place(step, self._partitioner.replicated),
-                seed=self._partitioner.place(seed, self._partitioner.replicated),
-                trainable=restored.trainable,
-                frozen=params,
-                opt_state=restored.opt_state,
-            )
-            self._say(
-                f"{len(state.flatten(like.trainable))} arrays, {state.count(like.trainable):,} "
-                "parameters and the optimiser's state from this run"
-            )
-        frozen_hash = hashing.content_hash(train_state.frozen)
-        if restored and restored.metadata["frozen_hash"] != frozen_hash:
-            raise UserError(
-                f"{saver.directory} was trained behind other frozen weights than those that "
-                f"{stage.base!r} and {stage.prompt!r} now hold; give this run a MODEL_DIR of its "
-                "own."
-            )
-        trains, rests = state.count(train_state.trainable), state.count(train_state.frozen)
-        self._say(f"{trains:,} parameters train, {rests:,} are frozen")
-        if restored:
-            self._say(f"continues after step {restored.step} of {saver.directory}")
-        return train_state, frozen_hash
+    def _measure(
+        self,
+        saver: checkpoints.Checkpoints,
+        train_state: state.TrainState,
+        step: int,
+        token_cache: epath.Path | None,
+    ) -> None:
+        """Measure what the stage asks for on a saved step; metrics in its checkpoint end it."""
+        self._align(train_state, saver.directory, step, token_cache)
+        saver.add_metrics(step, self._evaluate(train_state, saver.directory, step))
 
-    def _load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Loaded:
-        """Parameters from where the stage says that they come from."""
-        stage, seed = self.stage, self.stage.random_seed
-        model = {path: leaf for path, leaf in wanted.items() if path != PROMPT_PATH}
-        loaded = self._weights.read(stage.base, model, seed=seed)
-        if (leaf := wanted.get(PROMPT_PATH)) is None:
-            return loaded
-        table, origin = self._weights.prompt(stage.prompt, seed=seed, base=stage.base)
-        placed = self._partitioner.place(table.astype(leaf.dtype), leaf.sharding)
-        return Loaded(
-            arrays={**loaded.arrays, PROMPT_PATH: placed},
-            origins={**loaded.origins, PROMPT_PATH: origin},
-        )
-
-    def _evaluate(self, train_state: state.TrainState, directory: epath.Path, number: int) -> float:
-        """The target's validation score, or NaN if the stage has no evaluation."""
+    def _evaluate(
+        self, train_state: state.TrainState, directory: epath.Path, step: int
+    ) -> dict[str, float]:
+        """The target's validation score and the metrics that it is made of."""
         if self._evaluator is None:
-            return float("nan")
-        run = self._eval_run(directory, number, train_state.params)
+            return {}
+        run = self._eval_run(directory, step, train_state.params)
         with self._partitioner.activate():
             label = f"[{self.stage.name}] validation"
             results = self._evaluator.run(train_state.params, label, run)
         score = mean_score(results)
-        self._say(f"step {number}: validation score {score:.2f}")
-        return score
+        self._say(f"step {step}: validation score {score:.2f}")
+        found = {f"{r.task}/{name}": value for r in results for name, value in r.metrics.items()}
+        found = {name: value for name, value in found.items() if not np.isnan(value)}
+        if not np.isnan(score):
+            found[SCORE] = score
+        if (best := self.stage.best_metric) not in found and best != SCORE:
+            raise UserError(
+                f"stage {self.stage.name!r}: BEST_METRIC = {best!r} is not among the metrics of "
+                f"its validation: {', '.join(found)}.{did_you_mean(best, found)}"
+            )
+        return found
 
     def _suite_is_due(self, number: int) -> bool:
         stage = self.stage
@@ -375,32 +365,29 @@ class Trainer:
         if self._alignment is None:
             return
         cosines = self._alignment.measure(train_state.params, token_cache)
-        if jax.process_index() == 0:
+        if processes.leads():
             alignment.write(directory, number, cosines)
         said = "  ".join(f"{block} {cosine:.2f}" for block, cosine in cosines.items())
         self._say(f"step {number}: gradient alignment {said}")
 
-    def _metadata(self, score: float, frozen_hash: str) -> dict[str, Any]:
-        return {
-            "config": config.resolved_str(),
-            "base_path": self.stage.base,
-            "frozen_hash": frozen_hash,
-            "random_seed": self.stage.random_seed,
-            "data_seed": self.stage.train_dataset.seed,
-            "metrics": {} if np.isnan(score) else {SCORE: score},
-        }
+    def _finish(self, result: StageResult, base_hash: str | None) -> None:
+        """Leave the stage's prompt and the mark that it is done."""
+        if processes.leads():
+            self._save_prompt(result, base_hash)
+            result.write()
+        processes.wait_for_leader()
 
-    def _save_prompt(self, result: StageResult, frozen_hash: str) -> None:
+    def _save_prompt(self, result: StageResult, base_hash: str | None) -> None:
         """Write the chosen prompt as a small file of its own, if this stage trained one."""
         trained = result.trained()
-        if PROMPT_PATH not in trained.shapes or jax.process_index():
+        if PROMPT_PATH not in trained.shapes:
             return
         shape = trained.shapes[PROMPT_PATH].shape
         wanted = {PROMPT_PATH: jax.ShapeDtypeStruct(shape, np.float32)}
         table = trained.read(wanted)[PROMPT_PATH]
         info = prompt_file.PromptInfo(
             tasks=tuple(task.name for task in self._tasks),
-            base_hash=frozen_hash,
+            base_hash=base_hash,
             base_path=self.stage.base,
             initialiser=str(self.stage.prompt),
             config=config.resolved_str(),

@@ -244,6 +244,18 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         takes_gin=False,
     ),
     Verb(
+        name="ckpt",
+        help="show a checkpoint, compare two, verify checksums",
+        target="promot_t5x.ckpt:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="prompt",
+        help="show, export and import prompt files",
+        target="promot_t5x.prompt_verb:main",
+        takes_gin=False,
+    ),
+    Verb(
         name="bench",
         help="time the training and decoding steps on this machine",
         target="promot_t5x.bench:main",

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import serialization
 from jax.experimental.compilation_cache import compilation_cache
 
 from promot_t5x import cli, restore
@@ -189,6 +190,14 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def losses(stage: Path) -> list[float]:
     return [row["loss"] for row in json_lines(stage / "train" / "metrics.jsonl")]
+
+
+def write_t5x_base(directory: Path, params: Mapping[str, Any]) -> None:
+    """Parameters, a nested dict of numpy arrays, as a legacy T5X checkpoint of one file."""
+    directory.mkdir(exist_ok=True)
+    state = {"step": np.int32(7), "param_states": {}}
+    tree = {"version": 3, "optimizer": {"target": dict(params), "state": state}}
+    (directory / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
 
 
 def checkpoint_arrays(step_directory: Path) -> dict[str, np.ndarray]:

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from promot_t5x import hashing, manifest, restore
 from promot_t5x.checkpoints import Checkpoints
-from promot_t5x.errors import UserError
+from promot_t5x.errors import SaveError, UserError
 
 INFO = {"base_path": "/bases/t5", "base_hash": "ab12", "seed": 3}
 
@@ -221,11 +223,10 @@ def test_every_flipped_byte_of_the_arrays_is_found(tmp_path):
 
 def test_wrong_bytes_name_the_array(tmp_path):
     save(tmp_path, 10, 20)
-    path = tmp_path / "checkpoint_20" / "manifest.json"
-    body = json.loads(path.read_text())
-    del body["checksum"]
-    body["arrays"]["target/decoder/kernel"]["blocks"][0][2] = "0" * 32
-    path.write_text(json.dumps({**body, "checksum": manifest.checksum_of(body)}))
+    rewrite(
+        tmp_path / "checkpoint_20" / "manifest.json",
+        lambda body: body["arrays"]["target/decoder/kernel"]["blocks"][0].__setitem__(2, "0" * 32),
+    )
     found = load(tmp_path)
     assert found.step == 10
     assert "wrong checksum of target/decoder/kernel" in found.warnings[0]
@@ -260,6 +261,65 @@ def test_step_found_damaged_no_longer_counts_and_is_replaced(tmp_path):
         assert saver.save(20, trainable=trainable, opt_state=opt_state, metadata={})
         assert saver.steps() == [20]
     assert raw(load(tmp_path).trainable) == raw(trainable)
+
+
+def rewrite(path, change):
+    """Change the JSON of a manifest, and its checksum with it."""
+    body = json.loads(path.read_text())
+    del body["checksum"]
+    change(body)
+    path.write_text(json.dumps({**body, "checksum": manifest.checksum_of(body)}))
+
+
+def lose_all_but_the_tree(step_dir):
+    for name in ("manifest.ocdbt", "d"):
+        path = step_dir / "state" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def as_if_saved_in_float64(step_dir):
+    """What the manifest says is float32 turns out to be stored as something else."""
+
+    def change(body):
+        body["arrays"]["target/decoder/kernel"]["dtype"] = "float64"
+
+    rewrite(step_dir / "manifest.json", change)
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (flip_arrays, "target/decoder/kernel"),
+        (lambda d: [cut(f) for f in array_files(d)], "target/decoder/kernel cannot be read: "),
+        (lambda d: [f.unlink() for f in array_files(d)], "target/decoder/kernel cannot be read: "),
+        (lose_all_but_the_tree, "target/decoder/kernel cannot be read"),
+        (lambda d: flip(d / "manifest.json"), "manifest.json is damaged"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json is damaged"),
+        (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda d: shutil.rmtree(d / "state"), "target/decoder/kernel"),
+    ],
+    ids=(
+        "flipped cut no_files no_commit flipped_manifest garbled_manifest no_manifest no_state"
+    ).split(),
+)
+def test_every_kind_of_damage_is_named_and_passed_over(tmp_path, harm, named):
+    save(tmp_path, 10, 20)
+    harm(tmp_path / "checkpoint_20")
+    found = load(tmp_path)
+    assert found.step == 10
+    assert raw(found.trainable) == raw(make_state(10)[0])
+    (warning,) = found.warnings
+    assert named in warning
+
+
+def test_arrays_of_another_dtype_than_recorded_are_damage(tmp_path):
+    save(tmp_path, 1)
+    as_if_saved_in_float64(tmp_path / "checkpoint_1")
+    trainable, _ = make_state()
+    wanted = abstract(trainable)
+    wanted["decoder"]["kernel"] = jax.ShapeDtypeStruct((16, 8), np.float64)
+    with pytest.raises(UserError, match=r"kernel is float32\[16, 8\], not float64\[16, 8\]"):
+        restore.restore(tmp_path, trainable=wanted)
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
@@ -310,6 +370,45 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path, mode, kept):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"checkpoint_{s}" for s in kept]
 
 
+def test_retention_keeps_periods_and_pinned_steps(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_period=4) as saver:
+        for step in range(1, 11):
+            trainable, opt_state = make_state(step)
+            saver.save(step, trainable=trainable, opt_state=opt_state, metadata={})
+            saver.wait()
+            if step == 3:
+                (tmp_path / "checkpoint_3" / "PINNED").touch()
+        assert saver.steps() == [3, 4, 8, 10]
+    with pytest.raises(UserError, match="keep_period = 0"):
+        Checkpoints(tmp_path, keep_period=0)
+
+
+def test_a_temporary_step_goes_with_the_next_one_and_displaces_none(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_period=3) as saver:
+        kept = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [2, 4]}
+        for step, steps in kept.items():
+            trainable, opt_state = make_state(step)
+            arrays = {"trainable": trainable, "opt_state": opt_state}
+            saver.save(step, **arrays, metadata={}, temporary=step == 3)
+            assert saver.steps() == steps
+
+
+def test_a_step_counts_only_once_its_arrays_have_been_read_again(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    inner = manifest.damage
+
+    def after_a_bit_rotted(state, records):
+        flip_arrays(Path(state.parent))
+        return inner(state, records)
+
+    monkeypatch.setattr(manifest, "damage", after_a_bit_rotted)
+    trainable, opt_state = make_state(2)
+    with pytest.raises(SaveError, match="Saving step 2 .*cannot be read"):
+        with Checkpoints(tmp_path, keep=None) as saver:
+            saver.save(2, trainable=trainable, opt_state=opt_state, metadata={})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
 def test_metrics_can_be_added_later(tmp_path):
     save(tmp_path, 1, 2, 3)
     with Checkpoints(tmp_path, keep=1, best_metric="f1") as saver:
@@ -355,12 +454,23 @@ def test_failed_save_is_raised_by_the_next_call(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("promot_t5x.manifest.write", fail)
         saver.save(2, trainable=trainable, opt_state=opt_state, metadata={})
-        with pytest.raises(RuntimeError, match="step 2 .*disk full"):
+        with pytest.raises(SaveError, match="step 2 .*disk full"):
             saver.save(3, trainable=trainable, opt_state=opt_state, metadata={})
     assert saver.latest() == 1
     saver.close()
     with Checkpoints(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=1000))
+    trainable, opt_state = make_state(2)
+    with Checkpoints(tmp_path, keep=None) as saver:
+        with pytest.raises(SaveError, match="Step 2 needs 1,0.. bytes .* 1,000 left"):
+            saver.save(2, trainable=trainable, opt_state=opt_state, metadata={})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_1"]
 
 
 def test_saving_does_not_wait_for_the_write(tmp_path, monkeypatch):

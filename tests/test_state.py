@@ -149,3 +149,21 @@ def test_slots_of_a_chain_of_transformations_are_found_in_it(model, params, part
     adam = slots[1][0]
     assert state.flatten(adam.mu) == state.flatten(adam.nu) == state.flatten(shardings)
     assert adam.count == partitioner.replicated
+
+
+def test_a_fresh_optimiser_may_count_from_elsewhere(model, params, partitioner):
+    for optimizer in (small_adafactor(0.1), optax.chain(optax.clip(1.0), optax.adam(0.1))):
+        fresh = optimizer.init(params)
+        late = state.started_at(1_100_000, fresh)
+        assert jax.tree.structure(late) == jax.tree.structure(fresh)
+        changed = [
+            (path, int(b))
+            for (path, a), b in zip(
+                jax.tree_util.tree_leaves_with_path(fresh), jax.tree.leaves(late), strict=True
+            )
+            if not np.array_equal(a, b)
+        ]
+        assert [count for _, count in changed] == [1_100_000]
+        assert "count" in str(changed[0][0][-1])
+    with pytest.raises(UserError, match="optimizer_step = 5, but this optimiser keeps no count"):
+        state.started_at(5, optax.sgd(0.1).init(params))

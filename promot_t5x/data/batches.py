@@ -63,6 +63,9 @@ class Batches:
         embedding, and a batch size or prompt length that is not positive.
         """
         _check_batch_size(batch_size)
+        self._contents: dict[str, dict[str, int | str]] = {
+            each.name: {"examples": len(each), "content_hash": each.content_hash} for each in stores
+        }
         self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
         self._batch_size = batch_size
         self._pack = pack
@@ -81,6 +84,11 @@ class Batches:
             seed=seed,
             shuffle=shuffle,
         )
+
+    @property
+    def contents(self) -> dict[str, dict[str, int | str]]:
+        """How many examples there are, and a hash of their tokens, by store name."""
+        return self._contents
 
     @property
     def trimmed_inputs(self) -> int:
