@@ -8,7 +8,7 @@ over the devices of many hosts has a fingerprint of 128 bits that is computed in
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -78,7 +78,20 @@ def content_hash(params: Mapping[str, Any]) -> str:
       params: a nested dict of numpy or JAX arrays. Every process must call this when an array
         spans processes.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
+    return hash_of(fingerprints(traverse_util.flatten_dict(params, sep="/")))
+
+
+def hash_of(lines: Iterable[str]) -> str:
+    """The content hash of parameters whose `fingerprints` these are, in any order."""
+    return hex_digest("".join(sorted(lines)).encode())
+
+
+def fingerprints(flat: Mapping[str, Any]) -> list[str]:
+    """What the content hash is made of: a line for each array, or layer of a stack.
+
+    Args:
+      flat: {'/'-joined path: array}, all parameters or some.
+    """
     pending = {path: _lanes(array, scan.layer_axis(path)) for path, array in flat.items()}
     lines = []
     for path, lanes in jax.device_get(pending).items():
@@ -87,7 +100,7 @@ def content_hash(params: Mapping[str, Any]) -> str:
         shape = shape if lanes.ndim == 1 else np.delete(shape, scan.LAYER_AXIS)
         for name, values in zip(single, lanes.reshape(-1, _LANES), strict=True):
             lines.append(f"{name}\0{dtype}\0{tuple(map(int, shape))}\0{values.tobytes().hex()}\n")
-    return hex_digest("".join(sorted(lines)).encode())
+    return lines
 
 
 def _lanes(array: Any, layers: int | None) -> jax.Array:

@@ -34,6 +34,7 @@ def convert(source, destination, to, *flags):
 
 def refused(capsys, source, destination, to, *flags):
     """The message of a conversion that does not begin."""
+    capsys.readouterr()
     assert cli.main(["convert", str(source), str(destination), "--to", to, *flags]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("promot-t5x: error: ") and "Traceback" not in err
@@ -366,6 +367,20 @@ def test_stages_whose_base_is_gone_or_another(run, tmp_path, capsys, golden):
     wide = {PROMPT: np.zeros((1, 2, 64), np.float32)}
     save(tmp_path / "c", wide, 1, base_path=str(run[0] / "base" / "checkpoint_7"))
     assert "was not trained on what" in refused(capsys, tmp_path / "c", tmp_path / "x", "t5x")
+
+
+def test_a_base_that_has_changed_since_is_noticed(run, tmp_path, capsys):
+    base = run[0] / "base" / "checkpoint_7"
+    prompt = {PROMPT: np.zeros((1, 2, 32), np.float32)}
+    for dtype in ("float32", "bfloat16"):  # as stages may freeze it
+        frozen_hash = bases.content_hash(bases.read_params(base, dtype=dtype))
+        told = {"base_path": str(base), "frozen_hash": frozen_hash}
+        save(tmp_path / dtype, prompt, 1, **told)
+        convert(tmp_path / dtype, tmp_path / f"{dtype}_t5x", "t5x")
+    save(tmp_path / "other", prompt, 1, base_path=str(base), frozen_hash="0" * 32)
+    err = refused(capsys, tmp_path / "other", tmp_path / "x", "t5x")
+    assert f"{base} is not what" in err and "another than the 0000" in err
+    assert not (tmp_path / "x").exists()
 
 
 # ------------------------------------------------------------------------ what stands in the way

@@ -44,6 +44,7 @@ class Opened:
       step: the training step; 0 where the format has none.
       directory: where it lies, for files that travel along.
       origins: what it is made of, for messages.
+      verify: raises UserError where a base is not the one that a stage was trained on.
       activation: the MLP's first activation, where the checkpoint says it.
       told: its `config.json`, if it has one.
     """
@@ -53,6 +54,7 @@ class Opened:
     step: int
     directory: epath.Path
     origins: list[str]
+    verify: Callable[[], None] = lambda: None
     activation: str | None = None
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -73,13 +75,14 @@ def open_for_conversion(path: str) -> Opened:
         result = StageResult.read(bases.find(path))
         if result is not None:  # of a finished stage its chosen step is meant
             source = OwnSource(result.directory / f"checkpoint_{result.step}")
-        whole, origins = stage.complete(source)
+        whole = stage.complete(source)
         return Opened(
-            source=whole,
+            source=whole.source,
             format="promot",
             step=source.manifest.step,
             directory=source.step_dir,
-            origins=origins,
+            origins=whole.origins,
+            verify=whole.verify,
             activation=targets.activation_of(source.manifest.metadata.get("config") or ""),
         )
     if isinstance(source, HfSource):
@@ -167,6 +170,7 @@ class Conversion:
         Args:
           progress: called with bytes done and bytes in all.
         """
+        self.opened.verify()
         part = self.destination.parent / (self.destination.name + _INCOMPLETE)
         if part.exists():
             part.rmtree()

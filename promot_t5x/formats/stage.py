@@ -1,15 +1,18 @@
 """A stage's checkpoint, which holds only what trained, made whole with the base it trained on."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
-from promot_t5x import bases
+from promot_t5x import bases, hashing
 from promot_t5x.bases import OwnSource
 from promot_t5x.errors import UserError
-from promot_t5x.formats.layouts import BIAS, Layout, Relaid
+from promot_t5x.formats.layouts import BIAS, Layout, Relaid, batches
 from promot_t5x.formats.shape import EMBEDDING
 from promot_t5x.formats.source import ParamSource, Shapes, some
 from promot_t5x.prompt import PROMPT_PATH
@@ -31,14 +34,27 @@ class Overlaid:
         return {path: found[path] for path in wanted}
 
 
-def complete(own: OwnSource) -> tuple[ParamSource, list[str]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A whole model made of a stage's checkpoint and what it trained on.
+
+    Attributes:
+      source: the parameters, one layer after the other.
+      origins: where they are from, what lies uppermost first.
+      verify: reads the bases of stages that trained a prompt alone, and raises UserError where one
+        no longer has the content hash that the stage recorded.
+    """
+
+    source: ParamSource
+    origins: list[str]
+    verify: Callable[[], None]
+
+
+def complete(own: OwnSource) -> Completed:
     """A whole model, one layer after the other: what the stage trained over its base.
 
     The base is found as the checkpoint records it: a path, a name, or an earlier stage of the same
     run, whose chosen step lies beside the stage's directory.
-
-    Returns:
-      The model, and where each part of it is from, the stage's own first.
 
     Raises:
       UserError: the base is not where it was, or is of another shape.
@@ -46,7 +62,7 @@ def complete(own: OwnSource) -> tuple[ParamSource, list[str]]:
     trained = Relaid(own, Layout(scanned=False))
     origins = [str(own.step_dir)]
     if EMBEDDING in trained.shapes:
-        return trained, origins
+        return Completed(source=trained, origins=origins, verify=lambda: None)
     reference = own.manifest.metadata.get("base_path")
     if reference is None:
         raise UserError(
@@ -58,20 +74,43 @@ def complete(own: OwnSource) -> tuple[ParamSource, list[str]]:
     )
     if result is not None:
         step_dir = result.directory / f"checkpoint_{result.step}"
-        base, more = complete(OwnSource(step_dir))
+        base = complete(OwnSource(step_dir))
     else:
         try:
-            base = bases.open_source(reference)
+            whole = bases.open_source(reference)
         except UserError as error:
             raise UserError(
                 f"{own.step_dir} holds only what its stage trained, and its base cannot be read: "
                 f"{error}"
             ) from None
-        more = [reference]
+        base = Completed(source=whole, origins=[reference], verify=lambda: None)
     per_layer = any(path.endswith(BIAS) and "/layers_" in path for path in trained.shapes)
-    below = Relaid(base, Layout(scanned=False, bias_per_layer=True if per_layer else None))
+    below = Relaid(base.source, Layout(scanned=False, bias_per_layer=True if per_layer else None))
     _check(own.step_dir, trained.shapes, below.shapes, reference)
-    return Overlaid(below, trained), origins + more
+
+    def verify() -> None:
+        base.verify()
+        expected = own.manifest.metadata.get("frozen_hash")
+        if expected is not None and trained.shapes.keys() == {PROMPT_PATH}:
+            _check_hash(own.step_dir, below, expected, reference)
+
+    return Completed(source=Overlaid(below, trained), origins=origins + base.origins, verify=verify)
+
+
+def _check_hash(step_dir: epath.Path, base: ParamSource, expected: str, reference: str) -> None:
+    """Compare a base with the content hash of what a stage had frozen, in either of its types."""
+    lines: dict[Any, list[str]] = {np.dtype(np.float32): [], np.dtype(jnp.bfloat16): []}
+    paths = [path for path in base.shapes if path != PROMPT_PATH]
+    for batch in batches(base, paths):
+        wanted = {p: jax.ShapeDtypeStruct(base.shapes[p].shape, np.float32) for p in batch}
+        arrays = base.read(wanted)
+        for dtype, found in lines.items():
+            found += hashing.fingerprints({p: a.astype(dtype) for p, a in arrays.items()})
+    if expected not in map(hashing.hash_of, lines.values()):
+        raise UserError(
+            f"{reference} is not what {step_dir} was trained on: its content hash is another than "
+            f"the {expected} that was recorded."
+        )
 
 
 def _is_name(reference: str) -> bool:
@@ -91,11 +130,3 @@ def _check(step_dir: epath.Path, trained: Shapes, base: Mapping[str, Any], refer
             f"{step_dir} was not trained on what {reference} now holds: {some(sorted(wrong))} "
             "would not fit."
         )
-
-
-def prompt_of(source: ParamSource) -> Any:
-    """The prompt table [prompts, length, embed] of a source, float32, or None."""
-    if PROMPT_PATH not in source.shapes:
-        return None
-    shape = source.shapes[PROMPT_PATH].shape
-    return source.read({PROMPT_PATH: jax.ShapeDtypeStruct(shape, "float32")})[PROMPT_PATH]
