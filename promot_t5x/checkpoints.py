@@ -215,7 +215,7 @@ class Checkpoints:
         if self._leads:
             self._make_way(step)
         # Orbax would write a numpy leaf as it is by then, so it gets the copy.
-        safe = {p: x if isinstance(x, jax.Array) else blocks[p][2][0][1] for p, x in leaves.items()}
+        safe = {p: x if isinstance(x, jax.Array) else np.array(x) for p, x in leaves.items()}
         tree = traverse_util.unflatten_dict(safe, sep="/")
         target = reading.step_directory(self.directory, step)
         self._orbax.save(target, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
