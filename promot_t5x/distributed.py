@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from promot_t5x import progress
-from promot_t5x.errors import UserError
+from promot_t5x.errors import EXIT_USER_ERROR, UserError
+from promot_t5x.witness import GO_ON
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
 SHUTDOWN_TIMEOUT_SECONDS = 60
@@ -264,6 +265,11 @@ def leave(status: int) -> None:
     waits a moment for those that are about to report the same.
     """
     assert _place is not None and _witness is not None
+    if status != EXIT_USER_ERROR:
+        _say(
+            f"process {_place.index} of {_place.count} failed at {_witness.where}; if it lost "
+            f"another process, that one knows why; {GO_ON}"
+        )
     _witness.dismiss()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -289,10 +295,12 @@ class _Witness:
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is not for the witness
         )
+        self.where = "its start"
         progress.tell(self._tell)
         atexit.register(self.dismiss)
 
     def _tell(self, where: str) -> None:
+        self.where = where
         self._write(where.replace("\n", " "))
 
     def dismiss(self) -> None:

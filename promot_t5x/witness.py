@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 
+GO_ON = "start all processes again and the run goes on from what is saved"
 _STACKS_SECONDS = 3.0  # for the stacks to reach the log
 
 
@@ -27,23 +28,20 @@ def watch(pid: int, name: str, stall_seconds: float) -> None:
             os.kill(pid, signal.SIGUSR1)
             time.sleep(_STACKS_SECONDS)
             os.kill(pid, signal.SIGKILL)
-            _say(f"{name} was stuck and has been ended; {_GO_ON}")
+            _say(f"{name} was stuck and has been ended; {GO_ON}")
             return
         read = os.read(0, 65536)
         if not read:
             minutes = (time.monotonic() - began) / 60
             _say(
                 f"{name} was ended at {where}, after {minutes:.1f} minutes: it was killed, or "
-                f"another process was and JAX ended this one too (see above); {_GO_ON}"
+                f"another process was and JAX ended this one too (see above); {GO_ON}"
             )
             return
         *lines, unread = (unread + read).split(b"\n")
         if b"" in lines:
             return
         where = lines[-1].decode() if lines else where
-
-
-_GO_ON = "start all processes again and the run goes on from what is saved"
 
 
 def _say(text: str) -> None:

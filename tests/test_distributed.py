@@ -125,7 +125,7 @@ elif sys.argv[1] == "failed":
     ("end", "stall", "status", "said"),
     [
         ("well", 20, 0, []),
-        ("failed", 20, 1, []),
+        ("failed", 20, 1, ["process 3 of 4 failed at [stage_two] step 17; if it lost another"]),
         (
             "killed",
             20,
