@@ -57,7 +57,7 @@ class Place:
     local_devices: tuple[int, ...] | None = None
 
 
-_barriers = itertools.count()
+_meetings = itertools.count()
 _place: Place | None = None  # where `start` put this process
 _witness: "_Witness | None" = None
 
@@ -230,6 +230,18 @@ def label() -> str:
     return "" if _place is None else f" (process {_place.index} of {_place.count})"
 
 
+def meet() -> None:
+    """Wait until all processes are here, however long one of them compiles or reads.
+
+    Collectives are less patient: on CPUs, those that begin one wait half a minute for the others.
+    """
+    if joined():
+        import orbax.checkpoint as ocp
+
+        wait = ocp.multihost.get_barrier_sync_fn()
+        wait(key=f"promot_t5x.{next(_meetings)}", timeout_ms=_PATIENCE_MS)
+
+
 @contextlib.contextmanager
 def first_on_host() -> Iterator[None]:
     """Run the body in one process of each host first, and in the others when it is done there.
@@ -241,20 +253,16 @@ def first_on_host() -> Iterator[None]:
         return
     import jax
     import numpy as np
-    import orbax.checkpoint as ocp
     from jax.experimental import multihost_utils
 
     name = hashlib.sha256(socket.gethostname().encode()).digest()[:8]
     hosts = multihost_utils.process_allgather(np.frombuffer(name, np.uint8))
     same = [index for index, host in enumerate(hosts) if host.tobytes() == name]
-    # The coordination service has the patience that a collective has not.
-    wait = ocp.multihost.get_barrier_sync_fn()
-    key = f"first_on_host.{next(_barriers)}"
     if same[0] == jax.process_index():
         yield
-        wait(key=key, timeout_ms=_PATIENCE_MS)
+        meet()
     else:
-        wait(key=key, timeout_ms=_PATIENCE_MS)
+        meet()
         yield
 
 

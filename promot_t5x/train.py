@@ -263,6 +263,7 @@ class Trainer:
         if not self._program.is_compiled:
             began = time.monotonic()
             self._program.compile()
+            distributed.meet()
             self._say(f"step compiled in {duration(time.monotonic() - began)}")
         return self._program.compile()
 
