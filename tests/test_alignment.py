@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import run_lab
-from engine_lab import OneDevice
+from engine_lab import one_device_mesh
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 from promot_t5x import alignment, models, network, scan
@@ -47,7 +47,7 @@ def params(model):
 
 def measure(model, params, shuffled="tiny_rte_shuffled_labels", **settings):
     config = alignment.AlignmentConfig(shuffled=shuffled, batch_size=8, num_batches=2, **settings)
-    return alignment.Alignment(model, config, DATA, OneDevice())
+    return alignment.Alignment(model, config, DATA, one_device_mesh())
 
 
 def test_cosines_are_those_of_the_whole_gradient(model, params):

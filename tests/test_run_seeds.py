@@ -67,7 +67,7 @@ def test_each_seed_is_the_run_that_it_would_be_alone(lab, several):
 
 def test_programs_and_the_base_are_shared(several, out):
     assert out.count("step compiled") == 3
-    assert out.count("[pretrained] ") == 1
+    assert out.count("[pretrained] 28 arrays") == 1
     assert sorted(path.name for path in (several / "comparison").iterdir()) == ["pretrained"]
 
 
