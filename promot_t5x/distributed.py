@@ -183,15 +183,8 @@ def start(parsed: argparse.Namespace) -> None:
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
     )
-    if place is None:
-        jax.distributed.initialize(**settings)  # asks the TPU's metadata
-        if jax.process_count() == 1:
-            return
-        place = Place(
-            coordinator="of the TPU", count=jax.process_count(), index=jax.process_index()
-        )
-    else:
-        _say(f"process {place.index} of {place.count}, coordinator {place.coordinator}")
+    if place is not None:
+        _join(place, parsed.stall_timeout)
         jax.distributed.initialize(
             place.coordinator,
             place.count,
@@ -200,10 +193,24 @@ def start(parsed: argparse.Namespace) -> None:
             cluster_detection_method="deactivate",
             **settings,
         )
+        progress.here("its start")
+        return
+    with contextlib.suppress(ValueError):  # no metadata: a TPU of somebody else's, on one host
+        jax.distributed.initialize(**settings)
+    if jax.process_count() > 1:
+        leader, count = "process 0, as the TPU's metadata have it", jax.process_count()
+        place = Place(coordinator=leader, count=count, index=jax.process_index())
+        _join(place, parsed.stall_timeout)
+
+
+def _join(place: Place, stall_timeout_seconds: int) -> None:
+    """Be one of several: watched by a witness, and silent unless it is process 0."""
     global _place, _witness
     _place = place
     faulthandler.enable()  # the coordination service ends a process by SIGABRT
-    _witness = _Witness(parsed.stall_timeout)
+    _witness = _Witness(stall_timeout_seconds)
+    _say(f"process {place.index} of {place.count}, coordinator {place.coordinator}")
+    progress.here(f"its start, waiting for the others at {place.coordinator}")
     if place.index:
         progress.mute()
         sys.stdout = open(os.devnull, "w")

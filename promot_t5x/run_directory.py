@@ -1,6 +1,9 @@
 """A MODEL_DIR belongs to one configuration."""
 
+import os
 import re
+import socket
+import time
 from collections.abc import Collection
 
 from etils import epath
@@ -9,13 +12,21 @@ from promot_t5x import config, processes
 from promot_t5x.errors import UserError
 from promot_t5x.files import write_atomically
 
+CONFIG = "config.gin"
+_SHARING_SECONDS = 10.0  # in which a file of one host shows on the others
 # How a run lies on its devices changes none of its numbers but their last digits.
 _LAYOUT = re.compile(r"NUM_PARTITIONS|MESH|partitioning\..*")
 
 
-def token_cache(directory: epath.Path) -> epath.Path | None:
-    """Where a run keeps its tokenised examples: with it, unless it is not on this host's disk."""
-    return None if "://" in str(directory) else directory / "token_cache"
+def token_cache(directory: epath.Path) -> epath.Path:
+    """Where a run keeps its tokenised examples: with it, or on each host's disk if it is not there.
+
+    What is kept is found by its content, so runs may share the place.
+    """
+    if "://" not in str(directory):
+        return directory / "token_cache"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return epath.Path(home).expanduser() / "promot_t5x" / "token_cache"
 
 
 def claim(directory: epath.Path, text: str, *, may_change: Collection[str] = ()) -> None:
@@ -32,12 +43,27 @@ def claim(directory: epath.Path, text: str, *, may_change: Collection[str] = ())
     with processes.agreement(UserError):
         if processes.leads():
             _claim(directory, text, may_change)
+    with processes.agreement(UserError):
+        _check_shared(directory / CONFIG)
+
+
+def _check_shared(path: epath.Path) -> None:
+    """Raise `UserError` where this process does not see what process 0 wrote."""
+    end = time.monotonic() + _SHARING_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f"MODEL_DIR is not shared by all hosts: process 0 wrote {path}, which "
+                f"{socket.gethostname()} does not see. Give a bucket, as in gs://…, or a directory "
+                "of a shared file system, by its full path."
+            )
+        time.sleep(0.2)
 
 
 def _claim(directory: epath.Path, text: str, may_change: Collection[str]) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"MODEL_DIR {directory} is a file; name a directory, new or this run's.")
-    path = directory / "config.gin"
+    path = directory / CONFIG
     if path.exists():
         difference = [
             line

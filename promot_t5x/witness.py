@@ -34,8 +34,8 @@ def watch(pid: int, name: str, stall_seconds: float) -> None:
         if not read:
             minutes = (time.monotonic() - began) / 60
             _say(
-                f"{name} was ended at {where}, after {minutes:.1f} minutes: it was killed, or "
-                f"another process was and JAX ended this one too (see above); {GO_ON}"
+                f"{name} was ended at {where}, after {minutes:.1f} minutes: it was killed, or JAX "
+                f"ended it because another process is gone (see above); {GO_ON}"
             )
             return
         *lines, unread = (unread + read).split(b"\n")

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 
-from promot_t5x import distributed
+from promot_t5x import distributed, run_directory
 from promot_t5x.distributed import Place
 from promot_t5x.errors import UserError
 
@@ -99,6 +100,13 @@ def test_slurm_tasks_that_share_a_node_have_a_device_each():
 def test_half_a_place_is_none(words, environ, complaint):
     with pytest.raises(UserError, match=re.escape(complaint)):
         found(*words, **environ)
+
+
+def test_tokens_of_runs_in_buckets_are_kept_on_the_host(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = run_directory.token_cache(epath.Path("gs://bucket/run"))
+    assert kept == epath.Path(tmp_path) / "promot_t5x" / "token_cache"
+    assert run_directory.token_cache(epath.Path("/run")) == epath.Path("/run/token_cache")
 
 
 # A process with a witness that tells where it is, and then ends or hangs as it is told.

@@ -52,12 +52,15 @@ class Processes:
         )
         self.pids: list[int] = []
 
-    def start(self, words: list[str], count: int) -> None:
-        """Fork processes that run one command line together."""
+    def start(self, words: list[str], count: int, *, apart: bool = False) -> None:
+        """Fork processes that run one command line together, or each in a directory of its own."""
+        homes = [self._directory / (f"host_{index}" if apart else "") for index in range(count)]
+        for home in homes:
+            home.mkdir(exist_ok=True)
         own = [f"--coordinator_address=localhost:{free_port()}", f"--process_count={count}"]
         commands = [
-            ([*words, *own, f"--process_index={index}"], str(self._log(index)))
-            for index in range(count)
+            ([*words, *own, f"--process_index={index}"], str(self._log(index)), str(home))
+            for index, home in enumerate(homes)
         ]
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(commands) + "\n")
@@ -209,6 +212,15 @@ def test_four_processes_that_share_copies_of_the_model(lab, processes, base):
         processes.start(words, count)
         assert processes.wait() == [0] * count, "".join(map(processes.said, range(count)))
     same_training(lab.directory / "one_of_four", lab.directory / "four", 4)
+
+
+def test_hosts_that_do_not_share_the_directory_are_told(lab, processes, base):
+    where = {"MODEL_DIR": "run", "INITIAL_CHECKPOINT_PATH": base}
+    processes.start(lab.words("train", "finetune", "train", **where), 2, apart=True)
+    assert processes.wait() == [2, 2], processes.said(0) + processes.said(1)
+    assert "MODEL_DIR is not shared by all hosts: process 0 wrote run/config.gin" in (
+        processes.said(1)
+    )
 
 
 def same_training(one, several, steps):
