@@ -55,6 +55,7 @@ class Checkpoints:
       keep_period: steps that this divides are never removed; None: no others than those.
       best_metric: the metric whose best checkpoint is never removed, if any.
       best_mode: 'max' or 'min'.
+      best_ties: which of equals is the best, the 'earliest' or the 'latest'.
 
     A checkpoint whose directory holds a file `PINNED` is never removed either, and one that was
     saved as temporary is as soon as there is a later one.
@@ -72,6 +73,7 @@ class Checkpoints:
         keep_period: int | None = None,
         best_metric: str | None = None,
         best_mode: Literal["max", "min"] = "max",
+        best_ties: str = "earliest",
     ):
         if keep is not None and keep < 1:
             raise UserError(f"keep = {keep}: keep at least 1 checkpoint, or None for all of them")
@@ -81,6 +83,7 @@ class Checkpoints:
         self.keep, self.keep_period = keep, keep_period
         self.best_metric = best_metric
         self.best_mode = best_mode
+        self.best_ties = best_ties
         self._leads = processes.leads()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -148,7 +151,7 @@ class Checkpoints:
         return bool(processes.leaders([path.exists()])[0])
 
     def best(self, metric: str | None = None) -> int | None:
-        """Return the complete step with the best value of a metric, the earliest of equals.
+        """Return the complete step with the best value of a metric, of equals as `best_ties` says.
 
         Args:
           metric: its name; the instance's `best_metric` if None.
@@ -160,7 +163,9 @@ class Checkpoints:
     def _best(self, metric: str | None) -> int | None:
         if metric is None:
             return None
-        return reading.best_step(self.directory, self._steps(), metric, self.best_mode)
+        return reading.best_step(
+            self.directory, self._steps(), metric, self.best_mode, self.best_ties
+        )
 
     def restore(
         self, *, trainable: Any, opt_state: Any = None, step: int | None = None, verify: bool = True

@@ -101,10 +101,17 @@ def step_metrics(directory: str | os.PathLike, step: int) -> dict[str, float]:
     return known
 
 
+TIES = ("earliest", "latest")
+
+
 def best_step(
-    directory: str | os.PathLike, steps: list[int], metric: str, mode: str = "max"
+    directory: str | os.PathLike,
+    steps: list[int],
+    metric: str,
+    mode: str = "max",
+    ties: str = "earliest",
 ) -> int | None:
-    """Return the step with the best value of a metric, the earliest of equals.
+    """Return the step with the best value of a metric, of equals the `earliest` or the `latest`.
 
     Steps without the metric, or where it is not a number, do not take part; None if no
     step does. `mode` is 'max' or 'min'.
@@ -112,7 +119,8 @@ def best_step(
     scores = {s: step_metrics(directory, s).get(metric, math.nan) for s in steps}
     sign = 1 if mode == "max" else -1
     taking_part = [s for s in steps if not math.isnan(scores[s])]
-    return max(taking_part, key=lambda s: (sign * scores[s], -s), default=None)
+    later = 1 if ties == "latest" else -1
+    return max(taking_part, key=lambda s: (sign * scores[s], later * s), default=None)
 
 
 def _entry_name(entry: Any) -> str:

@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import optax
 
-from promot_t5x import adafactor, checks
+from promot_t5x import adafactor, checks, restore
 from promot_t5x.alignment import AlignmentConfig
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluate import EvalConfig
+
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class Stage:
     - `train_dataset`: see `DatasetConfig`.
     - `evaluation`: how the target's validation score is taken, which chooses the best checkpoint;
       none keeps the last one.
+    - `best_ties`: of checkpoints with equal best scores, the `earliest` or the `latest` is the best.
     - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
       step, every so many steps and after the last: what it can still do in context. Without a
       period they are not asked while the stage trains.
@@ -100,6 +103,7 @@ class Stage:
     prompt: Any = None
     train_dataset: DatasetConfig
     evaluation: EvalConfig | None = None
+    best_ties: str = "earliest"
     suite: EvalConfig | None = None
     suite_period: int | None = None
     alignment: AlignmentConfig | None = None
@@ -141,11 +145,13 @@ class Stage:
                     f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
                     "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
                 )
-        if self.frozen_dtype not in ("float32", "bfloat16"):
-            raise UserError(
-                f"stage {self.name!r}: frozen_dtype must be 'float32' or 'bfloat16', got "
-                f"{self.frozen_dtype!r}.{did_you_mean(self.frozen_dtype, ['float32', 'bfloat16'])}"
-            )
+        for field, choices in (("frozen_dtype", DTYPES), ("best_ties", restore.TIES)):
+            value = getattr(self, field)
+            if value not in choices:
+                raise UserError(
+                    f"stage {self.name!r}: {field} must be {' or '.join(map(repr, choices))}, got "
+                    f"{value!r}.{did_you_mean(value, choices)}"
+                )
         if self.train_dataset.batch_size % self.microbatches:
             raise UserError(
                 f"stage {self.name!r}: microbatches = {self.microbatches} does not divide "

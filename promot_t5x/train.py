@@ -186,6 +186,7 @@ class Trainer:
             keep_period=stage.keep_period,
             best_metric=stage.best_metric,
             best_mode=stage.best_mode,
+            best_ties=stage.best_ties,
         ) as saver:
             # Where every parameter comes from: this run's newest checkpoint, or the stage's base.
             train_state, identity = beginning.begin(

@@ -188,6 +188,16 @@ def test_finetune_is_the_baseline(lab, base, promot):
     assert changed(weights, run_lab.trained(chosen(directory))) == weights.keys()
 
 
+def test_of_equally_good_checkpoints_the_latest_is_handed_on_if_asked(lab, base):
+    run_lab.succeed(command(lab, base, "train", "finetune", name="latest", BEST_TIES="latest"))
+    directory = lab.directory / "latest"
+    scores = run_lab.json_lines(directory / "inference_eval" / "run_signs-metrics.jsonl")
+    assert [row["share_equal"] for row in scores] == [scores[0]["share_equal"]] * 2
+    assert json.loads((directory / "stage.json").read_text())["step"] == 4
+    done = run_lab.here(command(lab, base, "train", "finetune", name="no", BEST_TIES="last"))
+    assert done.status == 2 and "'earliest' or 'latest', got 'last'" in done.err
+
+
 def test_eval_with_a_prompt_and_without(lab, promot):
     macros = {"CHECKPOINT_PATH": chosen(promot / "stage_two"), "NUM_EXAMPLES": 4, "BATCH_SIZE": 8}
     prompt = {"PROMPT_FILE": promot / "stage_one" / "prompt.npz"}
