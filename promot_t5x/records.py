@@ -44,6 +44,7 @@ class TaskResult:
       none of the task's labels.
     - `signatures`: how scores of that name were computed, where a metric can tell (sacreBLEU).
     - `labels`: the answers there are, where the task has few.
+    - `answer_words`: what its answers are made of, where those words are its own.
     """
 
     task: str
@@ -54,6 +55,7 @@ class TaskResult:
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     signatures: dict[str, str] = dataclasses.field(default_factory=dict)
     labels: list[str] = dataclasses.field(default_factory=list)
+    answer_words: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def primary(self) -> str | None:
@@ -206,6 +208,7 @@ def write(run: EvalRun, results: Sequence[TaskResult], **told: Any) -> None:
             "examples": len(result.records),
             "counts": result.counts,
             "labels": result.labels,
+            "answer_words": result.answer_words,
             **run.whose,
             "config": run.config,
             **told,

@@ -63,6 +63,9 @@ class TaskDef:
       references: the field (text or list of texts, nested as in a template) that the metrics get
         as target; None for the answer itself.
       labels: the answers there are, if they are few: predictions that are none are counted.
+      answer_words: the words that answers are made of, where they are the task's own, as in a
+        language that no other task answers in: reports count the answers to other tasks that are
+        made of them.
       output_length: how many tokens an answer may take when decoded (EOS and sentinels included).
       scored_split: the split that is scored when none is asked for.
       shots: demonstrations before each example.
@@ -82,6 +85,7 @@ class TaskDef:
     postprocess: Callable[[str], str] = keep
     references: str | None = None
     labels: tuple[str, ...] = ()
+    answer_words: tuple[str, ...] = ()
     scored_split: str = "validation"
     shots: int = 0
     shots_split: str = "train"

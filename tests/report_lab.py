@@ -148,6 +148,7 @@ def write_answers(
     *,
     step: int = 0,
     prompt: bool = False,
+    answer_words: Sequence[str] = (),
 ) -> None:
     """`inference_eval/` of one task in a directory."""
     targets = [target for _, _, target in task.questions]
@@ -155,6 +156,7 @@ def write_answers(
     result = records.TaskResult(
         task=task.name,
         split="validation",
+        answer_words=list(answer_words),
         metrics={name: v for m in task.metrics for name, v in m(targets, predictions).items()},
         metric_specs=[metrics.spec(metric) for metric in task.metrics],
         records=[

@@ -11,6 +11,7 @@ import pytest
 import report_lab as lab
 import run_lab
 import sacrebleu
+from promot_t5x.tasks import metrics
 
 from promot_t5x.errors import UserError
 from promot_t5x.report import comparison, pairs, runs, table
@@ -181,6 +182,26 @@ def test_the_format_counts_where_it_is_out_of_place(real):
     assert made.measure.words == ("False", "True")
     # CB and WiC are answered with the target's words by right.
     assert not {"cb_1shot", "wic_1shot"} & set(made.measured) and len(made.measured) == 6
+
+
+def test_a_format_may_be_made_of_words(tmp_path):
+    """A target with many answers is recognised by the words that its definition calls its own."""
+    target = lab.Task(
+        "ours", [(str(n), "?", f"za zo z{n}") for n in range(12)], [metrics.exact_match]
+    )
+    other = lab.Task(
+        "talk_1shot", [("a", "?", "one two"), ("b", "?", "three")], [metrics.exact_match]
+    )
+    own = [f"z{n}" for n in range(12)] + ["za", "zo"]
+    right = [answer for _, _, answer in target.questions]
+    lab.write_answers(tmp_path / "x", target, right, prompt=True, answer_words=own)
+    lab.write_answers(tmp_path / "x", other, ["zo za z3", "za three"])
+    made = compare(tmp_path / "x")
+    assert cell(made, "x", "target's format").value == 50
+    assert any("the target's own 14 words" in line for line in table.legend(made))
+    lab.write_answers(tmp_path / "y", target, right, prompt=True)
+    lab.write_answers(tmp_path / "y", other, ["zo za z3", "za three"])
+    assert compare(tmp_path / "y").measure is None
 
 
 def share_of_words(targets, predictions):

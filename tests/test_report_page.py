@@ -10,7 +10,18 @@ import report_lab as lab
 import run_lab
 from test_report import cell, command, compare
 
-from promot_t5x.report import changed, curves, figures, main, page, pairs, runs, sections, style
+from promot_t5x.report import (
+    changed,
+    curves,
+    figures,
+    main,
+    page,
+    pairs,
+    runs,
+    sections,
+    side_by_side,
+    style,
+)
 
 STEPS = (0, 10, 20)
 
@@ -34,6 +45,9 @@ def run(tmp_path_factory):
                 for task in suite:
                     said = lab.answer(task, wrong)
                     lab.write_answers(home / "suite_eval", task, said, step=step)
+            aligned = [{"step": s, "MLP": 1 - s / 40 + seed / 10, "key": 0.5} for s in STEPS]
+            lines = "".join(json.dumps(row) + "\n" for row in aligned)
+            (home / "gradient_alignment.jsonl").write_text(lines)
     return run
 
 
@@ -104,6 +118,8 @@ def test_bars_have_the_tables_numbers(made):
 
 def test_every_figure_has_labelled_axes_and_says_the_same_twice(made, read):
     drawn = sections.drawn(made, read)
+    aligned, caption = drawn.pop("gradient_alignment")
+    assert caption.endswith(".") and aligned.axes[0].get_ylabel() == "cosine of the gradients"
     assert list(drawn) == ["bars", "learning", "trade_off", "format_share"]
     for figure, caption in drawn.values():
         assert caption.endswith(".")
@@ -115,6 +131,16 @@ def test_every_figure_has_labelled_axes_and_says_the_same_twice(made, read):
     again = sections.drawn(made, read)["trade_off"][0]
     assert style.svg(drawn["trade_off"][0]) == style.svg(again)
     assert list(sections.drawn(made, [])) == ["bars"]
+
+
+def test_alignment_is_the_mean_over_seeds(read):
+    assert [row["step"] for row in read[0].alignment] == list(STEPS)
+    panels = figures.alignment(read).axes
+    assert [axes.get_title() for axes in panels] == ["ProMoT", "standard"]
+    (mlp,) = (line for line in panels[0].lines if line.get_label() == "MLP")
+    assert list(mlp.get_xdata()) == list(STEPS)
+    assert list(mlp.get_ydata()) == pytest.approx([1.05 - step / 40 for step in STEPS])
+    assert {line.get_label() for line in panels[1].lines} > {"MLP", "key"}
 
 
 def test_rows_differ_in_more_than_colour():
@@ -170,7 +196,7 @@ def test_changed_examples_in_the_terminal(run):
 def test_the_page_holds_the_table_and_the_examples(made, read, tmp_path):
     compared = [("pretrained", "standard fine-tuning"), ("pretrained", "ProMoT")]
     text = page.render("A <title>", sections.standard(made, read, compared))
-    assert "A &lt;title&gt;" in text and text.count("<svg") == 4
+    assert "A &lt;title&gt;" in text and text.count("<svg") == 5
     mean = cell(made, "ProMoT", "mean")
     assert f"{mean.value:.1f}" in text
     data = re.search(r'id="changed-data">(.*?)</script>', text, re.S)[1]
@@ -188,6 +214,21 @@ def test_the_page_holds_the_table_and_the_examples(made, read, tmp_path):
         assert example["answers"][0] == example["target"]
     sources = sections.sources(made).html
     assert "made up (0123456789ab)" in sources and "made up (fedcba987654)" in sources
+
+
+def test_the_same_questions_are_shown_with_every_rows_answer(run, made):
+    shown = side_by_side.asked(made, per_task=2)
+    assert [each.column.title for each in shown] == ["toy"] * 2 + ["fruit"] * 2 + ["talk"] * 2
+    labels = [row.label for row in made.rows]
+    for each in shown:
+        for label, answer, right in zip(labels, each.answers, each.right, strict=True):
+            home = run / "comparison" / re.sub(r"\W+", "_", label) / "inference_eval"
+            records = run_lab.json_lines(home / f"{each.column.task}-000000.jsonl")
+            (record,) = (r for r in records if r["inputs"] == each.inputs)
+            assert (record["prediction"], record["target"]) == (answer, each.target)
+            assert right == (record["score"] == 100)
+    html = sections.same_questions(made).html
+    assert html.count("<tr>") == 7 and " ✓</td>" in html
 
 
 def test_answers_cannot_break_out_of_the_page(tmp_path):
@@ -233,7 +274,7 @@ def test_the_written_files_are_those_of_the_page(run, made, tmp_path):
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {
         f"{n}.{kind}"
-        for n in ("bars", "learning", "trade_off", "format_share")
+        for n in ("bars", "learning", "trade_off", "format_share", "gradient_alignment")
         for kind in ("svg", "png")
     }
     assert (tmp_path / "figures" / "bars.png").read_bytes()[:4] == b"\x89PNG"

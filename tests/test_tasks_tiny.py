@@ -292,6 +292,14 @@ def test_a_target_after_a_demonstration_of_its_own(name):
         assert asked(query) not in trained
 
 
+def test_only_the_translation_target_answers_in_its_own_words(targets, evaluation):
+    own = set(registry.get_task("tiny_enfr").answer_words)
+    assert {w for t in targets["tiny_enfr", "test"]["targets"] for w in t.split()} <= own
+    assert registry.get_task("tiny_enfr_1shot").answer_words == tuple(words.invented("c"))
+    for columns in evaluation.values():
+        assert not own & {word for answer in columns["targets"] for word in answer.split()}
+
+
 def test_pretraining_has_the_stated_shares(pretraining):
     count = len(pretraining["id"])
     kinds = [row.split("/")[0] for row in pretraining["id"]]

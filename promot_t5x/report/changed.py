@@ -151,7 +151,7 @@ def _answers(comparison: Comparison, label: str, column: Column) -> Answers | No
     return (run.targets if column.kind == TARGET else run.suite).get(column.task)
 
 
-def _target_text(target: Any) -> str:
+def target_text(target: Any) -> str:
     if not isinstance(target, list):
         return str(target)
     more = f" (or {len(target) - 3} more)" if len(target) > 3 else ""
@@ -164,7 +164,7 @@ def _examples(before: Answers, after: Answers, indices: Sequence[int]) -> list[E
         Example(
             id=before.ids[n],
             inputs=questions[n],
-            target=_target_text(before.records[n]["target"]),
+            target=target_text(before.records[n]["target"]),
             answers=(before.answers[n], after.answers[n]),
             scores=(float(before.example_scores[n]), float(after.example_scores[n])),
         )

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from promot_t5x import records
+from promot_t5x.files import read_json_lines
 from promot_t5x.report import answers, runs, target_format
 from promot_t5x.report.runs import Run
 from promot_t5x.statistics.seeds import over_seeds
@@ -31,11 +33,13 @@ class Curve:
 
     - `label`: of the row that has the stage's weights, else the stage's name.
     - `points`: by step.
+    - `alignment`: rows of `step` and the cosines of gradient alignment by block, if measured.
     """
 
     label: str
     seed: str
     points: Sequence[Point]
+    alignment: Sequence[Mapping[str, Any]] = ()
 
 
 def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
@@ -52,7 +56,8 @@ def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
             name = labels.get(stage.name, stage.name.replace("_", " "))
             points = _points(stage)
             if len(points) > 1:
-                curves.append(Curve(label=name, seed=seed, points=points))
+                aligned = read_json_lines(stage / runs.ALIGNMENT)
+                curves.append(Curve(label=name, seed=seed, points=points, alignment=aligned))
     return curves
 
 
@@ -76,6 +81,20 @@ def mean_points(curves: Sequence[Curve]) -> list[Point]:
             target_format=over_seeds([points[step].target_format for points in at]).mean,
         )
         for step in sorted(steps)
+    ]
+
+
+def mean_alignment(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The mean cosines over seeds at each step that all of them have; empty if one has none."""
+    at = [{row["step"]: row for row in curve.alignment} for curve in curves]
+    steps = sorted(set.intersection(*(set(rows) for rows in at)))
+    return [
+        {
+            name: math.fsum(rows[step][name] for rows in at) / len(at)
+            for name in at[0][step]
+            if all(name in rows[step] for rows in at)
+        }
+        for step in steps
     ]
 
 

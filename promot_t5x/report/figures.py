@@ -149,6 +149,49 @@ def learning(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
     return figure
 
 
+def alignment(curves: Sequence[Curve]) -> "Figure":
+    """Cosine between gradients on true and on shuffled labels against the step, a panel a row."""
+    from matplotlib.figure import Figure
+
+    panels = [
+        (label, own)
+        for label, own in curves_module.by_label(curves).items()
+        if curves_module.mean_alignment(own)
+    ]
+    with applied():
+        figure = Figure(figsize=(0.6 + 3.2 * len(panels), 3.0))
+        all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, (label, own) in zip(all_axes, panels, strict=True):
+            rows = curves_module.mean_alignment(own)
+            for n, block in enumerate(name for name in rows[0] if name != "step"):
+                look = style(n + 1)
+                for curve in own if len(own) > 1 else ():
+                    axes.plot(
+                        [row["step"] for row in curve.alignment],
+                        [row[block] for row in curve.alignment],
+                        color=look.colour,
+                        linewidth=0.6,
+                        alpha=0.45,
+                    )
+                axes.plot(
+                    [row["step"] for row in rows],
+                    [row[block] for row in rows],
+                    color=look.colour,
+                    marker=look.marker,
+                    linestyle=look.dashes,
+                    markersize=4.5,
+                    linewidth=1.5,
+                    label=block,
+                )
+            axes.set_title(label)
+            axes.set_xlabel("step")
+            axes.axhline(0, color="#999999", linewidth=0.8)
+            axes.grid()
+        all_axes[0].set_ylabel("cosine of the gradients")
+        _legend_above(figure, *all_axes, above=1.0)
+    return figure
+
+
 def _against_step(
     axes: "Axes",
     curves: Sequence[Curve],
@@ -213,7 +256,7 @@ def _pretrained_line(comparison: Comparison, draw: Callable[..., object]) -> Non
         draw(cell.value, color="#555555", linewidth=0.9, linestyle="--", label=comparison.baseline)
 
 
-def _legend_above(figure: "Figure", *panels: "Axes") -> None:
+def _legend_above(figure: "Figure", *panels: "Axes", above: float = 0.9) -> None:
     handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -222,7 +265,7 @@ def _legend_above(figure: "Figure", *panels: "Axes") -> None:
         list(handles.values()),
         list(handles),
         loc="lower center",
-        bbox_to_anchor=(0.5, 0.9),
+        bbox_to_anchor=(0.5, above),
         ncols=min(4, max(1, len(handles))),
         handlelength=2.6,
     )

@@ -18,6 +18,7 @@ from promot_t5x.report.answers import Answers
 from promot_t5x.report.rows import FILE, ReportRow
 
 COMPARISON, STAGE, SUITE = "comparison", "stage.json", "suite_eval"
+ALIGNMENT = "gradient_alignment.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from promot_t5x.report import changed, figures, page, table
+from promot_t5x.report import changed, figures, page, side_by_side, table
 from promot_t5x.report.comparison import SUITE, TARGET, Cell, Column, Comparison
 from promot_t5x.report.curves import Curve
 from promot_t5x.report.page import Section
@@ -16,6 +16,7 @@ from promot_t5x.report.runs import Run
 from promot_t5x.report.style import svg
 
 PER_GROUP = 40  # changed examples kept of each pair, task and direction
+SIDE_BY_SIDE = 2  # questions of each task that are shown with every row's answer
 FOUND = 0.05  # adjusted p-values below it are marked
 
 
@@ -28,6 +29,7 @@ def standard(
         scores(comparison),
         plots(comparison, curves),
         *([comparisons(found)] if found else []),
+        *([same_questions(comparison)] if len(comparison.rows) > 1 else []),
         *([examples(comparison, pairs)] if pairs else []),
         sources(comparison),
     ]
@@ -112,6 +114,13 @@ def drawn(comparison: Comparison, curves: Sequence[Curve]) -> dict[str, tuple[An
                 "Format specialisation: answers to other tasks that are answers of the target."
                 + several,
             )
+    if any(curve.alignment for curve in curves):
+        found["gradient_alignment"] = (
+            figures.alignment(curves),
+            "Gradient alignment in the last decoder layer: the cosine between the gradients on "
+            "true and on shuffled labels of the same inputs. Near 1, a step teaches what both "
+            "share, the format; near 0, what only the true labels teach." + several,
+        )
     return found
 
 
@@ -138,6 +147,22 @@ def comparisons(found: Sequence[Pair]) -> Section:
             + "</details>"
         )
     return Section(title="Comparisons", html="".join(blocks))
+
+
+def same_questions(comparison: Comparison) -> Section:
+    """The same questions with every row's answer, from where the rows differ most."""
+    lines = [["task", "question", "right answer", *(row.label for row in comparison.rows)]]
+    for each in side_by_side.asked(comparison, SIDE_BY_SIDE):
+        answers = zip(each.answers, each.right, strict=True)
+        told = [text + (" ✓" if right else "") for text, right in answers]
+        lines.append([each.column.title, each.inputs, each.target, *told])
+    several = any(len(row.runs) > 1 for row in comparison.rows)
+    explained = (
+        f"Of each task the {SIDE_BY_SIDE} questions that the rows answer in the most different "
+        "ways" + (" (of several seeds the first)" if several else "") + "; ✓: right."
+    )
+    html = page.paragraphs([explained], "note") + page.table(lines, "plain")
+    return Section(title="Same questions", html=html)
 
 
 def examples(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Section:

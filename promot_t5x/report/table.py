@@ -189,11 +189,10 @@ def legend(comparison: Comparison) -> list[str]:
     if comparison.of_kind("change"):
         lines.append(f"change: of the mean over the suite, from {comparison.baseline}.")
     if comparison.measure is not None and comparison.of_kind("format"):
-        words = " or ".join(f"“{word}”" for word in comparison.measure.words)
         titles = [c.title for c in comparison.of_kind(SUITE) if c.task in comparison.measured]
         lines.append(
-            f"target's format: share of answers that are {words} where these are no right "
-            f"answers; the mean over {', '.join(titles)}."
+            f"target's format: share of answers that are {comparison.measure.said} where these "
+            f"are no right answers; the mean over {', '.join(titles)}."
         )
     return [*lines, *comparison.notes]
 

@@ -1,8 +1,9 @@
 """How often a model answers other tasks with the words of the task that it was fine-tuned on.
 
 The measure of format specialisation (arXiv 2211.00635, figure 2): the share of answers that equal
-an answer of the target. A task whose own right answers are of that kind says nothing, and is left
-out: a model may well answer CB with "True".
+an answer of the target, or are made of words that its definition calls its own. A task whose own
+right answers are of that kind says nothing, and is left out: a model may well answer CB with
+"True".
 """
 
 import dataclasses
@@ -12,14 +13,22 @@ from typing import Any
 from promot_t5x.report.answers import Answers
 from promot_t5x.tasks.metrics import MeanOfExamples
 
-MAX_ANSWERS = 10  # a target with more distinct answers than this has no answer format
+MAX_ANSWERS = 10  # of a target with more distinct answers than this, its words are looked at
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetFormat(MeanOfExamples):
-    """The share of answers that are one of `words`, whatever the question."""
+    """The share of answers that a target could have given, whatever the question.
+
+    **Attributes:**
+
+    - `words`: whole answers of targets that have few.
+    - `made_of`: what the answers of other targets are made of, word by word; an answer all of
+      whose words are among them is in their format.
+    """
 
     words: tuple[str, ...]
+    made_of: frozenset[str] = frozenset()
     scores = ("target_format",)
 
     def shares(
@@ -27,22 +36,46 @@ class TargetFormat(MeanOfExamples):
     ) -> Iterable[Sequence[float]]:
         """Whether each answer is."""
         for prediction in predictions:
-            yield (str(prediction) in self.words,)
+            yield (self.has(str(prediction)),)
+
+    def has(self, answer: str) -> bool:
+        """Whether an answer is in the format."""
+        parts = answer.split()
+        return answer in self.words or (bool(parts) and self.made_of.issuperset(parts))
 
     def share(self, answers: Answers) -> float:
         """In percent of a task's answers."""
         return self(answers.answers, answers.answers)["target_format"]
 
+    @property
+    def said(self) -> str:
+        """What is counted, in words."""
+        kinds = [" or ".join(f"“{word}”" for word in self.words)] if self.words else []
+        if self.made_of:
+            kinds.append(f"made of the target's own {len(self.made_of):,} words")
+        return ", or ".join(kinds)
+
 
 def of_targets(targets: Iterable[Answers]) -> TargetFormat | None:
-    """The measure for these targets; None where they have no answer format."""
-    words = {word for answers in targets for word in _right(answers)}
-    return TargetFormat(tuple(sorted(words))) if 0 < len(words) <= MAX_ANSWERS else None
+    """The measure for these targets; None where one of them has no answer format."""
+    words: set[str] = set()
+    made_of: set[str] = set()
+    for answers in targets:
+        right = _right(answers)
+        if len(right) <= MAX_ANSWERS:
+            words |= right
+        elif own := answers.summary.get("answer_words"):
+            made_of.update(own)
+        else:
+            return None
+    if not words and not made_of:
+        return None
+    return TargetFormat(tuple(sorted(words)), frozenset(made_of))
 
 
 def tells(measure: TargetFormat, suite: Answers) -> bool:
     """Whether answers of the target's kind are out of place in a task of the suite."""
-    return not _right(suite) & set(measure.words)
+    return not any(map(measure.has, _right(suite)))
 
 
 def _right(answers: Answers) -> set[str]:

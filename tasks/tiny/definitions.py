@@ -19,7 +19,7 @@ from typing import Any
 
 from promot_t5x.tasks import metrics
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
-from promot_t5x.tasks.tiny import episodes, families
+from promot_t5x.tasks.tiny import episodes, families, words
 
 INPUT_LENGTH, TARGET_LENGTH = 48, 6
 # 2600 steps of 64 episodes, and 1000 more with stronger noise.
@@ -61,7 +61,13 @@ def evaluation_sizes(family: str, shots: int) -> dict[str, int]:
     return EVALUATION_SIZES
 
 
-def _register(name: str, description: str, make: MakeRows, sizes: Mapping[str, int]) -> None:
+def _register(
+    name: str,
+    description: str,
+    make: MakeRows,
+    sizes: Mapping[str, int],
+    answer_words: tuple[str, ...] = (),
+) -> None:
     register(
         TaskDef(
             name=name,
@@ -70,6 +76,7 @@ def _register(name: str, description: str, make: MakeRows, sizes: Mapping[str, i
             splits=tuple(sizes),
             metrics=(metrics.exact_match,),
             output_length=TARGET_LENGTH,
+            answer_words=answer_words,
         )
     )
 
@@ -101,17 +108,23 @@ for _shots in (0, 1):
         )
     )
 
-for _name, _target, _says in (
-    ("tiny_rte", "entailment", "entailment-like target, True / False"),
-    ("tiny_enfr", "translation", "translation-like target, reversed into language C"),
+for _name, _target, _says, _words in (
+    ("tiny_rte", "entailment", "entailment-like target, True / False", ()),
+    (
+        "tiny_enfr",
+        "translation",
+        "translation-like target, reversed into language C",
+        words.invented("c"),
+    ),
 ):
     _rows = functools.partial(episodes.target_rows, _target)
-    _register(_name, f"tiny world: {_says}", _rows, TARGET_SIZES)
+    _register(_name, f"tiny world: {_says}", _rows, TARGET_SIZES, _words)
     _register(
         f"{_name}_1shot",
         f"tiny world: {_says}; after 1 demonstration",
         functools.partial(_rows, shots=1),
         TARGET_SIZES,
+        _words,
     )
     _register(
         f"{_name}_shuffled_labels",
