@@ -11,12 +11,58 @@ HF_VENV := .venv-hf
 
 .PHONY: demo demo-pretrain test test-hf lint format bench plan-table plan-record install clean
 
-demo: $(INSTALLED)  ## ProMoT on a made-up world, from nothing to the table
-	$(BIN)/promot-t5x promot --gin_file=demo/promot.gin
+# The demonstration: docs/demo.md. Whatever is done already is not done again.
+.PHONY: demo-confirm demo-sensitivity
+DEMO_TARGET ?= entailment
+DEMO_SEEDS ?= 3
+DEMO ?= short
+PROMOT := $(BIN)/promot-t5x promot
+REPORT := $(BIN)/promot-t5x report
+DEMO_GIN_entailment := promot
+DEMO_GIN_translation := translation
+DEMO_GIN := $(or $(DEMO_GIN_$(DEMO_TARGET)),$(error DEMO_TARGET is entailment or translation))
+DEMO_DIR_entailment := runs/demo
+DEMO_DIR_translation := runs/demo_translation
+DEMO_DIR := $(DEMO_DIR_$(DEMO_TARGET))
+SEEDS := --gin.SEEDS="[$$(seq -s, 0 $$(($(DEMO_SEEDS) - 1)))]"
+PAGE := "Format specialisation and its cure, at toy scale"
+
+demo: $(INSTALLED)  ## ProMoT on a made-up world, from nothing to the table and the page
+	$(PROMOT) --gin_file=demo/$(DEMO_GIN).gin $(SEEDS)
+	$(REPORT) $(DEMO_DIR) --output $(DEMO_DIR)/report --title $(PAGE) > $(DEMO_DIR)/report.txt
+ifeq ($(DEMO),full)
+	for run in joint one_shot multitask sequential; do \
+	  $(PROMOT) --gin_file=demo/$$run.gin $(SEEDS) || exit; done
+	$(REPORT) runs/demo runs/demo_joint runs/demo_one_shot --output runs/demo/report_full
+	$(REPORT) runs/demo_multitask runs/demo_sequential --output runs/demo/report_both_targets
+endif
 
 demo-pretrain: $(INSTALLED)  ## make the demonstration's base again, from nothing
-	$(BIN)/promot-t5x promot --gin_file=demo/pretrain.gin
-	$(BIN)/python -m promot_t5x.tasks.tiny.ship runs/demo_pretrain/calibrate
+	$(PROMOT) --gin_file=demo/pretrain.gin
+	$(BIN)/python -m promot_t5x.tasks.tiny.ship runs/demo_pretrain
+	$(BIN)/python -m promot_t5x.tasks.tiny.page docs/demo.md
+
+demo-confirm: $(INSTALLED)  ## the demonstration's table on ten seeds that no setting was chosen on
+	for target in tiny_rte tiny_enfr; do \
+	  $(PROMOT) --gin_file=demo/final.gin --gin.SEEDS="[$$(seq -s, 200 209)]" \
+	    --gin.MIXTURE_OR_TASK_NAME="'$$target'" --gin.MODEL_DIR="'runs/demo_confirm/$$target'" \
+	    && $(REPORT) runs/demo_confirm/$$target --output runs/demo_confirm/$$target/report \
+	    --compare 'standard fine-tuning' ProMoT --compare 'untrained prompt, removed' ProMoT \
+	    || exit; done
+
+# One value changed at a time; the first line is the demonstration's own.
+SENSITIVITY := LEARNING_RATE=0.005 LEARNING_RATE=0.003 LEARNING_RATE=0.008 \
+  PROMPT_LENGTH=5 PROMPT_LENGTH=20 PROMPT_STEPS=100 PROMPT_STEPS=900
+
+demo-sensitivity: $(INSTALLED)  ## how the effect depends on the rate, the prompt and stage one
+	for value in $(filter LEARNING_RATE=%,$(SENSITIVITY)); do \
+	  $(PROMOT) --gin_file=demo/sensitivity_standard.gin --gin.$$value \
+	    --gin.LABEL="'standard, $$value'" \
+	    --gin.MODEL_DIR="'runs/demo_sensitivity/standard_$$value'" || exit; done
+	for value in $(SENSITIVITY); do \
+	  $(PROMOT) --gin_file=demo/sensitivity.gin --gin.$$value --gin.LABEL="'ProMoT, $$value'" \
+	    --gin.MODEL_DIR="'runs/demo_sensitivity/promot_$$value'" || exit; done
+	$(REPORT) runs/demo_sensitivity/* --format markdown
 
 test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 	$(BIN)/pytest -n $(JOBS)
