@@ -72,7 +72,7 @@ class Stage:
     - `train_dataset`: see `DatasetConfig`.
     - `evaluation`: how the target's validation score is taken, which chooses the best checkpoint;
       none keeps the last one.
-    - `best_ties`: of checkpoints with equal best scores, the `earliest` or the `latest` is the best.
+    - `best_ties`: of equally good checkpoints, the `earliest` or the `latest` is the best.
     - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
       step, every so many steps and after the last: what it can still do in context. Without a
       period they are not asked while the stage trains.

@@ -87,6 +87,7 @@ def mark(
         counts=dict(counts),
         signatures=signatures,
         labels=list(labels),
+        answer_words=list(task.definition.answer_words) if task.definition else [],
     )
 
 
