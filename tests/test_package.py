@@ -46,7 +46,9 @@ def test_wheel_holds_every_module_task_and_gin_file_and_nothing_else(wheel):
     gin = {str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin")}
     expected |= {f"promot_t5x/{name}" for name in gin}
     assert gin
-    expected |= {"promot_t5x/py.typed", "promot_t5x/tasks/tiny/base/checkpoint"}
+    base = {path.name for path in (ROOT / "tasks" / "tiny" / "base").iterdir()}
+    assert base == {"checkpoint", "recipe.gin", "training.jsonl", "card.json"}
+    expected |= {"promot_t5x/py.typed", *(f"promot_t5x/tasks/tiny/base/{name}" for name in base)}
     expected |= {f"promot_t5x/report/{name}" for name in ("page.css", "examples.js")}
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == expected
