@@ -11,6 +11,9 @@ from promot_t5x.errors import UserError
 
 ROOT = Path(promot_t5x.__file__).resolve().parent.parent
 CONSTRAINTS = "constraints.txt"
+_SOURCES = (
+    "promot_t5x", "tasks", "launch", "gin", "setup.py", "pyproject.toml", "README.md", "LICENSE",
+)  # fmt: skip
 
 
 def stage(directory: Path, wheel: str | None, shell: Shell) -> str:
@@ -29,10 +32,17 @@ def stage(directory: Path, wheel: str | None, shell: Shell) -> str:
                 f"The package runs from {ROOT}, which is no clone that a wheel could be built "
                 "from: give --wheel=FILE."
             )
+        # Of a copy: what earlier builds have left in the clone would get into the wheel.
+        copy = directory / "source"
         build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory)]
-        done = shell.run([sys.executable, *build, str(ROOT)])
-        if done.status:
-            raise UserError("The package's wheel could not be built; the reason is above.")
+        for words in (
+            ["mkdir", str(copy)],
+            ["cp", "-r", *(str(ROOT / name) for name in _SOURCES), str(copy)],
+            [sys.executable, *build, str(copy)],
+            ["rm", "-r", str(copy)],
+        ):
+            if shell.run(words).status:
+                raise UserError("The package's wheel could not be built; the reason is above.")
     else:
         if not re.fullmatch(r"promot_t5x-.*\.whl", Path(wheel).name) or not Path(wheel).is_file():
             raise UserError(f"--wheel={wheel!r} is no wheel of promot_t5x.")

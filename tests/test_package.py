@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from promot_t5x.launch import package
+from promot_t5x.launch.commands import Redactor, Shell
 
 from promot_t5x import __version__, config
 
@@ -17,23 +19,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of the repository, built from a copy so that nothing stale gets in."""
-    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    tracked = (
-        "promot_t5x",
-        "tasks",
-        "launch",
-        "gin",
-        "setup.py",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-    )
-    subprocess.run(["cp", "-r", *(str(ROOT / name) for name in tracked), str(copy)], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out), "."]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    (path,) = out.glob("*.whl")
-    return zipfile.ZipFile(path)
+    """A wheel of the repository, as the launchers build it for other machines."""
+    out = tmp_path_factory.mktemp("wheel")
+    name = package.stage(out, None, Shell(dry=False, redact=Redactor({})))
+    return zipfile.ZipFile(out / name)
 
 
 def python_files(directory: str) -> set[str]:
