@@ -19,6 +19,7 @@ import run_lab
 from engine_lab import model_of, random_params
 from flax import serialization
 
+from promot_t5x import errors, restore
 from promot_t5x.t5config import T5Config
 
 STEPS, PERIOD = 6, 2
@@ -84,13 +85,15 @@ class Processes:
         """What a process of the last start has printed."""
         return self._log(index).read_text()
 
-    def kill_when(self, index: int, sign: Path) -> tuple[float, list[int]]:
-        """SIGKILL one when a file is there; how long the others went on, and all statuses."""
+    def kill_when(
+        self, index: int, sign: Path, number: int = signal.SIGKILL
+    ) -> tuple[float, list[int]]:
+        """Signal one when a file is there; how long the others went on, and all statuses."""
         end = time.monotonic() + SLOWEST_SEC
         while not sign.exists() and time.monotonic() < end:
             time.sleep(0.005)
         assert sign.exists(), self.said(0)
-        os.kill(self.pids[index], signal.SIGKILL)
+        os.kill(self.pids[index], number)
         killed = time.monotonic()
         statuses = self.wait()
         return time.monotonic() - killed, statuses
@@ -221,6 +224,28 @@ def test_hosts_that_do_not_share_the_directory_are_told(lab, processes, base):
     assert "MODEL_DIR is not shared by all hosts: process 0 wrote run/config.gin" in (
         processes.said(1)
     )
+
+
+def test_sigterm_to_one_saves_the_same_step_in_all(lab, processes, base):
+    """The model is split over both, so the checkpoint is whole only if both saved that step."""
+    directory = lab.directory / "preempted"
+    settings = {"NUM_PARTITIONS": 2, "TRAIN_STEPS": 100_000, "EVAL_PERIOD": 100_000}
+    where = {"MODEL_DIR": directory, "INITIAL_CHECKPOINT_PATH": base}
+    words = lab.words("train", "finetune", "train", "unasked.gin", **settings, **where)
+    reached = 0
+    for _ in range(2):
+        processes.start(words, 2)
+        end = time.monotonic() + SLOWEST_SEC
+        while "step compiled" not in processes.said(0) and time.monotonic() < end:
+            time.sleep(0.01)
+        _, statuses = processes.kill_when(1, directory / "config.gin", signal.SIGTERM)
+        said = processes.said(0) + processes.said(1)
+        assert statuses == [errors.EXIT_START_AGAIN] * 2, said
+        (step,) = restore.complete_steps(directory)
+        assert step > reached and f"step {step} is in {directory}" in processes.said(0)
+        assert (f"continues after step {reached}" in processes.said(0)) == (reached > 0)
+        reached = step
+        run_lab.checkpoint_arrays(directory / f"checkpoint_{step}")
 
 
 def same_training(one, several, steps):
