@@ -342,6 +342,39 @@ def test_programs_are_those_of_the_run_and_equal_ones_come_once():
         runs.chosen(found, ["standart"])
 
 
+@pytest.mark.parametrize(
+    ("run", "extra", "names"),
+    [
+        ("finetune", [], ["train", "train validation"]),
+        ("prompt_tune", [], ["stage_one", "stage_one validation"]),
+        ("eval", [], ["ask rte"]),
+        (
+            "eval",
+            ["PROMPT_FILE = 'prompt.npz'", "NUM_PROMPTS = 1", "PROMPT_LENGTH = 4"],
+            ["ask rte with prompt"],
+        ),
+    ],
+)
+def test_runs_of_every_verb_can_be_planned(run, extra, names):
+    lengths = "TASK_FEATURE_LENGTHS = {'inputs': 64, 'targets': 8}"
+    bindings = ["MIXTURE_OR_TASK_NAME = 'rte'", lengths, "SCAN_LAYERS = True", *extra]
+    found = runs.read(["models/t5_1_1_small.gin", f"runs/{run}.gin"], bindings, [])
+    assert [each.name for each in runs.programs(found, jax.devices())] == names
+
+
+def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimiser():
+    bindings = ["NUM_PARTITIONS = 2", "SUITE_EVAL_PERIOD = 100"]
+    found = runs.programs(runs.read(["paper/mt5_xl_rte.gin"], bindings, []), jax.devices())
+    named = {each.name: each for each in found}
+    suite, stage, comparison = (
+        named[name] for name in ("stage_two suite", "stage_two", "ask icl_1shot")
+    )
+    assert suite.waiting_bytes == stage.optimiser_bytes > 0 == comparison.waiting_bytes
+    assert suite.parameter_bytes == comparison.parameter_bytes < stage.parameter_bytes
+    # What standard fine-tuning asks is the same program; stage one changes nothing to ask about.
+    assert [name for name in named if name.endswith(" suite")] == ["stage_two suite"]
+
+
 def test_a_configuration_that_is_no_run_is_an_error():
     with pytest.raises(UserError, match="binds 0 of"):
         runs.read(["models/mt5_small.gin"], ["DROPOUT_RATE = 0.1"], [])
@@ -423,6 +456,7 @@ def test_plans_are_remembered_by_everything_that_they_depend_on(tmp_path, monkey
         (["--gin_file=paper/mt5_xl_rte.gin"], "either --topology"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--topology=v4-8", "--fit=v4"], "either --topology"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--topology=v4-9"], "no such slice"),
+        (["--gin_file=paper/mt5_xl_rte.gin", "--fit=v4", "--search"], "leave out --search"),
         (["--gin_file=x", "--topolgy=v4-8"], "unrecognized"),
     ],
 )

@@ -10,6 +10,7 @@ from promot_t5x.planning.flops import Flops
 from promot_t5x.planning.hlo import Collective, Traffic
 from promot_t5x.planning.roofline import Roofline, roofline
 from promot_t5x.planning.runs import Program
+from promot_t5x.progress import duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,9 @@ def _compiled(program: Program, slice_: Slice, say: Callable[[str], None]) -> di
     name = cache.program_key(lowered, slice_.name, slice_.grid)
     answer = cache.load(name)
     if answer is None:
-        say(f"compiling {program.name} for {slice_.name}")
+        say(f"compiling {program.name} for {slice_.name} …")
         answer = dataclasses.asdict(compiler.compile(lowered))
+        say(f"{program.name} took {duration(answer['seconds'])} to compile")
         cache.save(name, answer)
     text = answer.pop("text", None)
     return answer | {"traffic": _moved(text, slice_) if text else None}

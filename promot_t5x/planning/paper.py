@@ -115,7 +115,7 @@ def _print(headings: Sequence[str], rows: Iterator[list[str]]) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{text} …", file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _versions() -> str:

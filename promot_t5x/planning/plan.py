@@ -94,10 +94,12 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"plan needs a configuration: --gin_file=FILE. See `{parser.prog} --help`.")
     if bool(given.topology) == bool(given.fit):
         raise UserError("plan needs either --topology=NAME, such as v4-128, or --fit=KIND.")
+    if given.fit and (given.search or given.slices != 1):
+        raise UserError("--fit looks for one slice by itself: leave out --search and --slices.")
     given.slice = chips.find_slice(given.topology, given.slices) if given.topology else None
     return given
 
 
 def _say(text: str) -> None:
     """Progress of what takes minutes, on stderr: the results are on stdout."""
-    print(f"{text} …", file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
