@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from promot_t5x import bases, prompt_file, task_asking
 from promot_t5x.errors import UserError
 from promot_t5x.flags import Parser, add_gin_flags, rewrite_gin_flags
+from promot_t5x.formats import peft
 from promot_t5x.weights import EMBEDDING
 
 _PROGRAM = "promot-t5x prompt"
@@ -25,6 +26,7 @@ examples:
   promot-t5x prompt show prompt.npz --base /data/mt5_xl/checkpoint_1000000 \\
       --gin_file=models/mt5_xl.gin
   promot-t5x prompt export /data/rte/stage_one/prompt.npz /data/rte.npy
+  promot-t5x prompt export /data/rte/stage_one/prompt.npz /data/rte_adapter --peft
   promot-t5x prompt import /data/sst2.npy /data/sst2.npz --task glue_sst2_v200"""
 _ROWS = 16_384  # of the embedding, compared at one time
 
@@ -65,10 +67,16 @@ def show(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """`prompt export`: write a prompt as other programs read it."""
+    if arguments.base and not arguments.peft:
+        raise UserError("prompt export notes a --base in adapters only: add --peft.")
     prompts, info = prompt_file.load_prompt(arguments.file)
     if len(info.tasks) != len(prompts):
         info = dataclasses.replace(info, tasks=_names(len(prompts)))
-    for path in prompt_file.save_prompt(arguments.to, prompts, info):
+    if arguments.peft:
+        written = peft.save_adapters(arguments.to, prompts, info.tasks, base_model=arguments.base)
+    else:
+        written = [*prompt_file.save_prompt(arguments.to, prompts, info)]
+    for path in written:
         print(path)
 
 
@@ -179,10 +187,17 @@ def _parser() -> argparse.ArgumentParser:
         "export",
         help="write a prompt as other programs read it",
         description="Writes .npy files as google-research/prompt-tuning reads them, [length, "
-        "embedding] of one task each, or a .npz. Several prompts go to <stem>.<task>.npy.",
+        "embedding] of one task each, or a .npz. Several prompts go to <stem>.<task>.npy. With "
+        "--peft a directory that Hugging Face's peft loads as a prompt-tuning adapter.",
     )
     add.add_argument("file", help="a prompt file of any form")
     add.add_argument("to", help="the file to write; its suffix, .npy or .npz, is the form")
+    add.add_argument(
+        "--peft",
+        action="store_true",
+        help="write a directory for peft instead; several prompts go to <to>/<task>",
+    )
+    add.add_argument("--base", help="with --peft: the Hugging Face model it belongs to, noted")
     add.set_defaults(run=export)
     add = actions.add_parser(
         "import",

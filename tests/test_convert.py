@@ -347,7 +347,7 @@ def test_prompts_become_adapters_of_peft(run, tmp_path):
     convert(root / "stage_one", tmp_path / "hf", "hf")
     assert_same(read(tmp_path / "hf"), read(GOLDEN / "hf_mt5"))
     for number in range(2):
-        adapter = tmp_path / "hf" / f"{targets.ADAPTER}_{number}"
+        adapter = tmp_path / "hf" / targets.ADAPTER / f"prompt_{number}"
         path = hugging_face.epath.Path(adapter / "adapter_model.safetensors")
         tensors = safetensors.open_file(path)
         assert list(tensors) == ["prompt_embeddings"]

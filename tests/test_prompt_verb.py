@@ -1,10 +1,15 @@
 """`promot-t5x prompt`: what a prompt file holds, and its other forms."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import run_lab
+from etils import epath
 
 from promot_t5x import prompt_file, prompt_verb
+from promot_t5x.formats import safetensors
 from promot_t5x.prompt_file import PromptInfo
 
 INFO = PromptInfo(
@@ -83,6 +88,22 @@ def test_export_and_import_are_inverse(file, prompts, tmp_path):
     array, info = prompt_file.load_prompt(back)
     np.testing.assert_array_equal(array, prompts)
     assert info == PromptInfo(tasks=("a", "c"), base_path="/bases/y")
+
+
+def test_adapters_of_peft(file, prompts, tmp_path):
+    words = ["prompt", "export", str(file), str(tmp_path / "adapters"), "--peft"]
+    out = run_lab.succeed([*words, "--base=google/mt5-small"])
+    assert out.split() == [str(tmp_path / "adapters" / task) for task in "ab"]
+    for place, vectors in zip(out.split(), prompts, strict=True):
+        told = json.loads((Path(place) / "adapter_config.json").read_text())
+        assert told["base_model_name_or_path"] == "google/mt5-small"
+        assert (told["num_virtual_tokens"], told["token_dim"]) == vectors.shape
+        found = safetensors.open_file(epath.Path(place) / "adapter_model.safetensors")
+        np.testing.assert_array_equal(found["prompt_embeddings"][...], vectors)
+    done = run_lab.here(words)
+    assert done.status == 2 and "holds an adapter already" in done.err
+    done = run_lab.here(["prompt", "export", str(file), str(tmp_path / "p.npy"), "--base=x"])
+    assert done.status == 2 and "add --peft" in done.err
 
 
 def test_what_is_missing_is_said(file, tmp_path):

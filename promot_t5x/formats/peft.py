@@ -1,6 +1,7 @@
 """A trained prompt as a prompt-tuning adapter of Hugging Face's `peft`."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -13,6 +14,33 @@ from promot_t5x.formats import safetensors
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _VECTORS = "prompt_embeddings"
+
+
+def save_adapters(
+    directory: str | os.PathLike,
+    prompts: Float[np.ndarray, "tasks length embed"],
+    names: Sequence[str],
+    *,
+    base_model: str | None = None,
+) -> list[epath.Path]:
+    """Write prompts as adapters: one to `directory`, several to `directory/<name>`.
+
+    Returns:
+      The adapters' directories.
+
+    Raises:
+      UserError: one of them holds an adapter already, or two names are the same.
+    """
+    place = epath.Path(directory)
+    places = [place] if len(prompts) == 1 else [place / name for name in names]
+    if len(set(places)) < len(prompts):
+        raise UserError(f"{directory}: the tasks {list(names)} are not all different.")
+    for path in places:
+        if (path / CONFIG_FILE).exists():
+            raise UserError(f"{path} holds an adapter already; name another directory.")
+    for path, prompt in zip(places, prompts, strict=True):
+        save_peft(path, np.asarray(prompt, np.float32), base_model=base_model)
+    return places
 
 
 def save_peft(
@@ -28,16 +56,11 @@ def save_peft(
     `num_transformer_submodules` = 1 says that there are none.
 
     Args:
-      directory: local or `gs://`; created, and must not hold an adapter already.
+      directory: local; created if need be.
       prompt: float32, of one task.
       base_model: the Hugging Face model that it belongs to, for the adapter's record.
-
-    Raises:
-      UserError: there is an adapter already.
     """
     place = epath.Path(directory)
-    if (place / CONFIG_FILE).exists():
-        raise UserError(f"{place} holds an adapter already; name another directory.")
     length, embed = prompt.shape
     place.mkdir(parents=True, exist_ok=True)
     writer = safetensors.FileWriter(place / WEIGHTS_FILE, {_VECTORS: prompt})

@@ -14,7 +14,7 @@ from promot_t5x import versions
 from promot_t5x.formats import hf_config
 from promot_t5x.formats.arrays import OrbaxWriter
 from promot_t5x.formats.hugging_face import TOKENIZER_FILES, HfWriter
-from promot_t5x.formats.peft import save_peft
+from promot_t5x.formats.peft import save_adapters
 from promot_t5x.formats.shape import Shape
 from promot_t5x.formats.source import Shapes
 from promot_t5x.formats.t5x_writing import LegacyWriter, T5xOrbaxWriter, write_orbax_marks
@@ -87,7 +87,7 @@ class OwnTarget:
 
 
 class HfTarget:
-    """A Hugging Face model; prompts become adapters of `peft` in directories beside its files."""
+    """A Hugging Face model; prompts become adapters of `peft` in `prompt_adapter/`."""
 
     def __init__(
         self, directory: epath.Path, shape: Shape, shapes: Shapes, told: Mapping[str, Any]
@@ -101,10 +101,9 @@ class HfTarget:
         """Write arrays by path of the parameter."""
         model = {path: array for path, array in arrays.items() if path != PROMPT_PATH}
         self._writer.add(model)
-        table = arrays.get(PROMPT_PATH, ())
-        for number, prompt in enumerate(table):
-            name = ADAPTER if len(table) == 1 else f"{ADAPTER}_{number}"
-            save_peft(self._directory / name, np.asarray(prompt, np.float32))
+        if (table := arrays.get(PROMPT_PATH)) is not None:
+            names = [f"prompt_{number}" for number in range(len(table))]
+            save_adapters(self._directory / ADAPTER, table, names)
 
     def close(self) -> None:
         """Finish the files."""

@@ -202,7 +202,10 @@ def test_exported_prompts_give_equal_logits_under_peft(family, tmp_path):
         ids = np.broadcast_to(prompt_ids(config, number), (3, 6))
         expected = our_logits(config, tree, np.concatenate([ids, inputs], axis=1), targets)
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32)
-        prompted = peft.PeftModel.from_pretrained(model, str(place / f"prompt_adapter_{number}"))
+        prompted = peft.PeftModel.from_pretrained(
+            model, str(place / f"prompt_adapter/prompt_{number}")
+        )
+        assert len(prompted.prompt_tokens["default"]) == 6  # none for the decoder
         vectors = prompted.get_prompt_embedding_to_save("default").numpy()
         np.testing.assert_array_equal(vectors, params[PROMPT_PATH][number])
         assert_close(their_logits(prompted, inputs, targets), expected)
