@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 # The TPU compiler, apart from what the environment imports: JAX would try it at every start.
 TPU_COMPILER := $(VENV)/libtpu/.installed
 HF_VENV := .venv-hf
+T5X_VENV := .venv-t5x
 
-.PHONY: demo demo-pretrain test test-hf lint format bench plan-table plan-record install clean
+.PHONY: demo demo-pretrain test test-hf test-t5x lint format bench plan-table plan-record install clean
 
 # The demonstration: docs/demo.md. Whatever is done already is not done again.
 .PHONY: demo-confirm demo-sensitivity
@@ -70,6 +71,9 @@ test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 test-hf: $(HF_VENV)/.installed  ## converted models and prompts against transformers and peft
 	$(HF_VENV)/bin/pytest tests/hf
 
+test-t5x: $(T5X_VENV)/.installed  ## runs under upstream T5X: make test-t5x T5X_PATH=… (docs/t5x.md)
+	T5X_PATH='$(T5X_PATH)' $(T5X_VENV)/bin/pytest tests/t5x
+
 lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -112,5 +116,11 @@ $(HF_VENV)/.installed: setup.py pyproject.toml constraints.txt constraints-hf.tx
 	  --constraint constraints-hf.txt --editable '.[test,test-hf]'
 	touch $@
 
-clean:  ## remove .venv, .venv-hf and what was built
-	rm -rf $(VENV) $(HF_VENV) build *.egg-info
+$(T5X_VENV)/.installed: setup.py pyproject.toml constraints.txt constraints-t5x.txt
+	test -x $(T5X_VENV)/bin/python || $(PYTHON) -m venv $(T5X_VENV)
+	$(T5X_VENV)/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --constraint constraints-t5x.txt --editable '.[test,t5x]'
+	touch $@
+
+clean:  ## remove .venv, .venv-hf, .venv-t5x and what was built
+	rm -rf $(VENV) $(HF_VENV) $(T5X_VENV) build *.egg-info

@@ -7,14 +7,21 @@ import importlib
 import inspect
 import io
 
+import jax
 import numpy as np
 import pytest
+from engine_lab import model_of, random_params, tiny_config
+from flax.traverse_util import flatten_dict
 from gin import config_parser
 
 from promot_t5x import config
+from promot_t5x.checkpoints import Checkpoints
 from promot_t5x.errors import UserError
+from promot_t5x.scan import scan_params
 from promot_t5x.upstream import restore
+from promot_t5x.upstream.optimizers import Frozen
 
+PROMPTED = {"num_prompts": 1, "prompt_length": 3}
 GIN = config.gin_root()
 RUNS = {"prompt_tune", "stage_two", "finetune", "eval", "prompt_eval", "infer", "prompt_infer"}
 EVERY_RUN = {"MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "MIXTURE_OR_TASK_MODULE"}
@@ -34,7 +41,7 @@ UPSTREAM_RUNS = {
 }
 # T5X's configurables that the files name, and those of their parameters that they bind.
 UPSTREAM = {
-    "train_script.train": {"stats_period", "use_orbax"},
+    "train_script.train": {"stats_period"},
     "eval_script.evaluate": {"fallback_init_rng"},
     "infer_script.infer": {"mode", "fallback_init_rng"},
     "utils.DatasetConfig": {
@@ -209,3 +216,37 @@ def test_what_a_checkpoint_lacks_is_an_error():
         del tree["target"]["token_embedder"]
         with pytest.raises(UserError, match="lacks 1 of the model's 2 .*token_embedder/embedding"):
             take(tree, wanted(prompt=False))
+
+
+def test_a_network_that_scans_takes_single_layers(tmp_path):
+    config = tiny_config(**PROMPTED)
+    params = random_params(model_of(config))
+    with Checkpoints(tmp_path) as saver:
+        saver.save(3, trainable=params, opt_state=(), metadata={})
+    scanned = model_of(config.replace(scan_layers=True))
+    tree = {"target": params, "state": {"step": np.int32(3)}}
+    model = {"target": scanned.param_shapes(), "state": {"step": None}}
+    taken = restore.weights_only(tree, model, path=str(tmp_path / "checkpoint_3"))
+    expected = flatten_dict(scan_params(params, scanned.config), sep="/")
+    found = flatten_dict(taken["target"], sep="/")
+    assert found.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array)
+    deeper = model_of(config.replace(scan_layers=True, num_encoder_layers=3))
+    model = {"target": deeper.param_shapes(), "state": {"step": None}}
+    with pytest.raises(UserError, match="lacks 9 of the model's .*encoder/encoder/"):
+        restore.weights_only(tree, model, path=str(tmp_path / "checkpoint_3"))
+
+
+def test_what_is_frozen_stays_and_has_a_slot():
+    # T5X's `MultiOptimizer` calls the parts so, and replaces the learning rate of each.
+    frozen = Frozen()
+    params = {"a": {"kernel": np.ones((2, 3), np.float32)}}
+    state = frozen.init_state(params)
+    assert jax.tree.map(lambda slot: (slot.shape, slot.dtype.name), state.param_states) == {
+        "a": {"kernel": ((1,), "float32")}
+    }
+    rate = frozen.hyper_params.replace(learning_rate=0.1)
+    assert rate.learning_rate == 0.1
+    after, slots = frozen.apply_gradient(rate, params, state, params)
+    assert after is params and slots is state

@@ -1,12 +1,42 @@
 """T5X's optimisers for a part of the parameters, and the factoring of a prompt table."""
 
 import re
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from flax import struct, traverse_util
 
 from promot_t5x.prompt import PROMPT_AXES
+
+
+@struct.dataclass
+class _Rate:
+    """The hyper-parameters of `Frozen`: T5X sets the learning rate of every optimiser."""
+
+    learning_rate: Any = None
+
+
+class Frozen:
+    """A T5X optimiser definition that changes nothing, for what a `MultiOptimizer` is to leave be.
+
+    Its slot is one zero a parameter. T5X would put None where no optimiser is in charge, and does
+    not resume an orbax checkpoint with None in it.
+    """
+
+    hyper_params = _Rate()
+
+    def init_state(self, params: Any) -> Any:
+        """The slots, as the attribute `param_states`."""
+        slots = jax.tree.map(lambda _: jnp.zeros(1, jnp.float32), params)
+        return types.SimpleNamespace(param_states=slots)
+
+    def apply_gradient(self, hyper_params: Any, params: Any, state: Any, grads: Any) -> Any:
+        """(params, state) as they were."""
+        del hyper_params, grads
+        return params, state
 
 
 def train_only(patterns: Sequence[str], optimizer: Any) -> Any:
@@ -16,15 +46,20 @@ def train_only(patterns: Sequence[str], optimizer: Any) -> Any:
         patterns: as `stages.Stage.trainable` of this project has them: a parameter trains if one
             of these regular expressions matches the whole of its path, `encoder/prompt/prompt`.
         optimizer: a T5X optimiser definition.
-
-    Its checkpoints have slots for what trains, and None elsewhere.
     """
     from t5x import optimizers
 
     def trains(path: str, _: Any) -> bool:
+        # T5X's paths have a leading slash.
         return any(re.fullmatch(pattern, path.removeprefix("/")) for pattern in patterns)
 
-    return optimizers.MultiOptimizer(((traverse_util.ModelParamTraversal(trains), optimizer),))
+    def rests(path: str, leaf: Any) -> bool:
+        return not trains(path, leaf)
+
+    chosen = [(trains, optimizer), (rests, Frozen())]
+    return optimizers.MultiOptimizer(
+        tuple((traverse_util.ModelParamTraversal(choice), each) for choice, each in chosen)
+    )
 
 
 def logical_factor_rules() -> Mapping[str, Any]:

@@ -7,10 +7,13 @@ T5X itself starts at random whatever a checkpoint lacks if it may start anything
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import traverse_util
 
+from promot_t5x import bases, shards
 from promot_t5x.errors import UserError
 from promot_t5x.prompt import PROMPT_PATH
+from promot_t5x.scan import LAYER_AXIS, layer_axis, layer_paths
 
 _SPEC_KEYS = {"driver", "kvstore", "metadata"}
 _SHOWN = 5
@@ -20,6 +23,7 @@ def weights_only(
     checkpoint: Mapping[str, Any],
     model: Mapping[str, Any],
     *,
+    path: str | None = None,
     prompt: Any = None,
     is_resuming: bool = False,
 ) -> Mapping[str, Any]:
@@ -28,6 +32,8 @@ def weights_only(
     Args:
         checkpoint, model: the trees of what is stored and of what T5X wants; `target` holds the
             parameters, `state` the step and the slots.
+        path: where the checkpoint is. With it, a network that scans its layers takes a checkpoint
+            that has them one by one: each host then reads and stacks all of them.
         prompt: PROMPT_INIT: where the prompt comes from if not from the checkpoint. A prompt in
             the checkpoint is then left behind.
         is_resuming: T5X says so where it continues a run of its own: all is taken as it is.
@@ -36,13 +42,14 @@ def weights_only(
     """
     if is_resuming:
         return checkpoint
-    return {"target": _weights(checkpoint, model, prompt)}
+    return {"target": _weights(checkpoint, model, path, prompt)}
 
 
 def weights_and_step(
     checkpoint: Mapping[str, Any],
     model: Mapping[str, Any],
     *,
+    path: str | None = None,
     prompt: Any = None,
     is_resuming: bool = False,
 ) -> Mapping[str, Any]:
@@ -50,14 +57,18 @@ def weights_and_step(
     if is_resuming:
         return checkpoint
     step = {"step": checkpoint["state"]["step"]}
-    return {"target": _weights(checkpoint, model, prompt), "state": step}
+    return {"target": _weights(checkpoint, model, path, prompt), "state": step}
 
 
-def _weights(checkpoint: Mapping[str, Any], model: Mapping[str, Any], prompt: Any) -> Any:
+def _weights(
+    checkpoint: Mapping[str, Any], model: Mapping[str, Any], path: str | None, prompt: Any
+) -> Any:
     stored, wanted = _flat(checkpoint["target"]), _flat(model["target"])
     if prompt is not None:
         stored.pop(PROMPT_PATH, None)
         wanted.pop(PROMPT_PATH, None)
+    if path is not None:
+        stored |= _stacked(path, {p: leaf for p, leaf in wanted.items() if p not in stored})
     missing = sorted(wanted.keys() - stored.keys())
     if missing == [PROMPT_PATH]:
         raise UserError(
@@ -72,6 +83,20 @@ def _weights(checkpoint: Mapping[str, Any], model: Mapping[str, Any], prompt: An
             "are of. (This project's own stages save only what they train.)"
         )
     return traverse_util.unflatten_dict({path: stored[path] for path in wanted}, sep="/")
+
+
+def _stacked(path: str, missing: Mapping[str, Any]) -> dict[str, Any]:
+    """The scanned layers among `missing` as arrays, if the checkpoint has all of them singly."""
+    scanned = {p: leaf for p, leaf in missing.items() if layer_axis(p) is not None}
+    if not scanned:
+        return {}
+    source = bases.open_source(path)
+    singly = {
+        p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for p, leaf in scanned.items()
+        if set(layer_paths(p, leaf.shape[LAYER_AXIS])) <= source.shapes.keys()
+    }
+    return shards.read(source, singly)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
