@@ -64,12 +64,12 @@ def commands():
     for path in RUNS:
         lines = path.read_text().splitlines()
         heads[path.stem] = "\n".join(line[1:].strip() for line in lines if line.startswith("#"))
+    root = str(config.gin_root())
     for place, text in heads.items():
-        text = text.replace("\\\n", " ").replace('"$(promot-t5x gin_path)"', "$GIN")
-        text = text.replace("$(promot-t5x gin_path)", "$GIN")
+        text = text.replace("\\\n", " ").replace("$(promot-t5x gin_path)", root)
         for line in text.splitlines():
             if line.startswith("python -m t5x."):
-                yield place, shlex.split(line.replace("$GIN", str(config.gin_root())))
+                yield place, shlex.split(line)
 
 
 COMMANDS = list(commands())
@@ -87,4 +87,4 @@ def test_a_command_is_read_by_t5x(words, tmp_path):
     files = [i for i, word in enumerate(words) if word.startswith("--gin_file=models/")]
     words = [*words[3 : files[0] + 1], BYTES, *words[files[0] + 1 :]]
     log = upstream_lab.run(["t5x.main", f"--run_mode={verb}", "--dry_run", *words], cwd=tmp_path)
-    assert "MODEL = @models.EncoderDecoderModel()" in log
+    assert "DECODE_FN = @decoding.beam_search" in log
