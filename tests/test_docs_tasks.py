@@ -147,7 +147,7 @@ def test_a_task_of_ones_own_is_checked_shown_trained_and_scored(own, monkeypatch
         '--gin.TASK_FEATURE_LENGTHS=\'{"inputs": 16, "targets": 4}\''
     )
     assert re.search(r"doubles  exact [\d.]+  \(10 examples\)", run(asked, *SHRUNK))
-    lines = (own / "out/inference_eval/doubles-000000.jsonl").read_text().splitlines()
+    lines = (own / "out/inference_eval/doubles-000002.jsonl").read_text().splitlines()
     assert [json.loads(line)["target"] for line in lines] == [str(2 * n) for n in range(10)]
 
 

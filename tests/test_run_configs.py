@@ -67,7 +67,9 @@ def chosen(stage):
 
 
 def records(directory, task):
-    return run_lab.json_lines(directory / "inference_eval" / f"{task}-000000.jsonl")
+    """What the only step asked of a task left."""
+    (path,) = (directory / "inference_eval").glob(f"{task}-[0-9]*.jsonl")
+    return run_lab.json_lines(path)
 
 
 def log_probs(directory, task):
