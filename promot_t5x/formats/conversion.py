@@ -247,8 +247,8 @@ def _copy(
 ) -> None:
     """Give arrays of a source to `add`, a batch at a time."""
     _return_freed_memory()
-    total = total_bytes(wanted)
-    done = 0
+    total, done = total_bytes(wanted), 0
+    progress(done, total)  # the clock starts before the first batch is read
     for batch in layouts.batches(source, wanted):
         add(source.read({path: wanted[path] for path in batch}))
         done += sum(nbytes(wanted[path]) for path in batch)
