@@ -437,8 +437,10 @@ def test_the_best_trial_is_the_fastest_that_fits():
     )
 
 
-def test_plans_are_remembered_by_everything_that_they_depend_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.mark.parametrize("set_", ["XDG_CACHE_HOME", "HOME"])
+def test_plans_are_remembered_by_everything_that_they_depend_on(tmp_path, monkeypatch, set_):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(set_, str(tmp_path))
     name = cache.key("config", "program", (4, 4))
     assert cache.load(name) is None
     cache.save(name, {"total": 1.5})

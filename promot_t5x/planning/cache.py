@@ -22,8 +22,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 def directory() -> epath.Path:
     """Where they are kept: `$XDG_CACHE_HOME/promot_t5x/plans`, by default below `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME") or epath.Path.home() / ".cache"
-    return epath.Path(root) / "promot_t5x" / "plans"
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return epath.Path(root).expanduser() / "promot_t5x" / "plans"
 
 
 def key(*parts: Any) -> str:
@@ -64,7 +64,7 @@ def _hash(*parts: Any) -> str:
 @functools.cache
 def _code() -> str:
     code = hashlib.sha256()
-    for path in sorted(_PACKAGE.glob("*.py")) + sorted(_PACKAGE.glob("planning/*.py")):
+    for path in sorted(_PACKAGE.rglob("*.py")):
         code.update(path.read_bytes())
     return code.hexdigest()
 
