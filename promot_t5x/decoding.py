@@ -73,7 +73,7 @@ def decode(
     if isinstance(method, BeamSearch):
         return beam_search(
             step,
-            _reorder,
+            reorder,
             cache,
             method,
             is_padding=is_padding,
@@ -137,10 +137,10 @@ def _decoder_step(
         return logits.reshape(*ids.shape, -1), updated["cache"]
 
     rows = encoder_input_tokens.shape[0] * num_decodes
-    return step, _empty_cache(module, params, rows, max_decode_length)
+    return step, empty_cache(module, params, rows, max_decode_length)
 
 
-def _empty_cache(module: Any, params: Params, rows: int, length: int) -> Cache:
+def empty_cache(module: Any, params: Params, rows: int, length: int) -> Cache:
     """Zeros of the module's own shapes: the first decoding call of T5X's protocol, not run."""
     inputs = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
     targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
@@ -161,7 +161,7 @@ def _empty_cache(module: Any, params: Params, rows: int, length: int) -> Cache:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _reorder(cache: Cache, beams: Int[Array, "batch n"]) -> Cache:
+def reorder(cache: Cache, beams: Int[Array, "batch n"]) -> Cache:
     """Gather self-attention keys and values; the index is the same for every hypothesis."""
 
     def gather(path: Any, leaf: Array) -> Array:

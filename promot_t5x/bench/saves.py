@@ -5,36 +5,34 @@ a directory on the local disk. The rest of a save (writing, committing, reading 
 runs beside training.
 """
 
+import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from promot_t5x import adafactor, network, state
+from promot_t5x.bench.training import CONFIG, PROMPT_LENGTH, STAGES
 from promot_t5x.checkpoints import Checkpoints
 from promot_t5x.partitioning import Partitioner
 
 REPEATS = 3
 
 
-def report(config: network.T5Config, stages: dict[str, Sequence[str]]) -> None:
-    """Print a line for each stage: the median of a few saves.
-
-    **Arguments:**
-
-    - `config`: of a network with a prompt.
-    - `stages`: name to the patterns of what trains.
-    """
+def show() -> None:
+    """Print a line for each stage with a prompt: the median of a few saves."""
     print(f"\n{'a save of':22}{'MB':>9}{'training waits s':>18}{'counts after s':>16}")
+    config = dataclasses.replace(CONFIG, num_prompts=1, prompt_length=PROMPT_LENGTH)
     shapes, axes = network.param_shapes(config), network.param_axes(config)
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), shapes)
-    for name, patterns in stages.items():
+    for name, (trainable, prompted) in STAGES.items():
+        if not prompted:
+            continue
         optimizer = adafactor.adafactor(learning_rate=1e-3)
-        made = state.create(params, axes, patterns, optimizer, Partitioner())
+        made = state.create(params, axes, trainable, optimizer, Partitioner())
         megabytes, waits, counts = measure(made)
         print(f"{name:22}{megabytes:9.2f}{waits:18.3f}{counts:16.3f}", flush=True)
 

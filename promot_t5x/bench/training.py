@@ -1,11 +1,9 @@
-"""Time the training step of each kind of stage, packed and not: `promot-t5x bench`.
+"""The training step of each kind of stage, packed and not.
 
-One process, one table, ratios of its own rows: nothing is compared across machines. The network
-is T5 1.1 small with its own vocabulary size; the examples are random ids with the lengths of RTE
-(a lognormal with median 55 and a long tail), behind a prompt of 20 vectors.
+The examples are random ids with the lengths of RTE (a lognormal with median 55 and a long tail),
+behind a prompt of 20 vectors.
 """
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_t5x import adafactor, bench_saves, models, network, state, step
+from promot_t5x import adafactor, models, network, state, step
 from promot_t5x.data.batches import Batches, statistics
 from promot_t5x.data.sources import BoundTask
 from promot_t5x.data.store import ExampleStore
@@ -49,18 +47,14 @@ class NoVocabulary:
     eos_id = 1
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="promot-t5x bench", description=__doc__)
-    parser.add_argument("--steps", type=int, default=3, help="steps timed for each row")
-    parser.add_argument("--batch_size", type=int, default=4, help="rows of a batch")
-    flags = parser.parse_args(argv)
-    print(f"T5 1.1 small, rows of {LENGTHS}, batch {flags.batch_size}, {jax.devices()[0].platform}")
+def show(batch_size: int, count: int) -> None:
+    """Print the table of `count` steps a row."""
+    print(f"\ntraining, rows of {LENGTHS}")
     print(f"{'':22}{'steps/s':>9}{'real tok/s':>12}{'real':>7}{'TFLOP/step':>12}{'compile s':>11}")
     rates: dict[tuple[str, bool], float] = {}
     for name, (trainable, prompted) in STAGES.items():
         for packed in (False, True):
-            row = measure(trainable, prompted, packed, flags.batch_size, flags.steps)
+            row = measure(trainable, prompted, packed, batch_size, count)
             rates[name, packed] = row["tokens_per_second"]
             label = f"{name}, {'packed' if packed else 'unpacked'}"
             print(
@@ -73,11 +67,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"{name}: packed / unpacked = {ratio:.2f} x real tok/s")
     ratio = rates["stage one", True] / rates["stage two", True]
     print(f"stage one / stage two, packed = {ratio:.2f} x real tok/s")
-    bench_saves.report(
-        dataclasses.replace(CONFIG, num_prompts=1, prompt_length=PROMPT_LENGTH),
-        {name: trainable for name, (trainable, prompted) in STAGES.items() if prompted},
-    )
-    return 0
 
 
 def measure(

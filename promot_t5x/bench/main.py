@@ -1,0 +1,32 @@
+"""Time training, saves and decoding on this machine: `promot-t5x bench`.
+
+One process, ratios of its own rows: nothing is compared across machines. The network is T5 1.1
+small with its own vocabulary size and random weights; the examples are random ids.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import jax
+
+from promot_t5x.bench import decoding, saves, training
+
+TABLES = ("training", "saves", "decoding")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(prog="promot-t5x bench", description=__doc__)
+    parser.add_argument("--steps", type=int, default=3, help="training steps timed for each row")
+    parser.add_argument("--batch_size", type=int, default=4, help="rows of a batch")
+    parser.add_argument("--only", choices=TABLES, help="leave the other tables out")
+    flags = parser.parse_args(argv)
+    wanted = (flags.only,) if flags.only else TABLES
+    print(f"T5 1.1 small, batch {flags.batch_size}, {jax.devices()[0].platform}")
+    if "training" in wanted:
+        training.show(flags.batch_size, flags.steps)
+    if "saves" in wanted:
+        saves.show()
+    if "decoding" in wanted:
+        decoding.show(flags.batch_size)
+    return 0
