@@ -83,7 +83,7 @@ format: $(INSTALLED)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## time the training and decoding steps on this machine
+bench: $(INSTALLED)  ## time training, saves and decoding on this machine
 	$(BIN)/promot-t5x bench
 
 plan-table: $(INSTALLED) $(TPU_COMPILER)  ## compile the paper's runs for TPU slices: docs/plan.md

@@ -257,7 +257,7 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
     ),
     Verb(
         name="bench",
-        help="time the training and decoding steps on this machine",
+        help="time training, saves and decoding on this machine",
         target="promot_t5x.bench.main:main",
         takes_gin=False,
         listed=False,
