@@ -181,6 +181,19 @@ class Judge:
         self._prompted_suite = None
         if suite and any(row.suite_prompt for row in comparison.rows):
             self._prompted_suite = Evaluator(model, suite, partitioner, prompt_index=0)
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
+        """A row keeps one file of answers a task."""
+        asked = [target.plain for target in self._targets]
+        asked += [self._suite] if self._suite else []
+        names = [task.name for evaluator in asked for task in evaluator.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"The comparison would ask {name!r} twice and keep its answers once: it is in "
+                    f"two of the targets or in a target and SUITE; leave it out of one of them."
+                )
 
     def _prompted(self) -> list[bool]:
         """For each target, whether any row asks it with a prompt."""

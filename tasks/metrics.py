@@ -258,16 +258,6 @@ def norm_avg(scores: Mapping[str, float]) -> float:
     return math.fsum(scores.values()) / len(scores)
 
 
-def format_share(predictions: Sequence[str], words: Sequence[str] = ("True", "False")) -> float:
-    """Percent of predictions of any task whose first word is one of `words`.
-
-    The measure of format specialisation: how often a model answers, whatever it is asked,
-    with the words of the task that it was fine-tuned on (arXiv 2211.00635, figure 2).
-    """
-    known = frozenset(words)
-    return mean_percent(first_word(p) in known for p in predictions)
-
-
 def first_word(text: str) -> str:
     """The first word of `text` without punctuation around it; empty if there is none."""
     words = text.split(maxsplit=1)

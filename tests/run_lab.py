@@ -33,6 +33,13 @@ COMPILATION = {
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 
+SUITE = """\
+from __gin__ import dynamic_registration
+from promot_t5x import evaluate
+SUITE = @suite/evaluate.EvalConfig()
+suite/evaluate.EvalConfig.mixture_or_task_name = '{}'
+"""
+
 MODEL = """\
 from __gin__ import dynamic_registration
 

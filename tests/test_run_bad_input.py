@@ -114,6 +114,12 @@ def test_is_refused_before_anything_is_written(lab, case):
     assert not (lab.directory / "run").exists()
 
 
+def test_a_task_is_in_the_target_or_in_the_suite(lab):
+    lab.write("suite.gin", run_lab.SUITE.format("run_ends"))
+    done = run_lab.here(command(lab, "suite.gin", MIXTURE_OR_TASK_NAME="run_ends"))
+    assert_refused(done, ["'run_ends' twice", "leave it out of one"])
+
+
 def test_unused_binding(lab):
     words = [*command(lab), "--gin_bindings=decoding.BeamSearch.alpha = 0.1"]
     assert_refused(run_lab.here(words), ["decoding.BeamSearch.alpha", "never calls"])

@@ -10,12 +10,6 @@ from promot_t5x import bases, hashing, partitioning, prompt_file, state
 
 SMALL_PARAMETERS = 76_961_152  # T5 1.1 small
 SMALL_PROMPT = 100 * 512
-SUITE = """\
-from __gin__ import dynamic_registration
-from promot_t5x import evaluate
-SUITE = @suite/evaluate.EvalConfig()
-suite/evaluate.EvalConfig.mixture_or_task_name = '{}'
-"""
 # The settings that a run file takes, where it has no stage of prompt tuning.
 SETTINGS = {"finetune": "train"} | dict.fromkeys(
     ("joint", "fixed_random_prompt", "stage_two"), "joint"
@@ -25,8 +19,8 @@ SETTINGS = {"finetune": "train"} | dict.fromkeys(
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     lab = run_lab.Lab(tmp_path_factory.mktemp("configs"))
-    lab.write("suite.gin", SUITE.format("run_ends"))
-    lab.write("tiny_suite.gin", SUITE.format("tiny_icl_1shot"))
+    lab.write("suite.gin", run_lab.SUITE.format("run_ends"))
+    lab.write("tiny_suite.gin", run_lab.SUITE.format("tiny_icl_1shot"))
     lab.write("two_stages.gin", run_lab.TWO_STAGES)
     return lab
 

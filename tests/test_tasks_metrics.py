@@ -65,12 +65,6 @@ def test_the_first_word_decides(text, word):
     assert metrics.first_word(text) == word
 
 
-def test_format_share_looks_at_the_first_word_only():
-    answers = ["True", "False it is", "it is False", "", "Truely"]
-    assert metrics.format_share(answers) == 40.0
-    assert metrics.format_share(answers, words=("it",)) == 20.0
-
-
 @pytest.mark.parametrize("metric", EVERY_METRIC)
 def test_nothing_to_score_and_unequal_lists_are_errors(metric):
     with pytest.raises(ValueError, match="no predictions"):
@@ -83,11 +77,6 @@ def test_nothing_to_score_and_unequal_lists_are_errors(metric):
 def test_a_target_without_any_reference_is_an_error(metric):
     with pytest.raises(ValueError, match="empty list of references"):
         metric([["a"], []], ["a", "b"])
-
-
-def test_format_share_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no predictions"):
-        metrics.format_share([])
 
 
 # ------------------------------------------------------------------------------- classes
