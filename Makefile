@@ -43,19 +43,20 @@ demo-pretrain: $(INSTALLED)  ## make the demonstration's base again, from nothin
 	$(BIN)/python -m promot_t5x.tasks.tiny.ship runs/demo_pretrain
 	$(BIN)/python -m promot_t5x.tasks.tiny.page docs/demo.md
 
-demo-confirm: $(INSTALLED)  ## the demonstration's table on ten seeds that no setting was chosen on
+demo-confirm: $(INSTALLED)  ## the demonstration on ten seeds that no setting was chosen on: docs/demo/
 	for target in tiny_rte tiny_enfr; do \
 	  $(PROMOT) --gin_file=demo/final.gin --gin.SEEDS="[$$(seq -s, 200 209)]" \
 	    --gin.MIXTURE_OR_TASK_NAME="'$$target'" --gin.MODEL_DIR="'runs/demo_confirm/$$target'" \
-	    && $(REPORT) runs/demo_confirm/$$target --output runs/demo_confirm/$$target/report \
-	    --compare 'standard fine-tuning' ProMoT --compare 'untrained prompt, removed' ProMoT \
-	    || exit; done
+	    && { echo "Made by \`make demo-confirm\`: $$target, ten fresh seeds."; echo; \
+	    $(REPORT) runs/demo_confirm/$$target --format markdown \
+	    --compare 'standard fine-tuning' ProMoT --compare 'untrained prompt, removed' ProMoT; \
+	    } > docs/demo/$$target.md || exit; done
 
 # One value changed at a time; the first line is the demonstration's own.
 SENSITIVITY := LEARNING_RATE=0.005 LEARNING_RATE=0.003 LEARNING_RATE=0.008 \
   PROMPT_LENGTH=5 PROMPT_LENGTH=20 PROMPT_STEPS=100 PROMPT_STEPS=900
 
-demo-sensitivity: $(INSTALLED)  ## how the effect depends on the rate, the prompt and stage one
+demo-sensitivity: $(INSTALLED)  ## how the effect depends on rate, prompt and stage one: docs/demo/
 	for value in $(filter LEARNING_RATE=%,$(SENSITIVITY)); do \
 	  $(PROMOT) --gin_file=demo/sensitivity_standard.gin --gin.$$value \
 	    --gin.LABEL="'standard, $$value'" \
@@ -63,7 +64,8 @@ demo-sensitivity: $(INSTALLED)  ## how the effect depends on the rate, the promp
 	for value in $(SENSITIVITY); do \
 	  $(PROMOT) --gin_file=demo/sensitivity.gin --gin.$$value --gin.LABEL="'ProMoT, $$value'" \
 	    --gin.MODEL_DIR="'runs/demo_sensitivity/promot_$$value'" || exit; done
-	$(REPORT) runs/demo_sensitivity/* --format markdown
+	{ echo "Made by \`make demo-sensitivity\`: tiny_rte, five seeds."; echo; \
+	  $(REPORT) runs/demo_sensitivity/* --format markdown; } > docs/demo/sensitivity.md
 
 test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 	$(BIN)/pytest -n $(JOBS)
