@@ -43,3 +43,13 @@ def test_every_command_is_a_target_of_the_makefile():
     assert len(commands) >= 5
     for command in commands:
         assert shlex.split(command)[0] in targets
+
+
+def test_every_number_of_the_results_is_in_a_generated_table():
+    rows = re.findall(r"^\| (?:ProMoT's|ProMoT keeps|answers in).+$", PAGE, re.M)
+    assert len(rows) == 4
+    for row in rows:
+        for target, cell in zip(("tiny_rte", "tiny_enfr"), row.split(" | ")[1:], strict=True):
+            made = (ROOT / "docs" / "demo" / f"{target}.md").read_text()
+            numbers = re.findall(r"[+]?\d+\.\d(?:…[+]\d+\.\d)?", cell)
+            assert numbers and all(f" {number} " in made for number in numbers)
