@@ -192,7 +192,7 @@ def _overview() -> str:
     return (
         f"usage: {_PROGRAM} VERB …\n\n{OVERVIEW}\n\nverbs:\n{verbs}\n\n"
         f"`{_PROGRAM} VERB --help` says what a verb takes and where its results go.\n\n"
-        f"First try, a minute or two without any download:\n  {_PROGRAM} promot "
+        f"First try, a few minutes without any download:\n  {_PROGRAM} promot "
         "--gin_file=demo/promot.gin"
     )
 

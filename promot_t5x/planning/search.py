@@ -58,6 +58,11 @@ class Trial:
         return " x ".join(f"{name} {n}" for name, n in sizes.items() if n > 1) or "1 chip"
 
     @property
+    def settings(self) -> str:
+        """The settings in short, for people."""
+        return _short(self.bindings)
+
+    @property
     def flags(self) -> str:
         """The settings as words of a command line."""
         return " ".join(_flag(binding) for binding in self.bindings)
@@ -77,6 +82,7 @@ def attempt(
     read: Reader, slice_: Slice, bindings: Sequence[str], only: Sequence[str], say: Say
 ) -> Trial:
     """Plan the run with some settings; stops at the first program that does not fit."""
+    say(f"{slice_.name} with {_short(bindings)}")
     run = read(bindings)
     found: list[Estimate] = []
     refused = None
@@ -172,6 +178,10 @@ class _saving:
 
     def _bind(self, binding: str) -> tuple[str, ...]:
         return (binding,) if binding.partition(" = ")[0] in self.run.macros else ()
+
+
+def _short(bindings: Sequence[str]) -> str:
+    return ", ".join(binding.rpartition(".")[2] for binding in bindings)
 
 
 def _flag(binding: str) -> str:

@@ -37,15 +37,16 @@ def text(trial: Trial) -> str:
 
 
 def trials(tried: Sequence[Trial]) -> str:
-    """What a search tried, a line each."""
+    """What a search tried, a line each, and why what cannot run cannot."""
     rows = [("", "settings", "HBM a chip", "least time")]
     for trial in tried:
         total = max((each.total_bytes or 0 for each in trial.estimates), default=0)
-        outcome = duration(trial.seconds) if trial.fits else trial.refused or "does not fit"
-        rows.append(
-            (trial.slice_.name, " ".join(trial.bindings), _gib(total) if total else "", outcome)
-        )
-    return "\n".join(_aligned(rows, left=2))
+        outcome = "impossible" if trial.refused else "does not fit"
+        if trial.fits:
+            outcome = duration(trial.seconds)
+        rows.append((trial.slice_.name, trial.settings, _gib(total) if total else "", outcome))
+    why = dict.fromkeys(f"Impossible: {trial.refused}" for trial in tried if trial.refused)
+    return "\n".join([*_aligned(rows, left=2), *why])
 
 
 def data(estimate: Estimate) -> dict[str, Any]:
