@@ -65,7 +65,8 @@ demo-sensitivity: $(INSTALLED)  ## how the effect depends on rate, prompt and st
 	  $(PROMOT) --gin_file=demo/sensitivity.gin --gin.$$value --gin.LABEL="'ProMoT, $$value'" \
 	    --gin.MODEL_DIR="'runs/demo_sensitivity/promot_$$value'" || exit; done
 	{ echo "Made by \`make demo-sensitivity\`: tiny_rte, five seeds."; echo; \
-	  $(REPORT) runs/demo_sensitivity/* --format markdown; } > docs/demo/sensitivity.md
+	  $(REPORT) runs/demo_sensitivity/* --format markdown \
+	    --baseline 'ProMoT, $(firstword $(SENSITIVITY))'; } > docs/demo/sensitivity.md
 
 test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 	$(BIN)/pytest -n $(JOBS)
