@@ -91,6 +91,27 @@ def test_curves_are_what_the_stages_recorded(run, read):
     )
 
 
+def test_stages_of_two_runs_with_one_name_are_two_curves(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    for row in other.glob("comparison/*/row.json"):
+        told = json.loads(row.read_text())
+        row.write_text(json.dumps(told | {"label": told["label"] + " + 1-shot"}))
+    for aligned in other.rglob("gradient_alignment.jsonl"):
+        aligned.unlink()
+    words = [str(run), str(other)]
+    rows = runs.read(words)
+    read = curves.read(words, rows)
+    found = {label: len(own) for label, own in curves.by_label(read).items()}
+    assert found == {
+        "ProMoT": 2, "run: standard": 2, "ProMoT + 1-shot": 2, "other: standard": 2
+    }  # fmt: skip
+    panels = sections.drawn(compare(run, other), read)["gradient_alignment"][0].axes
+    assert [axes.get_title() for axes in panels] == ["ProMoT", "run: standard"]
+    alone = curves.read(words[1:], runs.read(words[1:]))
+    assert "gradient_alignment" not in sections.drawn(compare(other), alone)
+
+
 def test_the_answers_of_a_stage_are_those_of_its_chosen_step(run, tmp_path):
     shutil.copytree(run / "seed_0" / "standard", tmp_path / "standard")
     (tmp_path / "standard" / "stage.json").write_text('{"step": 10, "score": 1.0}')

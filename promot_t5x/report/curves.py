@@ -47,13 +47,16 @@ def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
 
     Stages that measured one thing at one step make no curve.
     """
-    # Of several rows with a stage's weights the first names its curve.
-    labels = {run.stage: run.label for run in reversed(rows) if run.stage}
     curves = []
     for word in words:
         path = runs.path_of(word)
+        # Stages of other runs may have the same names. Of several rows with a stage's weights the
+        # first names its curve.
+        own = [run for run in rows if path in (run.path, *run.path.parents)]
+        labels = {run.stage: run.label for run in reversed(own) if run.stage}
+        whose = f"{path.name}: " if len(words) > 1 else ""
         for stage, seed in _stages(path):
-            name = labels.get(stage.name, stage.name.replace("_", " "))
+            name = labels.get(stage.name, whose + stage.name.replace("_", " "))
             points = _points(stage)
             if len(points) > 1:
                 aligned = read_json_lines(stage / runs.ALIGNMENT)

@@ -9,7 +9,7 @@ from typing import Any
 
 from promot_t5x.report import changed, figures, page, side_by_side, table
 from promot_t5x.report.comparison import SUITE, TARGET, Cell, Column, Comparison
-from promot_t5x.report.curves import Curve
+from promot_t5x.report.curves import Curve, by_label, mean_alignment
 from promot_t5x.report.page import Section
 from promot_t5x.report.pairs import Pair, pair
 from promot_t5x.report.runs import Run
@@ -114,7 +114,7 @@ def drawn(comparison: Comparison, curves: Sequence[Curve]) -> dict[str, tuple[An
                 "Format specialisation: answers to other tasks that are answers of the target."
                 + several,
             )
-    if any(curve.alignment for curve in curves):
+    if any(mean_alignment(own) for own in by_label(curves).values()):
         found["gradient_alignment"] = (
             figures.alignment(curves),
             "Gradient alignment in the last decoder layer: the cosine between the gradients on "
