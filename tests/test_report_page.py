@@ -169,6 +169,7 @@ def test_rows_differ_in_more_than_colour():
     for one, other in zip(looks, looks[1:], strict=False):
         assert one.marker != other.marker and one.hatch != other.hatch
         assert one.dashes != other.dashes
+    assert len({(look.colour, look.marker) for look in map(style.style, range(30))}) == 30
 
 
 # --------------------------------------------------------------------------------- examples

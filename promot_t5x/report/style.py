@@ -56,8 +56,10 @@ _SETTINGS: Any = {
 
 
 def style(index: int) -> Style:
-    """That of the row at `index`; they repeat after eight."""
-    return _STYLES[index % len(_STYLES)]
+    """That of the row at `index`; after eight, the colours come again with other marks."""
+    lap, place = divmod(index, len(_STYLES))
+    marks = _STYLES[(place + 3 * lap) % len(_STYLES)]
+    return dataclasses.replace(marks, colour=_STYLES[place].colour)
 
 
 @contextlib.contextmanager
