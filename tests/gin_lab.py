@@ -36,7 +36,7 @@ def adam(beta=0.9):
     return beta
 
 
-def train(*, model, batch_size, steps=3, stages=(), scaler=None, label=""):
+def drill(*, model, batch_size, steps=3, stages=(), scaler=None, label=""):
     if steps < 0:
         raise UserError(f"steps is {steps}; it must not be negative.")
     result = {

@@ -13,7 +13,7 @@ from promot_t5x.verbs import VERBS, Verb
 
 HEADER = "from __gin__ import dynamic_registration\nimport gin_lab\n"
 RUN = HEADER + (
-    "gin_lab.train:\n    model = %MODEL\n    batch_size = %BATCH_SIZE\n"
+    "gin_lab.drill:\n    model = %MODEL\n    batch_size = %BATCH_SIZE\n"
     "MODEL = @gin_lab.Model()\ngin_lab.Model.width = 7\nBATCH_SIZE = %gin.REQUIRED\n"
 )
 
@@ -21,10 +21,10 @@ RUN = HEADER + (
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     """Verbs that run gin_lab's functions; the current directory holds run.gin."""
-    names = ("train", "letters", "interrupted", "broken")
+    targets = {"train": "drill"} | {name: name for name in ("letters", "interrupted", "broken")}
     verbs = tuple(
-        Verb(name=name, help="a test", target=f"gin_lab:{name}", macros=VERBS[0].macros)
-        for name in names
+        Verb(name=name, help="a test", target=f"gin_lab:{target}", macros=VERBS[0].macros)
+        for name, target in targets.items()
     )
     monkeypatch.setattr(cli, "VERBS", verbs)
     monkeypatch.chdir(tmp_path)
@@ -121,7 +121,7 @@ def test_flags_repeat_and_later_ones_win(lab):
     (lab / "more.gin").write_text("BATCH_SIZE = 1\n")
     words = ["train", "--gin_file", "run.gin", "--gin_file", "more.gin"]
     assert cli.main([*words, "--gin.BATCH_SIZE=2", "--gin_bindings=BATCH_SIZE = 3"]) == 0
-    assert cli.main([*words, "--gin_bindings", "gin_lab.train.label = 'a = b'"]) == 0
+    assert cli.main([*words, "--gin_bindings", "gin_lab.drill.label = 'a = b'"]) == 0
     assert [call["batch_size"] for call in gin_lab.calls] == [3, 1]
     assert gin_lab.calls[1]["label"] == "a = b"
 
@@ -198,7 +198,7 @@ def test_user_error_of_the_run_is_shown_without_gins_remarks(lab, capsys):
         "train",
         "--gin_file=run.gin",
         "--gin.BATCH_SIZE=4",
-        "--gin_bindings=gin_lab.train.steps = -1",
+        "--gin_bindings=gin_lab.drill.steps = -1",
     ]
     assert cli.main(words) == 2
     err = capsys.readouterr().err

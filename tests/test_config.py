@@ -28,7 +28,7 @@ RUN = (
     HEADER
     + """
 BATCH_SIZE = %gin.REQUIRED
-gin_lab.train:
+gin_lab.drill:
     model = %MODEL
     batch_size = %BATCH_SIZE
     stages = %STAGES
@@ -48,9 +48,9 @@ def read(tmp_path):
         if extra is not None:
             (tmp_path / "extra.gin").write_text(extra)
             files = (*files, "extra.gin")
-        function = config.configured(gin_lab.train)
+        function = config.configured(gin_lab.drill)
         config.parse(files, bindings, [tmp_path])
-        config.check([gin_lab.train])
+        config.check([gin_lab.drill])
         return function
 
     return read
@@ -63,7 +63,7 @@ def refusal(read, *bindings, **kwargs) -> str:
 
 
 def test_files_then_command_line_reach_the_function(read):
-    result = read(*GIVEN, "BATCH_SIZE = 16", "train.steps = 5", "gin_lab.train.label = 'x'")()
+    result = read(*GIVEN, "BATCH_SIZE = 16", "drill.steps = 5", "gin_lab.drill.label = 'x'")()
     assert result["batch_size"] == 16
     assert (result["width"], result["depth"], result["steps"]) == (7, 1, 5)
     assert (result["vocabulary"], result["label"]) == ("words.model", "x")
@@ -81,7 +81,7 @@ def test_a_function_that_no_file_names_can_be_configured():
 
 
 def test_parsing_starts_afresh(read):
-    read(*GIVEN, "train.label = 'old'")
+    read(*GIVEN, "drill.label = 'old'")
     assert read(*GIVEN)()["label"] == ""
 
 
@@ -125,14 +125,14 @@ def test_the_users_search_path_comes_first(read, tmp_path):
         ("A = $", "Unable to parse value"),
         ("nonsense\n", "expected ':' or '='"),
         ("import absent_module", "cannot import absent_module"),
-        ("from __gin__ import dynamic_registration\nfrom gin_lab import train\n", "import gin_lab"),
-        (HEADER + "lab.train.steps = 1", "'lab' is not imported here. Did you mean 'gin_lab'?"),
-        (HEADER + "gin_lab.trian.steps = 1", "no 'trian'. Did you mean 'train'?"),
-        (HEADER + "gin_lab.trian:\n  steps = 1\n", "no 'trian'. Did you mean 'train'?"),
+        ("from __gin__ import dynamic_registration\nfrom gin_lab import drill\n", "import gin_lab"),
+        (HEADER + "lab.drill.steps = 1", "'lab' is not imported here. Did you mean 'gin_lab'?"),
+        (HEADER + "gin_lab.dirll.steps = 1", "no 'dirll'. Did you mean 'drill'?"),
+        (HEADER + "gin_lab.dirll:\n  steps = 1\n", "no 'dirll'. Did you mean 'drill'?"),
         (HEADER + "A = @gin_lab.Modle()", "no 'Modle'. Did you mean 'Model'?"),
         (HEADER + "gin_lab.NOT_CALLABLE.x = 1", "of type int, not a function"),
         (HEADER + "gin_lab.steps = 1", "gin_lab is of type module, not a function"),
-        (HEADER + "gin_lab.train.step = 1", "no parameter 'step'. Did you mean 'steps'?"),
+        (HEADER + "gin_lab.drill.step = 1", "no parameter 'step'. Did you mean 'steps'?"),
         ("unheard.of = 1", "from __gin__ import dynamic_registration"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_parameter_without_value_is_named(read):
 
 def test_a_configuration_for_another_function(read):
     message = refusal(read, files=("model.gin",))
-    assert message.startswith("the configuration binds nothing of gin_lab.train")
+    assert message.startswith("the configuration binds nothing of gin_lab.drill")
     assert "\n" not in message
 
 
@@ -262,14 +262,14 @@ def test_scopes_do_not_pass_through_macros(read):
 
 
 def test_a_bound_method_is_reached_through_its_class(read):
-    extra = HEADER + "gin_lab.train.scaler = @gin_lab.Scaler()\ngin_lab.Scaler.apply.factor = 5\n"
+    extra = HEADER + "gin_lab.drill.scaler = @gin_lab.Scaler()\ngin_lab.Scaler.apply.factor = 5\n"
     assert read(*GIVEN, extra=extra)()["factor"] == 5
 
 
 def test_a_singleton_is_reached_through_its_name(read):
     extra = (
         HEADER
-        + "gin_lab.train.label = @common/gin.singleton()\n"
+        + "gin_lab.drill.label = @common/gin.singleton()\n"
         + "common/gin.singleton.constructor = @gin_lab.letters\n"
     )
     assert read(*GIVEN, extra=extra)()["label"] == "letters"
@@ -304,7 +304,7 @@ def test_but_not_those_written_after_or_with_the_override(read):
 
 def test_resolved_text_reads_back_as_itself(read, tmp_path):
     read(*GIVEN, "VOCABULARY = @gin_lab.letters()", extra=STAGED)
-    expected = config.configured(gin_lab.train)()
+    expected = config.configured(gin_lab.drill)()
     text = config.resolved_str()
     (tmp_path / "again.gin").write_text(text)
     function = read(files=("again.gin",))
@@ -317,7 +317,7 @@ def test_resolved_text_is_sorted_macros_first(read):
     lines = config.resolved_str().splitlines()
     macros = [line.split(" = ")[0] for line in lines if re.match(r"[A-Z_]+ = ", line)]
     assert macros == sorted(macros) and "BATCH_SIZE" in macros
-    assert lines.index("BATCH_SIZE = 64") < lines.index("gin_lab.train.batch_size = %BATCH_SIZE")
+    assert lines.index("BATCH_SIZE = 64") < lines.index("gin_lab.drill.batch_size = %BATCH_SIZE")
 
 
 def test_describe_difference():
