@@ -108,6 +108,14 @@ def test_stages_of_two_runs_with_one_name_are_two_curves(run, tmp_path):
     }  # fmt: skip
     panels = sections.drawn(compare(run, other), read)["gradient_alignment"][0].axes
     assert [axes.get_title() for axes in panels] == ["ProMoT", "run: standard"]
+    # Of the same rows they are seeds, whether a row names them or not.
+    words[1] = str(shutil.copytree(run, tmp_path / "again"))
+    for row in (tmp_path / "again").glob("comparison/*/row.json"):
+        told = json.loads(row.read_text())
+        row.write_text(json.dumps(told | {"seed": 7}))
+    seeds = curves.by_label(curves.read(words, runs.read(words)))
+    assert {label: len(own) for label, own in seeds.items()} == {"ProMoT": 4, "standard": 4}
+    words[1] = str(other)
     alone = curves.read(words[1:], runs.read(words[1:]))
     assert "gradient_alignment" not in sections.drawn(compare(other), alone)
 

@@ -47,21 +47,26 @@ def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
 
     Stages that measured one thing at one step make no curve.
     """
+    paths = [runs.path_of(word) for word in words]
+    labels = [_labels(path, rows) for path in paths]
+    # Runs of the same rows are seeds; in others, stages without a row may only share a name.
+    same = all(each == labels[0] for each in labels)
     curves = []
-    for word in words:
-        path = runs.path_of(word)
-        # Stages of other runs may have the same names. Of several rows with a stage's weights the
-        # first names its curve.
-        own = [run for run in rows if path in (run.path, *run.path.parents)]
-        labels = {run.stage: run.label for run in reversed(own) if run.stage}
-        whose = f"{path.name}: " if len(words) > 1 else ""
+    for path, label in zip(paths, labels, strict=True):
+        whose = "" if same else f"{path.name}: "
         for stage, seed in _stages(path):
-            name = labels.get(stage.name, whose + stage.name.replace("_", " "))
+            name = label.get(stage.name, whose + stage.name.replace("_", " "))
             points = _points(stage)
             if len(points) > 1:
                 aligned = read_json_lines(stage / runs.ALIGNMENT)
                 curves.append(Curve(label=name, seed=seed, points=points, alignment=aligned))
     return curves
+
+
+def _labels(path: epath.Path, rows: Sequence[Run]) -> dict[str, str]:
+    """Stage to label, of the rows of one run; of several with a stage's weights the first."""
+    own = [run for run in rows if path in (run.path, *run.path.parents)]
+    return {run.stage: run.label for run in reversed(own) if run.stage}
 
 
 def by_label(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
