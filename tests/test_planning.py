@@ -1,5 +1,6 @@
 """Planning without a compiler: slices by name, programs as text, FLOPs, rooflines, settings."""
 
+import dataclasses
 import json
 
 import jax
@@ -435,6 +436,19 @@ def test_the_best_trial_is_the_fastest_that_fits():
         "--gin.NUM_PARTITIONS=4 --gin.REMAT_POLICY='\"full\"' "
         f"--gin_bindings='{search.OVER_DATA} = 2'"
     )
+
+
+def test_what_was_tried_is_a_table_and_what_is_impossible_stands_below_it():
+    over = (f"{search.OVER_DATA} = 2",)
+    refused = dataclasses.replace(trial(bindings=("NUM_PARTITIONS = 4",)), refused="no " * 60)
+    tried = [trial(estimate("a"), bindings=over), trial(estimate("b", fits=False)), refused]
+    head, *rows, why = table.trials([*tried, refused]).splitlines()
+    assert head.split() == ["settings", "HBM", "a", "chip", "least", "time"]
+    assert rows[0].split("  ")[:2] == ["v5e-4", over[0].rpartition(".")[2]]
+    assert [row.rpartition("  ")[2].strip() for row in rows] == [
+        "42m18s", "does not fit", "impossible", "impossible"
+    ]  # fmt: skip
+    assert max(map(len, rows)) < 80 and why == f"Impossible: {refused.refused}"
 
 
 @pytest.mark.parametrize("set_", ["XDG_CACHE_HOME", "HOME"])

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from promot_t5x.planning import compiler
+from promot_t5x.planning.plan import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,10 +99,10 @@ def _rows(planned: Sequence[Planned]) -> Iterator[list[str]]:
             return runs.read([f"paper/{each.run}.gin"], [*each.bindings, *extra], [])
 
         if each.fit:
-            trial = search.fit(read, chips.find_chip(each.fit), each.only, _say)[-1]
+            trial = search.fit(read, chips.find_chip(each.fit), each.only, say)[-1]
         else:
             assert each.topology
-            trial = search.plan(read, chips.find_slice(each.topology), each.only, _say)
+            trial = search.plan(read, chips.find_slice(each.topology), each.only, say)
         for estimate in trial.estimates:
             where = [trial.slice_.name] if each.fit else []
             yield [each.run, *where, trial.mesh, *table.row(estimate, trial.slice_)]
@@ -112,10 +113,6 @@ def _print(headings: Sequence[str], rows: Iterator[list[str]]) -> None:
     print("| " + " | ".join(named) + " |", "|" + "---|" * len(named), sep="\n")
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _versions() -> str:

@@ -38,13 +38,13 @@ def main(words: Sequence[str]) -> int:
         return runs.read(given.gin_file, bindings, given.gin_search_paths)
 
     if given.fit:
-        trials = search.fit(read, chips.find_chip(given.fit), given.only, _say)
+        trials = search.fit(read, chips.find_chip(given.fit), given.only, say)
         trial = trials[-1]
     elif given.search:
-        trials = search.search(read, given.slice, given.only, _say)
+        trials = search.search(read, given.slice, given.only, say)
         trial = trials[0]
     else:
-        trial = search.plan(read, given.slice, given.only, _say)
+        trial = search.plan(read, given.slice, given.only, say)
         trials = [trial]
     if given.json:
         print(json.dumps([table.data(each) for each in trial.estimates], indent=1))
@@ -100,6 +100,6 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Progress of what takes minutes, on stderr: the results are on stdout."""
     print(text, file=sys.stderr, flush=True)
