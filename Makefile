@@ -25,6 +25,11 @@ DEMO_GIN := $(or $(DEMO_GIN_$(DEMO_TARGET)),$(error DEMO_TARGET is entailment or
 DEMO_DIR_entailment := runs/demo
 DEMO_DIR_translation := runs/demo_translation
 DEMO_DIR := $(DEMO_DIR_$(DEMO_TARGET))
+ifneq ($(DEMO),short)
+ifneq ($(DEMO) $(DEMO_TARGET),full entailment)
+$(error DEMO is short or full, and full has the target entailment only)
+endif
+endif
 SEEDS := --gin.SEEDS="[$$(seq -s, 0 $$(($(DEMO_SEEDS) - 1)))]"
 PAGE := "Format specialisation and its cure, at toy scale"
 
@@ -50,7 +55,7 @@ demo-confirm: $(INSTALLED)  ## the demonstration on ten seeds that no setting wa
 	    && { echo "Made by \`make demo-confirm\`: $$target, ten fresh seeds."; echo; \
 	    $(REPORT) runs/demo_confirm/$$target --format markdown \
 	    --compare 'standard fine-tuning' ProMoT --compare 'untrained prompt, removed' ProMoT; \
-	    } > docs/demo/$$target.md || exit; done
+	    } > runs/demo_confirm/$$target.md && mv runs/demo_confirm/$$target.md docs/demo || exit; done
 
 # One value changed at a time; the first line is the demonstration's own.
 SENSITIVITY := LEARNING_RATE=0.005 LEARNING_RATE=0.003 LEARNING_RATE=0.008 \
@@ -66,7 +71,8 @@ demo-sensitivity: $(INSTALLED)  ## how the effect depends on rate, prompt and st
 	    --gin.MODEL_DIR="'runs/demo_sensitivity/promot_$$value'" || exit; done
 	{ echo "Made by \`make demo-sensitivity\`: tiny_rte, five seeds."; echo; \
 	  $(REPORT) runs/demo_sensitivity/* --format markdown \
-	    --baseline 'ProMoT, $(firstword $(SENSITIVITY))'; } > docs/demo/sensitivity.md
+	    --baseline 'ProMoT, $(firstword $(SENSITIVITY))'; } > runs/sensitivity.md
+	mv runs/sensitivity.md docs/demo
 
 test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 	$(BIN)/pytest -n $(JOBS)
