@@ -45,11 +45,30 @@ def test_every_command_is_a_target_of_the_makefile():
         assert shlex.split(command)[0] in targets
 
 
-def test_every_number_of_the_results_is_in_a_generated_table():
+def tables(path):
+    """[{row: {column: cell}}] of a page; "ProMoT (10 seeds)" is called ProMoT."""
+    found = []
+    for block in re.findall(r"(?:^\|.+\n)+", path.read_text(), re.M):
+        head, _, *rows = ([c.strip() for c in x[1:-1].split("|")] for x in block.splitlines())
+        found.append({r[0].partition(" (")[0]: dict(zip(head, r, strict=True)) for r in rows})
+    return found
+
+
+@pytest.mark.parametrize(("column", "target"), [(1, "tiny_rte"), (2, "tiny_enfr")])
+def test_the_results_are_those_of_the_generated_tables(column, target):
+    scores, change, _ = tables(ROOT / "docs" / "demo" / f"{target}.md")
+
+    def score(row, title):
+        return scores[row][title].partition(" ")[0]
+
+    promot, standard = "ProMoT", "standard fine-tuning"
     rows = re.findall(r"^\| (?:ProMoT's|ProMoT keeps|answers in).+$", PAGE, re.M)
-    assert len(rows) == 4
-    for row in rows:
-        for target, cell in zip(("tiny_rte", "tiny_enfr"), row.split(" | ")[1:], strict=True):
-            made = (ROOT / "docs" / "demo" / f"{target}.md").read_text()
-            numbers = re.findall(r"[+]?\d+\.\d(?:…[+]\d+\.\d)?", cell)
-            assert numbers and all(f" {number} " in made for number in numbers)
+    within, keeps, few, many = (row.strip("| ").split(" | ")[column] for row in rows)
+    assert within == f"yes: {score(promot, target)} and {score(standard, target)}"
+    assert abs(float(score(promot, target)) - float(score(standard, target))) <= 2
+    interval = change["mean"]["95% interval"]
+    assert keeps == f"yes: {interval}" and float(interval.partition("…")[0]) > 10
+    share = score(promot, "target's format")
+    assert few == f"yes: {share}" and float(share) <= 5
+    share = score(standard, "target's format")
+    assert many == (f"yes: {share}" if float(share) >= 15 else f"**no: {share}**")
