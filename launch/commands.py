@@ -18,6 +18,8 @@ from promot_t5x.errors import UserError
 HIDDEN = "***"
 _SECRET_NAME = r"[A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)"
 _SECRET_VALUE = re.compile(rf"(?<![A-Z0-9_])({_SECRET_NAME}=)('[^']*'|\"[^\"]*\"|[^\s'\"]+)")
+_READ_SECONDS = 600.0  # deleting a slice may take minutes
+_TIMED_OUT = 124  # as `timeout` ends
 _SHORTEST_SECRET = 6  # characters; shorter values would blot out ordinary words
 
 
@@ -47,10 +49,17 @@ class Redactor:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A command that has ended: its exit status, and its stdout where that was read."""
+    """A command that has ended.
+
+    **Attributes:**
+
+    - `status`: its exit status.
+    - `out`, `err`: its stdout and stderr, where they were read.
+    """
 
     status: int
     out: str = ""
+    err: str = ""
 
 
 class Shell:
@@ -86,13 +95,26 @@ class Shell:
         return Done(self._start(words, input=stdin, text=True).returncode)
 
     def read(self, words: Sequence[str], *, dry: str = "", loud: bool = True) -> Done:
-        """Run a command and read its stdout; `dry` is what it says in a dry run."""
+        """Run a command and read its output; its stderr is shown too.
+
+        **Arguments:**
+
+        - `dry`: its stdout in a dry run.
+        - `loud`: whether the command is shown.
+
+        **Returns:** how it ended; with status 124 where it did not end within ten minutes.
+        """
         if loud:
             self.show(words)
         if self.dry:
             return Done(0, dry)
-        done = self._start(words, stdout=subprocess.PIPE, text=True)
-        return Done(done.returncode, done.stdout)
+        try:
+            done = self._start(words, capture_output=True, text=True, timeout=_READ_SECONDS)
+        except subprocess.TimeoutExpired:
+            return Done(_TIMED_OUT, err=f"no answer within {_READ_SECONDS:g} s")
+        if done.stderr:
+            print(self.redact(done.stderr), end="", file=sys.stderr, flush=True)
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def follow(
         self, words: Sequence[str], line: Callable[[str], None], *, silence_seconds: float

@@ -17,7 +17,11 @@ import time
 from collections.abc import Sequence
 
 from promot_t5x.launch.commands import Shell, parse_environment
+from promot_t5x.launch.payload import Command
 from promot_t5x.launch.retries import FINAL, Retries, outcome, reason
+
+from promot_t5x.devices import Requirement
+from promot_t5x.errors import UserError
 
 _GRACE_SECONDS = 60.0  # in which the others end when one has failed
 _TERM_SECONDS = 120.0  # in which processes save after SIGTERM
@@ -41,8 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def launch(arguments: argparse.Namespace, words: Sequence[str], shell: Shell) -> int:
-    """Run the processes to the end; the run's exit status."""
+def launch(arguments: argparse.Namespace, command: Command, shell: Shell) -> int:
+    """Run the processes to the end; return the run's exit status."""
+    for name in ("processes", "cpu_devices", "gpus_per_process"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value}: give at least 1.")
+    words = command.requiring(_requirement(arguments))
     given = parse_environment(arguments.env, os.environ)
     retries = Retries(most=arguments.max_restarts, first_seconds=arguments.backoff)
     while True:
@@ -150,6 +159,16 @@ class _Group:
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
+
+
+def _requirement(arguments: argparse.Namespace) -> Requirement:
+    """What the run must find: the devices that were asked for, in that many processes."""
+    count, platform, each = arguments.processes, None, None
+    if arguments.cpu_devices:
+        platform, each = "cpu", arguments.cpu_devices
+    elif arguments.gpus_per_process:
+        platform, each = "gpu", arguments.gpus_per_process
+    return Requirement(platform=platform, count=each and each * count, processes=count)
 
 
 def _devices(arguments: argparse.Namespace, index: int) -> dict[str, str]:

@@ -40,9 +40,12 @@ def main(words: Sequence[str]) -> int:
     if arguments.stall_timeout != _STALL_SECONDS:
         # Each process watches over itself too.
         command.append(f"--stall_timeout={arguments.stall_timeout:.0f}")
+    from promot_t5x.launch import payload
+
+    checked = payload.check(command)
     place = importlib.import_module(f"promot_t5x.launch.{arguments.place}")
     shell = Shell(dry=arguments.print, redact=Redactor(os.environ))
-    status: int = place.launch(arguments, command, shell)
+    status: int = place.launch(arguments, checked, shell)
     return status
 
 

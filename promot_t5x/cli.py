@@ -14,11 +14,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from promot_t5x import distributed, flags, preemption, quiet
+from promot_t5x import devices, distributed, flags, preemption, quiet
 from promot_t5x.errors import (
+    EXIT_FAULT,
+    EXIT_IN_USE,
+    EXIT_INTERRUPTED,
     EXIT_NOT_SAVED,
     EXIT_START_AGAIN,
     EXIT_USER_ERROR,
+    InUseError,
     Preempted,
     SaveError,
     UserError,
@@ -26,8 +30,6 @@ from promot_t5x.errors import (
 )
 from promot_t5x.verbs import OVERVIEW, VERBS, Verb
 
-EXIT_FAULT = 1
-EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells count
 EXIT_BROKEN_PIPE = 141
 _PROGRAM = "promot-t5x"
 _FLAGS = (
@@ -40,6 +42,7 @@ _FLAGS = (
     "--process_index",
     "--initialization_timeout",
     "--stall_timeout",
+    "--require_devices",
     "--dry_run",
     "--help",
 )
@@ -71,6 +74,9 @@ def _status_of(words: list[str]) -> int:
     except UserError as error:
         print(f"{_PROGRAM}{distributed.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except InUseError as error:
+        print(f"{_PROGRAM}{distributed.label()}: error: {_message(error)}", file=sys.stderr)
+        return EXIT_IN_USE
     except SaveError as error:
         print(f"{_PROGRAM}{distributed.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_NOT_SAVED
@@ -98,15 +104,16 @@ def _run(words: list[str]) -> int:
 
         print(f"{_PROGRAM} {__version__}")
         return 0
-    verb = _find_verb(words[0])
+    verb = find_command(words[0])
     if verb.takes_gin:
         with preemption.watched():
-            return _run_gin(verb, _parse_flags(verb, words[1:]))
+            return _run_gin(verb, parse_flags(verb, words[1:]))
     quiet.set_defaults()
     return _load(verb)(words[1:]) or 0
 
 
-def _find_verb(name: str) -> Verb:
+def find_command(name: str) -> Verb:
+    """Find a command by its name; raise `UserError` where there is none."""
     for verb in VERBS:
         if verb.name == name:
             return verb
@@ -118,8 +125,13 @@ def _find_verb(name: str) -> Verb:
     )
 
 
-def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
-    """Read the configuration, check it, and call the function that it configures."""
+def configure(verb: Verb, parsed: argparse.Namespace) -> Callable[[], Any]:
+    """Read and check the configuration of a command; start nothing.
+
+    **Returns:** the function that the configuration configures, to be called without arguments.
+
+    **Raises:** `UserError` where the configuration is missing or wrong.
+    """
     if not parsed.gin_file and not parsed.gin_bindings:
         raise UserError(
             f"{verb.name} needs a configuration: --gin_file=FILE. "
@@ -139,11 +151,20 @@ def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
         configured = config.configured(function)
         config.parse(parsed.gin_file, parsed.gin_bindings, parsed.gin_search_paths)
     config.check([function])
+    return configured
+
+
+def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
+    """Check a command's configuration, and run it or show it."""
+    configured = configure(verb, parsed)
     if parsed.dry_run:
+        from promot_t5x import config
+
         print(config.resolved_str())
-    else:
-        distributed.start(parsed)
-        configured()
+        return 0
+    distributed.start(parsed)
+    devices.announce(parsed.require_devices)
+    configured()
     return 0
 
 
@@ -157,7 +178,8 @@ def _message(error: BaseException) -> str:
     return str(error).partition("\n  In call to configurable '")[0]
 
 
-def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
+def parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
+    """Read the flags of a command that takes gin; raise `UserError` for an unknown one."""
     parser = flags.Parser(
         prog=f"{_PROGRAM} {verb.name}",
         usage=f"{_PROGRAM} {verb.name} --gin_file=FILE … [--gin.NAME=VALUE …] [--dry_run]",
@@ -169,6 +191,7 @@ def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     flags.add_gin_flags(parser)
     flags.add_tfds_flag(parser)
     distributed.add_flags(parser)
+    devices.add_flag(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the configuration, then stop"
     )

@@ -28,6 +28,7 @@ from promot_t5x.gin_reader import CONSTANT, MACRO, Definition, Reader
 _MAX_SHOWN = 20  # more problems than this have one cause
 
 _definitions: list[Definition] = []
+_files: list[Path] = []
 
 
 def gin_root() -> Path:
@@ -89,6 +90,12 @@ def parse(
     reader.read_command_line(replaced)
     reader.read_command_line(bindings)
     _definitions[:] = reader.definitions
+    _files[:] = reader.files
+
+
+def files_read() -> list[Path]:
+    """The gin files that `parse` read, included ones too, in order."""
+    return list(_files)
 
 
 def check(roots: Sequence[Callable[..., Any]]) -> None:

@@ -45,7 +45,7 @@ _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class ProcessAddress:
     """A process's place in a run: where process 0 listens, how many there are, which this is.
 
     `local_devices`: the accelerators of this host that are the process's own; none for all.
@@ -58,7 +58,7 @@ class Place:
 
 
 _meetings = itertools.count()
-_place: Place | None = None  # where `start` put this process
+_place: ProcessAddress | None = None  # where `start` put this process
 _witness: "_Witness | None" = None
 
 
@@ -84,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Place | None:
+def find(parsed: argparse.Namespace, environ: Mapping[str, str]) -> ProcessAddress | None:
     """This process's place according to flags or environment; None where it runs alone.
 
     A Cloud TPU VM does not show in the environment; `start` asks its metadata.
@@ -98,18 +98,20 @@ def find(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Place | None
     if any(value is not None for value in flags.values()):
         return _checked(flags)
     if "JAX_COORDINATOR_ADDRESS" in environ:
-        index = environ.get("JAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX"))
+        index = _integer(environ, "JAX_PROCESS_ID")
+        if index is None:
+            index = _integer(environ, "JOB_COMPLETION_INDEX")
         return _checked(
             {
                 "JAX_COORDINATOR_ADDRESS": environ["JAX_COORDINATOR_ADDRESS"],
-                "JAX_NUM_PROCESSES": _number(environ, "JAX_NUM_PROCESSES"),
-                "JAX_PROCESS_ID": None if index is None else int(index),
+                "JAX_NUM_PROCESSES": _integer(environ, "JAX_NUM_PROCESSES"),
+                "JAX_PROCESS_ID": index,
             }
         )
     return _of_slurm(environ) or _of_gke(environ)
 
 
-def _checked(given: Mapping[str, Any]) -> Place | None:
+def _checked(given: Mapping[str, Any]) -> ProcessAddress | None:
     """A place from (address, count, index) under the names that the user knows them by."""
     missing = [name for name, value in given.items() if value is None]
     if missing:
@@ -124,50 +126,95 @@ def _checked(given: Mapping[str, Any]) -> Place | None:
         )
     if not re.fullmatch(r".+:\d+", address):
         raise UserError(f"The coordinator's address {address!r} must be HOST:PORT of process 0.")
-    return Place(coordinator=address, count=count, index=index) if count > 1 else None
+    return ProcessAddress(coordinator=address, count=count, index=index) if count > 1 else None
 
 
-def _number(environ: Mapping[str, str], name: str) -> int | None:
-    return int(environ[name]) if name in environ else None
+def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int | None:
+    """An environment variable that holds an integer from 0 on.
+
+    **Raises:** `UserError` where it holds something else.
+    """
+    text = environ.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"\d+", text.strip()):
+        raise UserError(f"The environment variable {name} = {text!r} must be an integer from 0 on.")
+    return int(text)
 
 
-def _of_slurm(environ: Mapping[str, str]) -> Place | None:
-    """From the variables that `srun` sets; several tasks of a node have one accelerator each."""
+def _of_slurm(environ: Mapping[str, str]) -> ProcessAddress | None:
+    """The place that `srun` gives to each task of a step."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
-    if not all(name in environ for name in needed) or int(environ["SLURM_NTASKS"]) < 2:
+    if not all(name in environ for name in needed):
         return None
-    # The first of 'node7,node9', of 'node[003-010,12],other' and of 'node[3]'.
-    match = re.match(r"([^,\[]+)(?:\[(\d+))?", environ["SLURM_STEP_NODELIST"])
-    assert match is not None
-    port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096
-    count, nodes = int(environ["SLURM_NTASKS"]), int(environ.get("SLURM_STEP_NUM_NODES", 1))
-    return Place(
-        coordinator=f"{match[1]}{match[2] or ''}:{port}",
+    job, count, index = (
+        _integer(environ, f"SLURM_{name}") or 0 for name in ("JOB_ID", "NTASKS", "PROCID")
+    )
+    if count < 2:
+        return None
+    # A step listens on a port of its own, so that jobs that share a node do not meet.
+    return ProcessAddress(
+        coordinator=f"{_first_host(environ['SLURM_STEP_NODELIST'])}:{61440 + job % 4096}",
         count=count,
-        index=int(environ["SLURM_PROCID"]),
-        local_devices=(int(environ["SLURM_LOCALID"]),) if count > nodes else None,
+        index=index,
+        local_devices=_slurm_devices(environ, count),
     )
 
 
-def _of_gke(environ: Mapping[str, str]) -> Place | None:
-    """From the variables that GKE gives to the pods of a TPU slice, and to those of several."""
+def _first_host(nodes: str) -> str:
+    """The first host of a list such as `rack[0-1]node[01-02],login`, as Slurm expands it."""
+    try:
+        words = ["scontrol", "show", "hostnames", nodes]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        if done.returncode == 0 and done.stdout.split():
+            return done.stdout.split()[0]
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # a container without Slurm's programs
+    # Of the first entry, the first of each bracket's numbers.
+    match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", match[0]) if match else ""
+    if not re.fullmatch(r"[\w.-]+", host):
+        raise UserError(f"SLURM_STEP_NODELIST = {nodes!r} is no list of hosts.")
+    return host
+
+
+def _slurm_devices(environ: Mapping[str, str], count: int) -> tuple[int, ...] | None:
+    """The accelerators of a task, by their numbers among those that it sees; None for all.
+
+    Slurm hides from a task the GPUs of the others where it binds them to tasks, as
+    `--gpus-per-task` does; otherwise the tasks of a node see all of them and share them out.
+    """
+    nodes = _integer(environ, "SLURM_STEP_NUM_NODES", 1) or 1
+    local = _integer(environ, "SLURM_LOCALID", 0) or 0
+    if count <= nodes:
+        return None
+    if "CUDA_VISIBLE_DEVICES" not in environ:
+        return None if "SLURM_GPUS_PER_TASK" in environ else (local,)
+    visible = len([each for each in environ["CUDA_VISIBLE_DEVICES"].split(",") if each])
+    tasks = -(-count // nodes)
+    per_task = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
+    if visible < tasks or str(visible) == per_task:
+        return None
+    share = visible // tasks
+    return tuple(range(local * share, (local + 1) * share))
+
+
+def _of_gke(environ: Mapping[str, str]) -> ProcessAddress | None:
+    """The place that GKE gives to the pods of a TPU slice, and to those of several slices."""
     if "TPU_WORKER_HOSTNAMES" not in environ:
         return None
     hosts = environ["TPU_WORKER_HOSTNAMES"].split(",")
-    slices, slice_ = (
-        int(environ.get(f"MEGASCALE_{name}", default))
-        for name, default in (("NUM_SLICES", 1), ("SLICE_ID", 0))
-    )
-    leader = environ.get("MEGASCALE_COORDINATOR_ADDRESS", hosts[0]).partition(":")[0]
+    slices = _integer(environ, "MEGASCALE_NUM_SLICES", 1) or 1
+    slice_index = _integer(environ, "MEGASCALE_SLICE_ID", 0) or 0
+    worker = _integer(environ, "TPU_WORKER_ID", 0) or 0
+    first = environ.get("MEGASCALE_COORDINATOR_ADDRESS", hosts[0]).partition(":")[0]
     count = slices * len(hosts)
-    return (
-        None
-        if count < 2
-        else Place(
-            coordinator=f"{leader}:{_COORDINATOR_PORT}",
-            count=count,
-            index=slice_ * len(hosts) + int(environ.get("TPU_WORKER_ID", 0)),
-        )
+    if count < 2:
+        return None
+    return ProcessAddress(
+        coordinator=f"{first}:{_COORDINATOR_PORT}",
+        count=count,
+        index=slice_index * len(hosts) + worker,
     )
 
 
@@ -195,15 +242,17 @@ def start(parsed: argparse.Namespace) -> None:
         )
         progress.here("its start")
         return
+    # A port that is open between the hosts of a slice, which JAX's own is not everywhere.
+    os.environ.setdefault("JAX_COORDINATOR_PORT", str(_COORDINATOR_PORT))
     with contextlib.suppress(ValueError):  # no metadata: a TPU of somebody else's, on one host
         jax.distributed.initialize(**settings)
     if jax.process_count() > 1:
         leader, count = "process 0, as the TPU's metadata have it", jax.process_count()
-        place = Place(coordinator=leader, count=count, index=jax.process_index())
+        place = ProcessAddress(coordinator=leader, count=count, index=jax.process_index())
         _join(place, parsed.stall_timeout)
 
 
-def _join(place: Place, stall_timeout_seconds: int) -> None:
+def _join(place: ProcessAddress, stall_timeout_seconds: int) -> None:
     """Be one of several: watched by a witness, and silent unless it is process 0."""
     global _place, _witness
     _place = place

@@ -80,10 +80,12 @@ class Reader:
     **Attributes:**
 
     - `definitions`: every definition read so far, overridden ones included, in order.
+    - `files`: every file read so far, included ones too, in order.
     """
 
     def __init__(self, search_paths: Sequence[str | Path]):
         self.definitions: list[Definition] = []
+        self.files: list[Path] = []
         self._search_paths = [Path(path) for path in search_paths]
         self._imports: list[config_parser.ImportStatement] = []
         self._reading: list[Path] = []
@@ -105,6 +107,7 @@ class Reader:
             chain = " -> ".join(str(each) for each in [*self._reading, path])
             raise UserError(f"{wanted_at}: gin files include each other in a circle: {chain}")
         self._reading.append(path)
+        self.files.append(path)
         with path.open(encoding="utf-8") as file:
             context = gin_names.Context()
             self._read(file, context, str(path))

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from promot_t5x import distributed, run_directory
-from promot_t5x.distributed import Place
+from promot_t5x.distributed import ProcessAddress
 from promot_t5x.errors import UserError
 
 
@@ -36,18 +36,18 @@ FLAGS = ("--coordinator_address=a:1", "--process_count=3", "--process_index=1")
     ("words", "environ", "place"),
     [
         ((), {}, None),
-        (FLAGS, {}, Place(coordinator="a:1", count=3, index=1)),
-        (FLAGS, {**JAX, **SLURM}, Place(coordinator="a:1", count=3, index=1)),
-        ((), {**JAX, "JAX_PROCESS_ID": "3"}, Place(coordinator="host0:1234", count=4, index=3)),
+        (FLAGS, {}, ProcessAddress(coordinator="a:1", count=3, index=1)),
+        (FLAGS, {**JAX, **SLURM}, ProcessAddress(coordinator="a:1", count=3, index=1)),
+        ((), {**JAX, "JAX_PROCESS_ID": "3"}, ProcessAddress(coordinator="host0:1234", count=4, index=3)),
         (
             (),
             {**JAX, "JOB_COMPLETION_INDEX": "0"},
-            Place(coordinator="host0:1234", count=4, index=0),
+            ProcessAddress(coordinator="host0:1234", count=4, index=0),
         ),
         ((), {**JAX, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
         ((), {**SLURM, "SLURM_STEP_NODELIST": "n3", "SLURM_NTASKS": "1"}, None),
         ((), {**GKE, "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
-        ((), GKE, Place(coordinator="job-0-0.svc:8476", count=2, index=1)),
+        ((), GKE, ProcessAddress(coordinator="job-0-0.svc:8476", count=2, index=1)),
         (
             (),
             {
@@ -56,7 +56,7 @@ FLAGS = ("--coordinator_address=a:1", "--process_count=3", "--process_index=1")
                 "MEGASCALE_SLICE_ID": "2",
                 "MEGASCALE_COORDINATOR_ADDRESS": "first-0-0.svc:8080",
             },
-            Place(coordinator="first-0-0.svc:8476", count=6, index=5),
+            ProcessAddress(coordinator="first-0-0.svc:8476", count=6, index=5),
         ),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_place_from_flags_or_environment(words, environ, place):
 )
 def test_the_first_node_of_slurms_list_leads(nodes, first):
     place = found(**SLURM, SLURM_STEP_NODELIST=nodes)
-    assert place == Place(coordinator=f"{first}:61441", count=4, index=2)
+    assert place == ProcessAddress(coordinator=f"{first}:61441", count=4, index=2)
 
 
 def test_slurm_tasks_that_share_a_node_have_a_device_each():
@@ -113,7 +113,7 @@ def test_tokens_of_runs_in_buckets_are_kept_on_the_host(monkeypatch, tmp_path):
 WATCHED = """
 import argparse, os, signal, sys, time
 from promot_t5x import distributed, progress
-distributed._place = distributed.Place(coordinator="a:1", count=4, index=3)
+distributed._place = distributed.ProcessAddress(coordinator="a:1", count=4, index=3)
 distributed._witness = distributed._Witness(float(sys.argv[2]))
 progress.here("[stage_two] step 16")
 progress.here("[stage_two] step 17")
