@@ -6,10 +6,9 @@ import os
 import re
 from collections.abc import Sequence
 
-from promot_t5x.launch.commands import Redactor, Shell
-
 from promot_t5x.errors import UserError
 from promot_t5x.flags import Parser
+from promot_t5x.launch.commands import Redactor, Shell
 
 _PROGRAM = "promot-t5x launch"
 PLACES = {

@@ -31,10 +31,8 @@ _definitions: list[Definition] = []
 
 
 def gin_root() -> Path:
-    """The directory of the shipped gin files: inside an installed package, beside a clone's."""
-    package = Path(__file__).resolve().parent
-    inside = package / "gin"
-    return inside if inside.is_dir() else package.parent / "gin"
+    """The directory of the shipped gin files."""
+    return Path(__file__).resolve().parent / "gin"
 
 
 def print_gin_root(words: Sequence[str]) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from etils import epath
-from promot_t5x.tasks import exact_match, metrics
-from promot_t5x.tasks.bleu import Bleu
-from promot_t5x.tasks.rouge import Rouge
 from real_rows import SAMPLES
 
 from promot_t5x import records
 from promot_t5x.report.rows import ReportRow
+from promot_t5x.tasks import exact_match, metrics
+from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.rouge import Rouge
 
 THREE, TWO = ("True", "False", "Neither"), ("False", "True")
 

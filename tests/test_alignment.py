@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import run_lab
 from engine_lab import one_device_mesh
-from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 from promot_t5x import alignment, models, network, scan
 from promot_t5x.errors import UserError
 from promot_t5x.stages import DatasetConfig
 from promot_t5x.t5config import T5Config
+from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 DATA = DatasetConfig(
     mixture_or_task_name="tiny_rte",

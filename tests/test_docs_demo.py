@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import page, words
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from promot_t5x import cli
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.templates import Choice
-
-from promot_t5x import cli
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "tasks.md").read_text()
 # The page trains T5 1.1 small; here the network is smaller, and questions are asked greedily.

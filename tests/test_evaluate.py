@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from data_tasks import VOCABULARY as BYTES
 from engine_lab import QUICKLY, random_params, tiny_config
-from promot_t5x.tasks.tiny.episodes import target_rows
-from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 from promot_t5x import decoding, state
 from promot_t5x.data.questions import trim
@@ -20,6 +18,8 @@ from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.network import Transformer
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.prompt import prompt_ids
+from promot_t5x.tasks.tiny.episodes import target_rows
+from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 LENGTHS = {"inputs": 24, "targets": 5}
 PROMPT_LENGTH = 4

@@ -5,10 +5,10 @@ import json
 
 import pytest
 import run_lab
-from promot_t5x.tasks.tiny.episodes import target_rows
 
 from promot_t5x import cli
 from promot_t5x.evaluation import journal
+from promot_t5x.tasks.tiny.episodes import target_rows
 
 
 def words(directory, source, *more, **macros):

@@ -5,6 +5,7 @@ import subprocess
 import pytest
 import yaml
 from launch_lab import Cloud, launch
+
 from promot_t5x.launch import commands, retries
 from promot_t5x.launch.commands import Redactor
 

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 from etils import epath
-from promot_t5x.tasks import metrics as task_metrics
-from promot_t5x.tasks.bleu import Bleu
-from promot_t5x.tasks.metrics import accuracy, macro_f1
 
 from promot_t5x import cli, records
 from promot_t5x.errors import UserError
 from promot_t5x.records import EvalRun, TaskResult, mean_score
+from promot_t5x.tasks import metrics as task_metrics
+from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.metrics import accuracy, macro_f1
 
 LABELS = ("yes", "no", "perhaps")
 

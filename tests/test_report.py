@@ -11,10 +11,10 @@ import pytest
 import report_lab as lab
 import run_lab
 import sacrebleu
-from promot_t5x.tasks import metrics
 
 from promot_t5x.errors import UserError
 from promot_t5x.report import comparison, pairs, runs, table
+from promot_t5x.tasks import metrics
 
 RESAMPLES = 500
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from engine_lab import QUICKLY, random_params, tiny_model
 from jax.sharding import NamedSharding, PartitionSpec
-from promot_t5x.tasks.perplexity import Perplexity
 
 from promot_t5x import scoring
 from promot_t5x.scoring import Scorer
+from promot_t5x.tasks.perplexity import Perplexity
 
 TOLERANCE = 1e-4
 

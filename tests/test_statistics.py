@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import sacrebleu
-from promot_t5x.tasks import metrics
-from promot_t5x.tasks.bleu import Bleu
 from sacrebleu.significance import PairedTest
 from scipy import stats
 
 from promot_t5x.statistics import bootstrap, estimates, seeds, significance
 from promot_t5x.statistics.bootstrap import bca_interval, generator, resampled_sums
+from promot_t5x.tasks import metrics
+from promot_t5x.tasks.bleu import Bleu
 
 WORDS = "the cat sat on a mat and looked at the small dog that ran away".split()
 

@@ -1,11 +1,11 @@
 """Dialects: sentinels in, answers out, for vocabularies that treat sentinels differently."""
 
 import pytest
-from promot_t5x.tasks.answers import Until, first_word, keep
-from promot_t5x.tasks.dialects import Dialect, decode, sentinel_ids, speak
 from subwords import train
 
 from promot_t5x.errors import UserError
+from promot_t5x.tasks.answers import Until, first_word, keep
+from promot_t5x.tasks.dialects import Dialect, decode, sentinel_ids, speak
 
 BOTH = Dialect(kind="span_corruption", sentinel="both")
 TARGETS = Dialect(kind="span_corruption", sentinel="targets")

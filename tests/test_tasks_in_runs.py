@@ -4,9 +4,6 @@ import json
 
 import pytest
 from etils import epath
-from promot_t5x.tasks import Bleu, Mixture, jsonl, register, text_task
-from promot_t5x.tasks.dialects import Dialect
-from promot_t5x.tasks.format import Format
 
 from promot_t5x import decoding, evaluate, network, records
 from promot_t5x.data.sources import resolve_tasks
@@ -14,6 +11,9 @@ from promot_t5x.data.store import open_store
 from promot_t5x.errors import UserError
 from promot_t5x.models import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
+from promot_t5x.tasks import Bleu, Mixture, jsonl, register, text_task
+from promot_t5x.tasks.dialects import Dialect
+from promot_t5x.tasks.format import Format
 from promot_t5x.train import describe
 
 LENGTHS = {"inputs": 96, "targets": 2}

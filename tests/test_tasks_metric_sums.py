@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 import sacrebleu
-from promot_t5x.tasks import exact_match, metrics
-from promot_t5x.tasks.bleu import Bleu
-from promot_t5x.tasks.rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
 from promot_t5x.errors import UserError
+from promot_t5x.tasks import exact_match, metrics
+from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.rouge import Rouge
 
 WORDS = "der Hund, die Katze und das (kleine) Haus; es-war 3,5 Meter hoch – doch „gut“.".split()
 LABELS = ("True", "False", "Neither")

@@ -6,10 +6,11 @@ import re
 import string
 
 import pytest
+from real_rows import SAMPLES
+
 from promot_t5x.tasks import exact_match, metrics
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.rouge import Rouge, UnicodeWords
-from real_rows import SAMPLES
 
 LABELS = ("True", "False")
 THREE = ("True", "False", "Neither")

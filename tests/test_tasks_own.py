@@ -4,6 +4,10 @@ import json
 import sys
 
 import pytest
+
+from promot_t5x.data.questions import read_questions
+from promot_t5x.data.sources import resolve_tasks
+from promot_t5x.errors import UserError
 from promot_t5x.tasks import (
     accuracy,
     hugging_face,
@@ -17,10 +21,6 @@ from promot_t5x.tasks import (
 )
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.sources import dataset_of
-
-from promot_t5x.data.questions import read_questions
-from promot_t5x.data.sources import resolve_tasks
-from promot_t5x.errors import UserError
 
 MODULE = """
 from promot_t5x.tasks import jsonl, register, text_task

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
+
+from promot_t5x.errors import UserError
 from promot_t5x.tasks import metrics, registry
 from promot_t5x.tasks.registry import Mixture, TaskDef
 from promot_t5x.tasks.templates import Template
-
-from promot_t5x.errors import UserError
 
 ROWS = {
     "n": [7, 8],
@@ -165,6 +165,7 @@ def test_a_task_without_a_template_is_shown_as_it_stands():
 
 def test_the_format_reaches_bleu_and_rouge():
     import seqio
+
     from promot_t5x.tasks.format import Format
 
     chosen = Format(bleu_tokenise="13a", rouge_stem=True)
@@ -176,6 +177,7 @@ def test_the_format_reaches_bleu_and_rouge():
 
 def test_one_definition_serves_two_vocabularies_and_no_global_registry_learns_of_it():
     import seqio
+
     from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
     definition = registry.get_task("tiny_rte")

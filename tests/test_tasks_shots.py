@@ -5,12 +5,12 @@ import dataclasses
 import itertools
 
 import pytest
+
+from promot_t5x.errors import UserError
 from promot_t5x.tasks import shots
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.shots import Assembler, Pool, Row, draw, shortened
 from promot_t5x.tasks.templates import Template
-
-from promot_t5x.errors import UserError
 
 ROWS = tuple(
     Row(fields={"q": f"question {n}"}, answer=f"answer {n}", id=f"train-{n}", label=n % 3)

@@ -10,10 +10,11 @@ import subprocess
 import sys
 
 import pytest
+from real_rows import SAMPLES
+
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.format import Format
-from real_rows import SAMPLES
 
 DIALECTS = {
     "both": Dialect(kind="span_corruption", sentinel="both"),
@@ -339,6 +340,7 @@ def test_shuffled_labels_are_a_permutation_that_every_reader_sees(real_rows):
 
 def test_rows_without_a_gold_label_are_left_out(monkeypatch):
     import seqio
+
     from promot_t5x.tasks.sources import dataset_of
 
     rows = [{"premise": "a", "hypothesis": "b", "label": n, "row_id": str(n)} for n in (0, -1, 2)]

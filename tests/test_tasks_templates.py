@@ -1,11 +1,11 @@
 """Templates against strings built in plain Python, on rows made up."""
 
 import pytest
+
+from promot_t5x.errors import UserError
 from promot_t5x.tasks import templates
 from promot_t5x.tasks.sources import dataset_of
 from promot_t5x.tasks.templates import Choice, Template
-
-from promot_t5x.errors import UserError
 
 ROW = {"premise": "A {dog} barks.", "hypothesis": "It sleeps.", "idx": 12, "label": 1}
 NESTED = {"question": {"stem": "Why?", "A": "so"}, "answers": ["a", "b"], "score": 0.5}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes, families, words
 from promot_t5x.tasks.tiny.world import SPLITS, world
@@ -366,6 +367,7 @@ def test_built_tasks_have_the_stated_rows_and_lengths():
 
 def test_the_word_vocabulary_reads_and_writes_words():
     import tensorflow as tf
+
     from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
     vocabulary = WordVocabulary()

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import run_lab
-from promot_t5x.tasks import registry
-from promot_t5x.tasks.tiny import definitions, episodes, ship
-from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 from promot_t5x import bases, config, hashing, versions
 from promot_t5x.data import tokenise
+from promot_t5x.tasks import registry
+from promot_t5x.tasks.tiny import definitions, episodes, ship
+from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
 BASE = Path(str(ship.BASE))
 CARD = json.loads((BASE / "card.json").read_text())

@@ -243,6 +243,7 @@ def test_a_project_task_is_in_seqios_registry_with_all_its_room(seqio, upstream,
 
 def test_answers_are_decoded_with_their_sentinels(seqio, upstream, vocabulary):
     import tensorflow as tf
+
     from promot_t5x.tasks.dialects import Dialect
 
     dialect = Dialect(kind="span_corruption", sentinel="both")

@@ -12,11 +12,11 @@ import run_lab
 import upstream_lab
 from etils import epath
 from flax.traverse_util import flatten_dict
-from promot_t5x.tasks import dialects
 
 from promot_t5x import bases, network, prompt_file
 from promot_t5x.formats import t5x_writing
 from promot_t5x.prompt import PROMPT_PATH
+from promot_t5x.tasks import dialects
 
 STEPS = 4
 RELATIVE = 1e-4
