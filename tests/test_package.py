@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import __version__, config
+from promot_t5x import __version__
+from promot_t5x.config import config
 from promot_t5x.launch import package
 from promot_t5x.launch.commands import Redactor, Shell
 
@@ -97,12 +98,12 @@ def test_plain_checkout_imports_from_its_path(tmp_path):
 def test_source_archive_builds_the_same_wheel(wheel, tmp_path):
     (tmp_path / "clone").mkdir()
     clone = copy_of_the_clone(tmp_path / "clone")
-    code = "import setuptools.build_meta as b; print(b.build_sdist(%r))" % str(tmp_path)
+    code = f"import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, check=True)
     (archive,) = tmp_path.glob("promot_t5x-*.tar.gz")
     subprocess.run(["tar", "xf", archive.name], cwd=tmp_path, check=True)
     source = tmp_path / archive.name.removesuffix(".tar.gz")
-    code = "import setuptools.build_meta as b; print(b.build_wheel(%r))" % str(tmp_path)
+    code = f"import setuptools.build_meta as b; b.build_wheel({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, check=True)
     (built,) = tmp_path.glob("promot_t5x-*.whl")
     assert set(zipfile.ZipFile(built).namelist()) == set(wheel.namelist())
