@@ -8,7 +8,7 @@ cloud.google.com/tpu/docs/runtimes; of the device kinds: JAX's `pallas/mosaic/tp
 import dataclasses
 import re
 
-from promot_t5x.devices import Requirement
+from promot_t5x.distributed.devices import Requirement
 from promot_t5x.errors import UserError, did_you_mean
 
 

@@ -8,10 +8,9 @@ second is the user's to fix; the third is asked again.
 import re
 from collections.abc import Sequence
 
+from promot_t5x.errors import UserError
 from promot_t5x.launch.commands import Done, Shell
 from promot_t5x.launch.retries import Retries
-
-from promot_t5x.errors import UserError
 
 _MISSING = re.compile(r"\bNOT_FOUND\b|\(NotFound\)")
 # What no repetition changes. gcloud words its own complaints about arguments with `argument --`.

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from promot_t5x.launch import accelerators, cloud
-from promot_t5x.launch.commands import Shell, is_secret, parse_environment
-from promot_t5x.launch.main import check_name
-from promot_t5x.launch.payload import Command, check_output, travelling
-from promot_t5x.launch.retries import FINAL, Retries
 
 from promot_t5x.errors import UserError
+from promot_t5x.launch import accelerators, cloud
+from promot_t5x.launch.commands import Shell, check_name, is_secret, parse_environment
+from promot_t5x.launch.payload import Command, check_output, travelling
+from promot_t5x.launch.retries import FINAL, Retries
 
 _JOB = "slice"  # the name of the replicated job; its pods are NAME-slice-J-I
 _CONTAINER = "promot-t5x"

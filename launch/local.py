@@ -16,12 +16,11 @@ import threading
 import time
 from collections.abc import Sequence
 
+from promot_t5x.distributed.devices import Requirement
+from promot_t5x.errors import UserError
 from promot_t5x.launch.commands import Shell, parse_environment
 from promot_t5x.launch.payload import Command
 from promot_t5x.launch.retries import FINAL, Retries, outcome, reason
-
-from promot_t5x.devices import Requirement
-from promot_t5x.errors import UserError
 
 _GRACE_SECONDS = 60.0  # in which the others end when one has failed
 _TERM_SECONDS = 120.0  # in which processes save after SIGTERM

@@ -1,8 +1,7 @@
-"""The command that a launcher runs elsewhere: checked here, with the local files that it needs.
+"""The command that a launcher runs elsewhere, and the local files that it needs.
 
-The configuration is read and checked by the same code as `--dry_run`, before anything is asked for
-or paid. Gin files, Python modules and data files below the working directory travel under their
-relative names; what cannot travel is refused.
+Gin files, Python modules and data files below the working directory travel under their relative
+names; what cannot travel is refused before anything is asked for or paid.
 """
 
 import argparse
@@ -15,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from promot_t5x import cli, config, gin_reader
-from promot_t5x.devices import Requirement
+from promot_t5x.config import config, gin_reader
+from promot_t5x.distributed.devices import Requirement
 from promot_t5x.errors import UserError
-from promot_t5x.verbs import Verb
 
 _OUTPUT_PARAMETERS = ("model_dir", "output_dir")
 _MODULE_PARAMETER = "module"
@@ -61,23 +59,15 @@ class Command:
         return [self.words[0], requirement.flag, *self.words[1:]]
 
 
-def check(words: Sequence[str]) -> Command:
-    """Read and check the configuration of a command, as its own `--dry_run` does.
+def read(words: Sequence[str], parsed: argparse.Namespace, function: str) -> Command:
+    """Describe a command whose configuration has just been read and checked.
 
     **Arguments:**
 
     - `words`: the name of the command and its arguments.
-
-    **Raises:** `UserError` for whatever the command itself would refuse before it starts.
+    - `parsed`: its flags.
+    - `function`: the name of the function that its configuration configures.
     """
-    command = cli.find_command(words[0])
-    parsed = cli.parse_flags(command, words[1:])
-    if parsed.dry_run:
-        raise UserError(
-            f"--dry_run after `--` would start machines to print a configuration: run "
-            f"`promot-t5x {words[0]} … --dry_run` here, or `promot-t5x launch … --print`."
-        )
-    cli.configure(command, parsed)
     bindings = gin_reader.plain_bindings(config.resolved_str(), "the resolved configuration")
     values = tuple(
         Value(name=name, text=text)
@@ -85,7 +75,7 @@ def check(words: Sequence[str]) -> Command:
         for text in _texts(_literal(value))
     )
     return Command(
-        words=tuple(words), parsed=parsed, values=values, output=_output(command, bindings)
+        words=tuple(words), parsed=parsed, values=values, output=_output(function, bindings)
     )
 
 
@@ -107,8 +97,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _output(command: Verb, bindings: dict[str, str]) -> Value | None:
-    function = command.target.partition(":")[2]
+def _output(function: str, bindings: dict[str, str]) -> Value | None:
     for parameter in _OUTPUT_PARAMETERS:
         for name, value in bindings.items():
             if name.endswith(f"{function}.{parameter}"):

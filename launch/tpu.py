@@ -20,13 +20,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from promot_t5x.errors import UserError
 from promot_t5x.launch import accelerators, cloud, package, remote
-from promot_t5x.launch.commands import Shell, parse_environment
-from promot_t5x.launch.main import check_name
+from promot_t5x.launch.commands import Shell, check_name, parse_environment
 from promot_t5x.launch.payload import Command, check_output, travelling
 from promot_t5x.launch.retries import FINAL, Retries, outcome, reason
-
-from promot_t5x.errors import UserError
 
 _ACTIVE = "ACTIVE"
 _GONE = ("FAILED", "SUSPENDED")  # a queued resource in these states has no machines any more
