@@ -2,7 +2,7 @@
 
 A verb is an entry of `verbs.VERBS`; what it runs is imported only when it runs. A `UserError`
 becomes one message on stderr and exit status 2, a failed save one and status 74, SIGTERM status 75
-("start me again", see `preemption`), Ctrl-C status 130; anything else is a fault of the program and
+("start me again", see `preemption`), as does Ctrl-C, a second of which ends at once with 130; anything else is a fault of the program and
 shows its traceback.
 """
 
@@ -84,7 +84,7 @@ def _status_of(words: list[str]) -> int:
         return EXIT_NOT_SAVED
     except Preempted as stop:
         print(
-            f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to go on",
+            f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to resume",
             file=sys.stderr,
         )
         return EXIT_START_AGAIN
@@ -164,9 +164,15 @@ def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
 
         print(config.resolved_str())
         return 0
+    from promot_t5x.runs import ownership
+
     startup.start(parsed)
-    devices.announce(parsed.require_devices)
-    configured()
+    try:
+        devices.announce(parsed.require_devices)
+        configured()
+    finally:
+        ownership.release_all()
+        startup.end()
     return 0
 
 

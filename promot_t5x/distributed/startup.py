@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and what ends when one of them ends.
+"""The start of a run's processes: how they find each other, and end together.
 
 A process is one of several where flags or the environment say so: `JAX_COORDINATOR_ADDRESS` with
 `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or the completion index of a Kubernetes job), Slurm's
@@ -7,13 +7,12 @@ command; process 0 alone prints and writes what is shared (see `processes`).
 
 No process outlives another by more than a minute. The coordination service, which lives in process
 0, notices one that is gone and ends the others, each with its Python stacks; a process that fails
-leaves at once instead of waiting for the others; and a witness beside each (`witness`) says where
-it was, and ends it where it makes no progress at all. What is saved stays: the same command, given
-again to all, goes on from there.
+leaves at once instead of waiting for the others; and a watchdog beside each (`watchdog`), also in a
+run of one process, says where it was, and ends it where it hangs. What is saved stays: the same
+command, given again to all, resumes the run.
 """
 
 import argparse
-import atexit
 import contextlib
 import dataclasses
 import faulthandler
@@ -22,22 +21,20 @@ import importlib.util
 import itertools
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from promot_t5x import progress
-from promot_t5x.distributed.watchdog import GO_ON
+from promot_t5x.distributed.watchdog import Watchdog
+from promot_t5x.distributed.watchdog_process import RESUME
 from promot_t5x.errors import EXIT_USER_ERROR, UserError
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
 SHUTDOWN_TIMEOUT_SECONDS = 60
-STALL_TIMEOUT_SECONDS = 1800
 _COORDINATOR_PORT = 8476
 _LEAVING_SECONDS = 2.0
 _PATIENCE_MS = 24 * 3600 * 1000  # for tokenising; a process that dies meanwhile ends the others
@@ -59,7 +56,7 @@ class ProcessAddress:
 
 _meetings = itertools.count()
 _place: ProcessAddress | None = None  # where `start` put this process
-_witness: "_Witness | None" = None
+_watchdog: Watchdog | None = None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -78,9 +75,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--stall_timeout",
         type=int,
-        default=STALL_TIMEOUT_SECONDS,
+        default=0,
         metavar="SECONDS",
-        help="in a run of several processes, end one that makes no progress for so long",
+        help="end a run that makes no progress for so long (by default half an hour; between "
+        "training steps, ten times what ten of them take, and at least five minutes)",
     )
 
 
@@ -222,14 +220,15 @@ def start(parsed: argparse.Namespace) -> None:
     """Take this process's place in its run, if it has one; before JAX looks for devices."""
     place = find(parsed, os.environ)
     if place is None and not _on_cloud_tpu(os.environ):
+        _watch("the run", parsed.stall_timeout)
         return
     import jax
 
-    settings: dict[str, Any] = dict(
-        initialization_timeout=parsed.initialization_timeout,
-        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
-    )
+    settings: dict[str, Any] = {
+        "initialization_timeout": parsed.initialization_timeout,
+        "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT_SECONDS,
+        "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT_SECONDS,
+    }
     if place is not None:
         _join(place, parsed.stall_timeout)
         jax.distributed.initialize(
@@ -250,19 +249,43 @@ def start(parsed: argparse.Namespace) -> None:
         leader, count = "process 0, as the TPU's metadata have it", jax.process_count()
         place = ProcessAddress(coordinator=leader, count=count, index=jax.process_index())
         _join(place, parsed.stall_timeout)
+    else:
+        _watch("the run", parsed.stall_timeout)
+
+
+def _watch(name: str, stall_timeout_seconds: int) -> None:
+    """Set a watchdog beside this process."""
+    global _watchdog
+    if stall_timeout_seconds < 0:
+        raise UserError(f"--stall_timeout={stall_timeout_seconds}: give at least 1.")
+    _watchdog = Watchdog(name, stall_timeout_seconds)
+
+
+def end() -> None:
+    """End the watch over a run of one process, whose command is done or says itself what failed."""
+    global _watchdog
+    if not joined():
+        dismiss_watchdog()
+        _watchdog = None
+
+
+def dismiss_watchdog() -> None:
+    """Tell the watchdog, if there is one, that this process ends on purpose."""
+    if _watchdog is not None:
+        _watchdog.dismiss()
 
 
 def _join(place: ProcessAddress, stall_timeout_seconds: int) -> None:
-    """Be one of several: watched by a witness, and silent unless it is process 0."""
-    global _place, _witness
+    """Be one of several processes: watched, and silent unless it is process 0."""
+    global _place
     _place = place
     faulthandler.enable()  # the coordination service ends a process by SIGABRT
-    _witness = _Witness(stall_timeout_seconds)
+    _watch(label().strip(" ()"), stall_timeout_seconds)
     _say(f"process {place.index} of {place.count}, coordinator {place.coordinator}")
     progress.here(f"its start, waiting for the others at {place.coordinator}")
     if place.index:
         progress.mute()
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
 def _on_cloud_tpu(environ: Mapping[str, str]) -> bool:
@@ -328,13 +351,14 @@ def leave(status: int) -> None:
     The others notice at once or by the missing heartbeats. Process 0 takes them down with it, so it
     waits a moment for those that are about to report the same.
     """
-    assert _place is not None and _witness is not None
+    assert _place is not None
+    assert _watchdog is not None
     if status != EXIT_USER_ERROR:
         _say(
-            f"process {_place.index} of {_place.count} failed at {_witness.where}; if it lost "
-            f"another process, that one knows why; {GO_ON}"
+            f"process {_place.index} of {_place.count} failed at {_watchdog.where}; if it lost "
+            f"another process, that one knows why; {RESUME}"
         )
-    _witness.dismiss()
+    dismiss_watchdog()
     sys.stdout.flush()
     sys.stderr.flush()
     if _place.index == 0:
@@ -344,37 +368,3 @@ def leave(status: int) -> None:
 
 def _say(text: str) -> None:
     print(f"promot-t5x: {text}", file=sys.stderr, flush=True)
-
-
-class _Witness:
-    """The process beside this one; it is told where this one is, and reports its end."""
-
-    def __init__(self, stall_timeout_seconds: int):
-        faulthandler.register(signal.SIGUSR1)  # by which the witness asks for stacks
-        program = Path(__file__).with_name("watchdog.py")
-        words = [str(os.getpid()), label().strip(" ()"), str(stall_timeout_seconds)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", program, *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is not for the witness
-        )
-        self.where = "its start"
-        progress.tell(self._tell)
-        atexit.register(self.dismiss)
-
-    def _tell(self, where: str) -> None:
-        self.where = where
-        self._write(where.replace("\n", " "))
-
-    def dismiss(self) -> None:
-        """Say farewell to it: this process ends as it should, or has said why not."""
-        self._write("")
-
-    def _write(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            pass  # it is gone; the run goes on without

@@ -30,6 +30,7 @@ class StepLog:
         leads = jax.process_index() == 0
         self._writer = MetricWriter(directory / "train", start) if leads else None
         self._label = f"[{label}] step"
+        self._step = start
         self._progress = Progress(self._label, total, start)
         # (step, metrics, counts of its batch), the arrays still on the device
         self._pending: list[tuple[int, Mapping[str, Any], Mapping[str, Any]]] = []
@@ -39,6 +40,7 @@ class StepLog:
 
     def add(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         """Take in one step's metrics and its whole batch, both still on the devices."""
+        self._step = step
         here(f"{self._label} {step}")
         self._shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
         self._pending.append((step, metrics, _counts(batch)))
@@ -87,6 +89,7 @@ class StepLog:
         if self._writer:
             self._writer.flush()
         self._progress.close()
+        here(f"{self._label} {self._step}, saving or evaluating")
 
     def resume(self) -> None:
         """Start the clock again."""

@@ -77,7 +77,7 @@ def test_sigterm_before_there_is_anything_to_save_stops_at_once(lab, server):
     words, directory = training(lab, "early")
     ended = server.run(words, sign=directory / "config.gin", number=signal.SIGTERM)
     assert ended.status == errors.EXIT_START_AGAIN
-    assert "stopped by SIGTERM; start it again to go on" in ended.said
+    assert "stopped by SIGTERM; start it again to resume" in ended.said
     assert restoring.complete_steps(directory) == []
 
 
