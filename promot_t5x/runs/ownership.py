@@ -32,7 +32,8 @@ from promot_t5x.errors import EXIT_IN_USE, InUseError, SaveError, UserError
 FILE_NAME = "owner.json"
 HEARTBEAT_SECONDS = 10.0
 TAKEOVER_SECONDS = 60.0
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.5
+_ENDING_SECONDS = 2.0
 _owned: dict[str, "Ownership"] = {}
 
 
@@ -124,20 +125,24 @@ class Ownership:
     def _take(self) -> bytes:
         """Become the owner; return the generation of its file."""
         last_heartbeat: bytes | None = None
-        since = time.monotonic()
+        began = time.monotonic()
         while True:
             found = self._store.read(FILE_NAME).result()
             if found.state == "value":
                 other = Owner.parse(found.value)
                 alive = other.is_alive_here() if other else None
+                patience: float = _ENDING_SECONDS  # a process that was killed takes a moment to end
                 if alive is None:
                     if last_heartbeat is None:
-                        last_heartbeat, since = found.value, time.monotonic()
+                        last_heartbeat = found.value
                         self._say_waiting(other)
                     alive = found.value != last_heartbeat
-                    if not alive and time.monotonic() - since < TAKEOVER_SECONDS:
-                        time.sleep(_POLL_SECONDS)
-                        continue
+                    patience = 0 if alive else TAKEOVER_SECONDS
+                elif not alive:
+                    patience = 0
+                if time.monotonic() - began < patience:
+                    time.sleep(_POLL_SECONDS)
+                    continue
                 if alive:
                     raise InUseError(
                         f"{self._directory} belongs to a run that is going on: {other}. Wait for "

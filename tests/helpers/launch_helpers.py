@@ -119,7 +119,11 @@ if sys.argv[1] == "logs":
 if sys.argv[1] == "get":
     left = json.load(open(lab + "/conditions"))
     json.dump(left[1:] or left, open(lab + "/conditions", "w"))
-    print(left[0])
+    if left[0].startswith("error:"):
+        sys.exit(left[0])
+    print("conditions", left[0])
+if sys.argv[1] == "delete":
+    sys.exit(int(os.environ.get("DELETE", "0")))
 """
 )
 
@@ -176,7 +180,7 @@ class Cloud:
         - `create`, `delete`: exit statuses, or messages of failures.
         - `follow`: lines after which the connection breaks, or [lines, gcloud's status then].
         - `report`: gcloud's status where the workers are asked how the run is.
-        - `conditions`: of a JobSet.
+        - `conditions`: of a JobSet; `error: (NotFound)` for none.
         - `worker_<i>`: exit statuses of the package.
         """
         for name, values in lists.items():

@@ -55,7 +55,8 @@ def test_from_nothing_to_a_finished_run(cloud):
         assert note["token"] == SECRET
     # … and nowhere else: in no command, not in what is printed, not even where the run prints it.
     assert SECRET not in json.dumps(cloud.calls()) + done.out + done.err
-    assert "line 2 of worker 0 ***" in done.out and "worker 1" not in done.out
+    assert "line 2 of worker 0 ***" in done.out
+    assert "worker 1" not in done.out
     assert "# rte is WAITING_FOR_RESOURCES" in done.out
     home = cloud.directory / "home" / "rte" / "1" / "promot-t5x-rte"
     assert (home / "environment").stat().st_mode & 0o077 == 0
@@ -76,10 +77,12 @@ def test_a_failed_run_starts_again_on_the_same_slice(cloud):
     done = tpu(cloud, "--keep")
     assert done.status == 0
     assert cloud.verbs().count("create") == cloud.verbs().count("install") == 1
-    assert cloud.verbs().count("start") == 3 and "delete" not in cloud.verbs()
+    assert cloud.verbs().count("start") == 3
+    assert "delete" not in cloud.verbs()
     assert "exit status 1; restart 1 of 20 in 0.01 s" in done.out
     assert "it was told to stop and has saved; restart 2 of 20 in 0.02 s" in done.out
-    assert "the resource is kept" in done.out and "queued-resources delete rte" in done.out
+    assert "the resource is kept" in done.out
+    assert "queued-resources delete rte" in done.out
 
 
 def test_a_preempted_slice_is_replaced(cloud):
@@ -107,7 +110,8 @@ def test_a_stuck_run_is_started_again(cloud):
     done = tpu(cloud, "--stall_timeout=1")
     assert done.status == 0
     assert "the run is stuck; restart 1 of 20" in done.out
-    assert cloud.verbs().count("start") == 2 and cloud.verbs().count("create") == 1
+    assert cloud.verbs().count("start") == 2
+    assert cloud.verbs().count("create") == 1
     assert cloud.ran()[0]["words"][-1] == "--stall_timeout=1"
 
 
@@ -157,17 +161,22 @@ def test_a_cloud_that_never_answers_keeps_the_slice(cloud, states, report):
     cloud.cue(states=states, follow=[[2, 1]], report=report)
     done = tpu(cloud, "--max_restarts=2")
     assert done.status == 1
-    assert "delete" not in cloud.verbs() and cloud.verbs().count("start") == 1
-    assert "costs until it is deleted" in done.out and "queued-resources delete rte" in done.out
-    assert "promot-t5x: error: " in done.err and "Traceback" not in done.err
+    assert "delete" not in cloud.verbs()
+    assert cloud.verbs().count("start") == 1
+    assert "costs until it is deleted" in done.out
+    assert "queued-resources delete rte" in done.out
+    assert "promot-t5x: error: " in done.err
+    assert "Traceback" not in done.err
 
 
 def test_a_failed_delete_is_repeated_and_then_an_error(cloud):
     cloud.cue(states=["", "", "ACTIVE"], delete=["INTERNAL: later", 0])
-    assert tpu(cloud).status == 0 and cloud.verbs().count("delete") == 2
+    assert tpu(cloud).status == 0
+    assert cloud.verbs().count("delete") == 2
     cloud.cue(states=["", "", "ACTIVE"], delete=["INTERNAL: later"])
     done = tpu(cloud, "--max_restarts=2")
-    assert done.status == 1 and cloud.verbs().count("delete") == 2 + 3
+    assert done.status == 1
+    assert cloud.verbs().count("delete") == 2 + 3
     assert "could not be deleted and still costs money: INTERNAL: later. Run: gcloud" in done.err
 
 
@@ -183,7 +192,8 @@ def test_a_failed_delete_is_repeated_and_then_an_error(cloud):
 def test_what_can_never_succeed_is_asked_for_once(cloud, message):
     cloud.cue(states=[""], create=[message])
     done = tpu(cloud)
-    assert done.status == 2 and cloud.verbs() == ["create"]
+    assert done.status == 2
+    assert cloud.verbs() == ["create"]
     assert f"Cloud TPU refuses this slice: {message}" in done.err
 
 
@@ -191,7 +201,8 @@ def test_a_quota_may_still_count_the_slice_that_is_replaced(cloud):
     states = ["", "", "ACTIVE", "SUSPENDED", "", "", "ACTIVE"]
     cloud.cue(states=states, follow=[2, 0], create=[0, "Quota limit exceeded", 0])
     done = tpu(cloud)
-    assert done.status == 0 and cloud.verbs().count("create") == 3
+    assert done.status == 0
+    assert cloud.verbs().count("create") == 3
     assert "the slice could not be set up; restart 2 of 20" in done.out
 
 
@@ -265,12 +276,14 @@ def test_local_files_travel_under_their_names(cloud, files):
     (module,) = files.glob("tasks_*.py")
     wanted = {"runs/mine.gin", "runs/more.gin", module.name, "mine/words.py", "data/rows.jsonl"}
     for note in cloud.ran():
-        assert set(note["files"]) == wanted and note["words"][2:] == LOCAL[2:]
+        assert set(note["files"]) == wanted
+        assert note["words"][2:] == LOCAL[2:]
 
 
 def refused(cloud, *words, run="promot"):
     done = tpu(cloud, run=["--", run, "--gin_file=demo/promot.gin", *words])
-    assert done.status == 2 and cloud.calls() == [], done
+    assert done.status == 2, done
+    assert cloud.calls() == []
     return done.err
 
 
@@ -326,8 +339,11 @@ def test_what_cannot_be_made_is_given_up(cloud):
 
 def test_print_runs_nothing_and_shows_all(cloud):
     done = tpu(cloud, "--print", "--env=HF_TOKEN")
-    assert done.status == 0 and cloud.calls() == [] and cloud.ran() == []
-    assert SECRET not in done.out and "HF_TOKEN=***" in done.out
+    assert done.status == 0
+    assert cloud.calls() == []
+    assert cloud.ran() == []
+    assert SECRET not in done.out
+    assert "HF_TOKEN=***" in done.out
     for part in ("queued-resources create rte", "scp --recurse", "install.sh", "follow.sh 1",
                  "queued-resources delete rte", "setsid nohup bash run.sh"):  # fmt: skip
         assert part in done.out
@@ -349,7 +365,8 @@ def test_print_runs_nothing_and_shows_all(cloud):
 )
 def test_bad_input_starts_nothing(cloud, words, run, complaint):
     done = tpu(cloud, *words, run=run)
-    assert done.status == 2 and complaint in done.err
+    assert done.status == 2
+    assert complaint in done.err
     assert not any(words[4] in ("create", "ssh") for words in cloud.calls())
 
 
@@ -364,4 +381,5 @@ def test_a_program_that_is_not_there_is_named(cloud, monkeypatch):
     (programs / "cp").symlink_to(shutil.which("cp"))
     monkeypatch.setenv("PATH", str(programs))
     done = tpu(cloud)
-    assert done.status == 2 and "'gcloud' is not installed here" in done.err
+    assert done.status == 2
+    assert "'gcloud' is not installed here" in done.err

@@ -21,7 +21,7 @@ from promot_t5x.checkpoints import restoring
 STEPS, PERIOD = 30, 3
 STAGES = ("stage_one", "stage_two")
 # What may differ: wall-clock times, and how orbax names and dates its files.
-FREE = ("timing.jsonl", "events.out.tfevents", "/state/", "_CHECKPOINT_METADATA")
+FREE = ("timing.jsonl", "launches.jsonl", "events.out.tfevents", "/state/", "_CHECKPOINT_METADATA")
 
 SAVER = "promot_t5x.checkpoints.saving:Checkpoints"
 MANIFEST = "promot_t5x.checkpoints.manifest"
