@@ -110,7 +110,7 @@ class TpuSlice:
         return f"{self.generation.cloud_prefix}-{self.count}"
 
     def requirement(self, slices: int) -> Requirement:
-        """What a run on so many such slices must find."""
+        """Return what a run on so many such slices must find."""
         return Requirement(
             platform="tpu",
             kinds=self.generation.device_kinds,
@@ -142,7 +142,7 @@ def find_tpu_slice(accelerator_type: str) -> TpuSlice:
 
 
 def gke_requirement(accelerator: str, chips: int, processes: int) -> Requirement:
-    """What a run on GKE nodes must find.
+    """Return what a run on GKE nodes must find.
 
     **Arguments:**
 

@@ -48,7 +48,7 @@ def is_refused(done: Done, *, quota: bool = False) -> bool:
 
 
 def reason(done: Done) -> str:
-    """The last lines of a failed command's stderr, or else its status."""
+    """Return the last lines of a failed command's stderr, or else its status."""
     lines = [line for line in done.err.splitlines() if line.strip()]
     return " ".join(lines[-3:]) or f"exit status {done.status}"
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from promot_t5x.errors import UserError
 
@@ -24,7 +25,7 @@ _SHORTEST_SECRET = 6  # characters; shorter values would blot out ordinary words
 
 
 def is_secret(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret: HF_TOKEN, WANDB_API_KEY, …"""
+    """Whether an environment variable of this name holds a secret: HF_TOKEN, WANDB_API_KEY."""
     return re.fullmatch(_SECRET_NAME, name.upper()) is not None
 
 
@@ -42,6 +43,7 @@ class Redactor:
         )
 
     def __call__(self, text: str) -> str:
+        """Return the text with `***` in place of secrets."""
         for value in self._values:
             text = text.replace(value, HIDDEN)
         return _SECRET_VALUE.sub(rf"\1{HIDDEN}", text)
@@ -144,14 +146,14 @@ class Shell:
                 else:
                     time.sleep(0.05)
 
-    def _start(self, words: Sequence[str], **settings) -> subprocess.CompletedProcess:
+    def _start(self, words: Sequence[str], **settings: Any) -> subprocess.CompletedProcess[str]:
         sys.stdout.flush()
         try:
             return subprocess.run(words, **settings)
         except FileNotFoundError:
             raise _missing(words[0]) from None
 
-    def _open(self, words: Sequence[str]) -> subprocess.Popen:
+    def _open(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except FileNotFoundError:
@@ -168,7 +170,7 @@ def _missing(program: str) -> UserError:
 def parse_environment(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """`NAME` (this process's own value) and `NAME=VALUE` words as a mapping.
 
-    **Raises** `UserError` for a name that is not one, or has no value here.
+    **Raises:** `UserError` for a name that is not one, or has no value here.
     """
     found = {}
     for word in given:
@@ -182,7 +184,10 @@ def parse_environment(given: Sequence[str], environ: Mapping[str, str]) -> dict[
 
 
 def check_name(name: str) -> str:
-    """A name that clouds take: lower-case letters, digits and dashes, at most 40 characters."""
+    """Return a name that clouds take: lower-case letters, digits, dashes, at most 40 characters.
+
+    **Raises:** `UserError` where it is not one.
+    """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
         raise UserError(
             f"--name={name!r}: use lower-case letters, digits and dashes, a letter first, at most "

@@ -115,7 +115,7 @@ class _JobSet:
         return ["kubectl", "delete", "jobset", self._arguments.name, self.namespace]
 
     def _conditions(self, *, dry: str) -> list[str] | None:
-        """The conditions that hold; None where Kubernetes says that there is no such JobSet.
+        """Return the conditions that hold; None where Kubernetes says that there is no such JobSet.
 
         **Raises:** `CloudError` where Kubernetes does not answer.
         """
@@ -164,7 +164,7 @@ class _JobSet:
 
 
 def _config_map(arguments: argparse.Namespace, files: Mapping[str, Path]) -> dict[str, Any]:
-    """The command's local files, as Kubernetes keeps them.
+    """Return the command's local files as Kubernetes keeps them.
 
     **Raises:** `UserError` where they are too large.
     """
@@ -289,7 +289,7 @@ def manifest(
 
 
 def _final_rule() -> dict[str, Any]:
-    """The statuses that no restart changes fail the job for good."""
+    """Return the rule by which statuses that no restart changes fail the job for good."""
     values = [status for status in FINAL if status]
     statuses = {"containerName": _CONTAINER, "operator": "In", "values": values}
     return {"action": "FailJob", "onExitCodes": statuses}
@@ -317,7 +317,7 @@ def _ports(tpu: bool) -> tuple[int, ...]:
 
 
 def _environment(arguments: argparse.Namespace, hosts: int, tpu: bool) -> list[dict[str, Any]]:
-    """The container's variables; GKE itself tells the pods of TPU slices who they are."""
+    """Return the container's variables; GKE itself numbers the pods of TPU slices."""
     given = parse_environment(arguments.env, os.environ)
     for name in given:
         if is_secret(name):

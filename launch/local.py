@@ -74,7 +74,7 @@ class _Group:
     ):
         self._shell = shell
         self._lines: queue.Queue[tuple[int, bytes | None]] = queue.Queue()
-        self._processes: list[subprocess.Popen] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.retried = False
         port = 8476 if shell.dry else _free_port()
         for index in range(arguments.processes):
@@ -100,7 +100,7 @@ class _Group:
         for index, process in enumerate(self._processes):
             threading.Thread(target=self._read, args=(index, process), daemon=True).start()
 
-    def _read(self, index: int, process: subprocess.Popen) -> None:
+    def _read(self, index: int, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
@@ -161,7 +161,7 @@ class _Group:
 
 
 def _requirement(arguments: argparse.Namespace) -> Requirement:
-    """What the run must find: the devices that were asked for, in that many processes."""
+    """Return what the run must find: the devices and processes that were asked for."""
     count, platform, each = arguments.processes, None, None
     if arguments.cpu_devices:
         platform, each = "cpu", arguments.cpu_devices
@@ -185,4 +185,5 @@ def _devices(arguments: argparse.Namespace, index: int) -> dict[str, str]:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

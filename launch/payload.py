@@ -52,7 +52,7 @@ class Command:
     output: Value | None
 
     def requiring(self, requirement: Requirement) -> list[str]:
-        """The words of the command, to run on these devices and on no others.
+        """Return the words of the command, to run on these devices and on no others.
 
         A `--require_devices` of the user's own comes later, and takes precedence.
         """
@@ -80,7 +80,7 @@ def read(words: Sequence[str], parsed: argparse.Namespace, function: str) -> Com
 
 
 def _literal(value: str) -> Any:
-    """A bound value without its references, which name nothing outside of the configuration."""
+    """Return a bound value without its references, which name nothing outside of the configuration."""
     try:
         return ast.literal_eval(re.sub(r"[@%][\w./]+(?:\(\))?", "None", value))
     except (ValueError, SyntaxError):
@@ -139,7 +139,7 @@ def check_output(command: Command, *, shared_disk: bool) -> None:
 
 
 def travelling(command: Command, *, may_be_there: bool = False) -> dict[str, Path]:
-    """The local files that a command needs, by the names under which it finds them.
+    """Return the local files that a command needs, by the names under which it finds them.
 
     **Arguments:**
 
@@ -206,7 +206,7 @@ def _task_modules(command: Command) -> set[str]:
 
 
 def _modules(command: Command, here: Path) -> Iterator[tuple[str, Path]]:
-    """The user's own Python modules that the configuration imports, and those that they import."""
+    """Find the user's own Python modules that the configuration imports, and those that they import."""
     from promot_t5x.data import sources
 
     named = _task_modules(command)
@@ -230,7 +230,7 @@ def _modules(command: Command, here: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _data_files(command: Command) -> Iterator[tuple[str, Path]]:
-    """The files of the user's own tasks."""
+    """Find the files of the user's own tasks."""
     if not _task_modules(command):
         return
     from promot_t5x.tasks import registry

@@ -137,7 +137,7 @@ class Run:
         return f"bash {self.directory}/follow.sh {seen + 1}"
 
     def files(self, wheel: str) -> dict[str, str]:
-        """The directory's files by name."""
+        """Return the directory's files by name."""
         environment = "".join(
             f"{name}={shlex.quote(value)}\n" for name, value in self._environment.items()
         )
@@ -152,7 +152,7 @@ class Run:
         }
 
     def hidden(self, name: str, text: str) -> str:
-        """A file as it may be shown: of the environment, names only."""
+        """Return a file as it may be shown: of the environment, names only."""
         if name != "environment":
             return text
         return "".join(f"{variable}={HIDDEN}\n" for variable in self._environment)

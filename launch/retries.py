@@ -10,7 +10,7 @@ FINAL = (0, *NEVER_REPEATED, EXIT_INTERRUPTED)
 
 
 def outcome(statuses: list[int]) -> int:
-    """One status for the processes of a run: one that must not be retried, else the first bad one.
+    """Choose one status for all processes: one that must not be retried, else the first bad one.
 
     The processes that a failed one takes down with it end by signals (negative, or above 128).
     """
@@ -20,9 +20,9 @@ def outcome(statuses: list[int]) -> int:
 
 
 def reason(status: int) -> str:
-    """What a status means, for the log."""
+    """Describe a status, for the log."""
     if status == EXIT_START_AGAIN:
-        return "it was told to stop and has saved"
+        return "it stopped, to be started again"
     if status < 0:
         return f"signal {-status} ended it"
     if status > 128:

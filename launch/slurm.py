@@ -81,9 +81,9 @@ def launch(arguments: argparse.Namespace, command: Command, shell: Shell) -> int
 
 
 def script(arguments: argparse.Namespace, words: Sequence[str]) -> str:
-    """The batch script.
+    """Write the batch script.
 
-    **Raises** `UserError` for a secret that would be written down.
+    **Raises:** `UserError` for a secret that would be written down.
     """
     check_name(arguments.name)
     given = parse_environment(arguments.env, os.environ)

@@ -122,7 +122,7 @@ def _run(arguments: argparse.Namespace, slices: "_Slices", run: remote.Run, shel
 
 @contextlib.contextmanager
 def _staged(arguments: argparse.Namespace, run: remote.Run, shell: Shell) -> Iterator[Path]:
-    """A directory with all that a worker needs, readable by its owner alone."""
+    """Make a directory with all that a worker needs, readable by its owner alone."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path("/tmp" if shell.dry else temporary) / run.directory
         if not shell.dry:
@@ -172,12 +172,12 @@ class _Slices:
         return ["gcloud", "compute", "tpus", "queued-resources", verb, name, *self._where, *words]
 
     def _patience(self) -> Retries:
-        """The retries of one question or order."""
+        """Return the retries of one question or order."""
         most, first = self._arguments.max_restarts, self._arguments.backoff
         return Retries(what="attempt", most=most, first_seconds=first)
 
     def state(self, *, dry: str = "", loud: bool = True) -> str | None:
-        """The resource's state; None where gcloud says that there is no such resource.
+        """Ask for the resource's state; None where gcloud says that there is no such resource.
 
         **Raises:** `CloudError` where gcloud does not answer, `UserError` where it refuses to.
         """
@@ -267,7 +267,7 @@ class _Slices:
         return [*words, *self._where, f"--command={command}"]
 
     def _report(self, run: remote.Run) -> remote.Report | None:
-        """What the workers say of the run; None where gcloud says that the slices are gone.
+        """Ask the workers how the run is; None where gcloud says that the slices are gone.
 
         **Raises:** `CloudError` where neither answers.
         """

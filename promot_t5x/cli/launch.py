@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _divided(words: list[str]) -> tuple[list[str], list[str]]:
-    """What the launcher takes, and what it launches."""
+    """Part what the launcher takes from what it launches."""
     if "--" in words:
         middle = words.index("--")
         return words[:middle], words[middle + 1 :]

@@ -2,7 +2,7 @@
 
 A verb is an entry of `verbs.VERBS`; what it runs is imported only when it runs. A `UserError`
 becomes one message on stderr and exit status 2, a failed save one and status 74, SIGTERM status 75
-("start me again", see `preemption`), as does Ctrl-C, a second of which ends at once with 130; anything else is a fault of the program and
+("start me again", see `preemption`), as does Ctrl-C, a second of which ends at once; anything else is a fault of the program and
 shows its traceback.
 """
 

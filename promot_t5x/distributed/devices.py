@@ -136,7 +136,7 @@ def parse(text: str) -> Requirement:
 
 
 def implied(environ: Mapping[str, str]) -> Requirement:
-    """What the environment of a Slurm job says of its devices: a job that has GPUs must use them.
+    """Read from the environment of a Slurm job what it must find: a job that has GPUs uses them.
 
     `JAX_PLATFORMS` says that something else is meant.
     """

@@ -142,7 +142,7 @@ def _raised_again() -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Let signals wait in the body until `reached` asks for them; at its end they no longer wait."""
+    """Let signals wait in the body until `reached` asks for them; at its end they stop the run."""
     if _Signal.came:
         _stop()
     _Signal.postponed = True
@@ -167,7 +167,7 @@ def at_once() -> Iterator[None]:
 
 
 def reached() -> bool:
-    """Whether it is time to save and stop: the same answer in all processes, which all ask."""
+    """Whether it is time to save and stop; all processes ask, and get the same answer."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -178,6 +178,6 @@ def reached() -> bool:
 
 
 def stop_if_reached() -> None:
-    """Between two pieces of work that keep their own results: stop here if it is time."""
+    """Stop here if it is time, between two pieces of work that keep their own results."""
     if reached():
         _stop()

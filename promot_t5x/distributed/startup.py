@@ -83,11 +83,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def find(parsed: argparse.Namespace, environ: Mapping[str, str]) -> ProcessAddress | None:
-    """This process's place according to flags or environment; None where it runs alone.
+    """Find the place of this process by flags or environment; None where it runs alone.
 
     A Cloud TPU VM does not show in the environment; `start` asks its metadata.
 
-    **Raises** `UserError` for a place that is only half given or cannot be.
+    **Raises:** `UserError` for a place that is only half given or cannot be.
     """
     flags = {
         f"--{name}": getattr(parsed, name)
@@ -110,7 +110,7 @@ def find(parsed: argparse.Namespace, environ: Mapping[str, str]) -> ProcessAddre
 
 
 def _checked(given: Mapping[str, Any]) -> ProcessAddress | None:
-    """A place from (address, count, index) under the names that the user knows them by."""
+    """Make a place of (address, count, index), under the names that the user knows them by."""
     missing = [name for name, value in given.items() if value is None]
     if missing:
         known = ", ".join(f"{n} = {value}" for n, value in given.items() if value is not None)
@@ -128,7 +128,7 @@ def _checked(given: Mapping[str, Any]) -> ProcessAddress | None:
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int | None:
-    """An environment variable that holds an integer from 0 on.
+    """Read an environment variable that holds an integer from 0 on.
 
     **Raises:** `UserError` where it holds something else.
     """
@@ -141,7 +141,7 @@ def _integer(environ: Mapping[str, str], name: str, default: int | None = None) 
 
 
 def _of_slurm(environ: Mapping[str, str]) -> ProcessAddress | None:
-    """The place that `srun` gives to each task of a step."""
+    """Find the place that `srun` gives to each task of a step."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
     if not all(name in environ for name in needed):
         return None
@@ -160,7 +160,7 @@ def _of_slurm(environ: Mapping[str, str]) -> ProcessAddress | None:
 
 
 def _first_host(nodes: str) -> str:
-    """The first host of a list such as `rack[0-1]node[01-02],login`, as Slurm expands it."""
+    """Return the first host of a list such as `rack[0-1]node[01-02],login`, as Slurm expands it."""
     try:
         words = ["scontrol", "show", "hostnames", nodes]
         done = subprocess.run(words, capture_output=True, text=True, timeout=30)
@@ -177,7 +177,7 @@ def _first_host(nodes: str) -> str:
 
 
 def _slurm_devices(environ: Mapping[str, str], count: int) -> tuple[int, ...] | None:
-    """The accelerators of a task, by their numbers among those that it sees; None for all.
+    """Choose the accelerators of a task among those that it sees; None for all.
 
     Slurm hides from a task the GPUs of the others where it binds them to tasks, as
     `--gpus-per-task` does; otherwise the tasks of a node see all of them and share them out.
@@ -198,7 +198,7 @@ def _slurm_devices(environ: Mapping[str, str], count: int) -> tuple[int, ...] | 
 
 
 def _of_gke(environ: Mapping[str, str]) -> ProcessAddress | None:
-    """The place that GKE gives to the pods of a TPU slice, and to those of several slices."""
+    """Find the place that GKE gives to the pods of a TPU slice, and to those of several slices."""
     if "TPU_WORKER_HOSTNAMES" not in environ:
         return None
     hosts = environ["TPU_WORKER_HOSTNAMES"].split(",")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import gcs_server
 import owner_helpers
 import pytest
 import run_helpers
@@ -187,3 +188,51 @@ def test_a_second_run_is_refused_and_readers_are_not(directory, owners, tmp_path
     assert after == before
     reading = run_helpers.here(["ckpt", "verify", str(directory / "checkpoint_1")])
     assert reading.status == 0, reading.err
+
+
+BUCKET = """
+import os, sys
+import owner_helpers
+from etils import epath
+from promot_t5x.errors import InUseError
+from promot_t5x.runs import ownership
+owner_helpers.shorten(ownership, "elsewhere" if len(sys.argv) > 1 else "")
+try:
+    ownership.take(epath.Path("gs://mine/run"))
+except InUseError as error:
+    print(error, flush=True)
+    os._exit(73)
+print("taken", flush=True)
+sys.stdin.read()
+ownership.release_all()
+"""
+
+
+def test_buckets_are_taken_by_conditional_writes(tmp_path):
+    with gcs_server.serve(tmp_path) as (url, _):
+        environment = {**run_helpers.environment(), "TENSORSTORE_GCS_HTTP_URL": url}
+        environment["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "token"
+        environment["PYTHONPATH"] = str(Path(owner_helpers.__file__).parent)
+
+        def start(*words):
+            return subprocess.Popen(
+                [sys.executable, "-c", BUCKET, *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+
+        first = start("elsewhere")
+        assert first.stdout.readline() == "taken\n"
+        said, _ = start().communicate(timeout=60)
+        assert f"gs://mine/run belongs to a run that is going on: process {first.pid} on" in said
+        first.kill()
+        first.communicate()
+        third = start()
+        assert third.stdout.readline() == "taken\n"
+        owner = json.loads((tmp_path / "mine" / "run" / ownership.FILE_NAME).read_text())
+        assert owner["process"] == third.pid
+        third.communicate("")
+        assert third.returncode == 0
+        assert not (tmp_path / "mine" / "run" / ownership.FILE_NAME).exists()
