@@ -309,7 +309,8 @@ def _hosts(arguments: argparse.Namespace) -> int:
             f"--topology={topology} has {chips} chips, which --devices_per_host={each} does not "
             "divide."
         )
-    return chips // each
+    hosts: int = chips // each
+    return hosts
 
 
 def _ports(tpu: bool) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ def read(words: Sequence[str], parsed: argparse.Namespace, function: str) -> Com
 
 
 def _literal(value: str) -> Any:
-    """Return a bound value without its references, which name nothing outside of the configuration."""
+    """Return a bound value without its references, which mean nothing outside of gin."""
     try:
         return ast.literal_eval(re.sub(r"[@%][\w./]+(?:\(\))?", "None", value))
     except (ValueError, SyntaxError):
@@ -206,7 +206,7 @@ def _task_modules(command: Command) -> set[str]:
 
 
 def _modules(command: Command, here: Path) -> Iterator[tuple[str, Path]]:
-    """Find the user's own Python modules that the configuration imports, and those that they import."""
+    """Find the user's own Python modules that the configuration imports, directly or not."""
     from promot_t5x.data import sources
 
     named = _task_modules(command)

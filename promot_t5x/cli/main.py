@@ -1,9 +1,10 @@
 """The command line: `promot-t5x VERB …`.
 
 A verb is an entry of `verbs.VERBS`; what it runs is imported only when it runs. A `UserError`
-becomes one message on stderr and exit status 2, a failed save one and status 74, SIGTERM status 75
-("start me again", see `preemption`), as does Ctrl-C, a second of which ends at once; anything else is a fault of the program and
-shows its traceback.
+becomes one message on stderr and exit status 2, a directory of another run one and status 73, a
+failed save one and status 74; SIGTERM and Ctrl-C end with status 75 ("start me again", see
+`preemption`), a second Ctrl-C at once; anything else is a fault of the program and shows its
+traceback. docs/reliability.md lists the statuses.
 """
 
 import argparse

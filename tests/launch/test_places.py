@@ -271,7 +271,7 @@ def test_a_batch_script_runs_and_asks_for_more_where_that_helps(cloud, monkeypat
     assert cloud.ran()[0]["words"] == ["promot", required, *AWKWARD]
     assert run_script(cloud, monkeypatch, 0) == (2, False)
     assert run_script(cloud, monkeypatch, 20) == (134, False)
-    status, requeued = run_script(cloud, monkeypatch, 0)
+    _, requeued = run_script(cloud, monkeypatch, 0)
     assert requeued == "requeue 4711\n"
 
 
