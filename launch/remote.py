@@ -5,6 +5,7 @@ run's log, so that what is typed on a command line is a file's name and nothing 
 """
 
 import dataclasses
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from promot_t5x.launch.commands import HIDDEN
 from promot_t5x.launch.package import CONSTRAINTS
+
+_DIGITS = 16  # of a command's digest
 
 _INSTALL = """\
 #!/bin/bash
@@ -59,11 +62,11 @@ mv ../status.part ../status
 
 _REPORT = """\
 #!/bin/bash
-# Says how the run is: "running", with the seconds since its last line; "ended", with its status;
-# or "absent".
+# Says how the run is: "running", with the seconds since its last line and a digest of its command;
+# "ended", with its status; or "absent".
 cd "$(dirname "$0")" || exit 1
 if [ -f pid ] && kill -0 -- "-$(cat pid)" 2> /dev/null; then
-  echo "running $(( $(date +%s) - $(stat -c %Y log) ))"
+  echo "running $(( $(date +%s) - $(stat -c %Y log) )) $(sha256sum < run.sh | cut -c 1-{digits})"
 elif [ -f status ]; then
   echo "ended $(cat status)"
 else
@@ -89,21 +92,28 @@ class Report:
     - `quiet_seconds`: of the workers where it is running, the seconds since its last line.
     - `statuses`: of the workers where it has ended, the exit statuses.
     - `absent`: the number of workers where it is neither.
+    - `digests`: of the commands that are running.
     """
 
     quiet_seconds: tuple[int, ...]
+    digests: frozenset[str]
     statuses: tuple[int, ...]
     absent: int
 
     @classmethod
     def parse(cls, text: str) -> "Report | None":
         """Read the answers of `Run.report`; None where there is none."""
-        quiet = tuple(int(each) for each in re.findall(r"^running (-?\d+)$", text, re.MULTILINE))
+        running = re.findall(r"^running (-?\d+) (\w+)$", text, re.MULTILINE)
         ended = tuple(int(each) for each in re.findall(r"^ended (\d+)$", text, re.MULTILINE))
         absent = len(re.findall(r"^absent$", text, re.MULTILINE))
-        if not quiet and not ended and not absent:
+        if not running and not ended and not absent:
             return None
-        return cls(quiet_seconds=quiet, statuses=ended, absent=absent)
+        return cls(
+            quiet_seconds=tuple(int(seconds) for seconds, _ in running),
+            digests=frozenset(digest for _, digest in running),
+            statuses=ended,
+            absent=absent,
+        )
 
 
 class Run:
@@ -126,11 +136,13 @@ class Run:
     ):
         self.directory = f"promot-t5x-{name}"
         self.local_files = {f"files/{name}": path for name, path in local_files.items()}
-        self._words, self._environment = list(words), dict(environment)
+        self._environment = dict(environment)
         self.install = f"bash {self.directory}/install.sh"
         self.start = f"bash {self.directory}/start.sh"
         script = f"{self.directory}/report.sh"
         self.report = f"if [ -f {script} ]; then bash {script}; else echo absent; fi"
+        self._script = _RUN.format(command=shlex.join(["../venv/bin/promot-t5x", *words]))
+        self.digest = hashlib.sha256(self._script.encode()).hexdigest()[:_DIGITS]
 
     def follow(self, seen: int) -> str:
         """Show the log after the lines already seen."""
@@ -141,13 +153,12 @@ class Run:
         environment = "".join(
             f"{name}={shlex.quote(value)}\n" for name, value in self._environment.items()
         )
-        command = shlex.join(["../venv/bin/promot-t5x", *self._words])
         return {
             "environment": environment,
             "install.sh": _INSTALL.format(wheel=wheel, constraints=CONSTRAINTS),
             "start.sh": _START,
-            "run.sh": _RUN.format(command=command),
-            "report.sh": _REPORT,
+            "run.sh": self._script,
+            "report.sh": _REPORT.replace("{digits}", str(_DIGITS)),
             "follow.sh": _FOLLOW,
         }
 

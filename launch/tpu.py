@@ -282,8 +282,16 @@ class _Slices:
                 raise cloud.CloudError("The slice is ACTIVE, but its workers do not answer.")
 
     def is_running(self, run: remote.Run) -> bool:
-        """Whether the run is running on any worker."""
+        """Whether the run is running on any worker.
+
+        **Raises:** `UserError` where another command is.
+        """
         report = self._report(run)
+        if report is not None and report.digests - {run.digest}:
+            raise UserError(
+                f"{self._arguments.name} is running another command: wait for its end, delete the "
+                "slice, or give this run a --name of its own."
+            )
         return report is not None and bool(report.quiet_seconds)
 
     def follow(self, run: remote.Run, silence_seconds: float) -> int:

@@ -132,6 +132,21 @@ def test_a_launcher_that_was_stopped_finds_its_run(cloud):
     assert "what was said\nbefore\n" in done.out
 
 
+def test_a_slice_that_runs_another_command_is_left_alone(cloud):
+    cloud.cue(states=["", "", "ACTIVE"])
+    assert tpu(cloud, "--keep").status == 0
+    home = cloud.directory / "home" / "rte" / "0" / "promot-t5x-rte"
+    sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (home / "pid").write_text(str(sleeper.pid))
+    (cloud.directory / "calls").unlink()
+    done = tpu(cloud, run=[*RUN, "--gin.BATCH_SIZE=4"])
+    sleeper.kill()
+    sleeper.wait()
+    assert done.status == 2
+    assert "rte is running another command" in done.err
+    assert cloud.verbs() == ["report"]
+
+
 def shown_lines(done):
     return [line.split(" of")[0] for line in done.out.splitlines() if line.startswith("line ")]
 
