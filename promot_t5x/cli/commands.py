@@ -234,7 +234,7 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
     Verb(
         name="gin_path",
         help="print where the shipped gin files are, for upstream T5X",
-        target="promot_t5x.config.config:print_gin_root",
+        target="promot_t5x.cli.gin_path:main",
         takes_gin=False,
     ),
     Verb(

@@ -135,7 +135,7 @@ def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
     # that nothing there stands in for an installed package.
     sys.path.append(os.getcwd())
     with quiet.imports():
-        from promot_t5x.config import config
+        from promot_t5x import config
 
         function = _load(verb)
         configured = config.configured(function)

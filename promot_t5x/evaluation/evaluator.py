@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x import decoding, versions
+from promot_t5x import config, decoding, versions
 from promot_t5x.checkpoints import hashing
-from promot_t5x.config import config, validation
+from promot_t5x.config import validation
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
 from promot_t5x.data.tokenise import LOSSES

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import jax
 from etils import epath
 
+from promot_t5x import config
 from promot_t5x.checkpoints import restoring
-from promot_t5x.config import config
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.evaluator import EvalConfig, Evaluator, eval_run

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x.config import config, validation
+from promot_t5x import config
+from promot_t5x.config import validation
 from promot_t5x.data.questions import trim
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean

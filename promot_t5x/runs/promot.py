@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from promot_t5x.config import config
+from promot_t5x import config
 from promot_t5x.distributed import preemption
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from promot_t5x import config
 from promot_t5x.checkpoints import prompt_file, restoring, saving
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.config import config
 from promot_t5x.data import batches, sources, store
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner

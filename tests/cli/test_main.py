@@ -8,14 +8,14 @@ import sys
 import gin_helpers
 import pytest
 
+from promot_t5x import config
 from promot_t5x.cli import main
 from promot_t5x.cli.commands import VERBS, Verb
-from promot_t5x.config import config
 
 HEADER = "from __gin__ import dynamic_registration\nimport gin_helpers\n"
 RUN = HEADER + (
     "gin_helpers.drill:\n    model = %MODEL\n    batch_size = %BATCH_SIZE\n"
-    "MODEL = @gin_helpers.Model()\ngin_lab.Model.width = 7\nBATCH_SIZE = %gin.REQUIRED\n"
+    "MODEL = @gin_helpers.Model()\ngin_helpers.Model.width = 7\nBATCH_SIZE = %gin.REQUIRED\n"
 )
 
 

@@ -6,7 +6,7 @@ import gin
 import gin_helpers
 import pytest
 
-from promot_t5x.config import config
+from promot_t5x import config
 from promot_t5x.errors import UserError
 
 HEADER = "from __gin__ import dynamic_registration\nimport gin_helpers\n"
@@ -129,7 +129,10 @@ def test_the_users_search_path_comes_first(read, tmp_path):
             "from __gin__ import dynamic_registration\nfrom gin_helpers import drill\n",
             "import gin_helpers",
         ),
-        (HEADER + "lab.drill.steps = 1", "'lab' is not imported here. Did you mean 'gin_helpers'?"),
+        (
+            HEADER + "gin_helper.drill.steps = 1",
+            "'gin_helper' is not imported here. Did you mean 'gin_helpers'?",
+        ),
         (HEADER + "gin_helpers.dirll.steps = 1", "no 'dirll'. Did you mean 'drill'?"),
         (HEADER + "gin_helpers.dirll:\n  steps = 1\n", "no 'dirll'. Did you mean 'drill'?"),
         (HEADER + "A = @gin_helpers.Modle()", "no 'Modle'. Did you mean 'Model'?"),
@@ -267,7 +270,7 @@ def test_scopes_do_not_pass_through_macros(read):
 def test_a_bound_method_is_reached_through_its_class(read):
     extra = (
         HEADER
-        + "gin_helpers.drill.scaler = @gin_helpers.Scaler()\ngin_lab.Scaler.apply.factor = 5\n"
+        + "gin_helpers.drill.scaler = @gin_helpers.Scaler()\ngin_helpers.Scaler.apply.factor = 5\n"
     )
     assert read(*GIVEN, extra=extra)()["factor"] == 5
 

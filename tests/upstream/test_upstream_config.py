@@ -14,8 +14,8 @@ from engine_helpers import model_of, random_params, tiny_config
 from flax.traverse_util import flatten_dict
 from gin import config_parser
 
+from promot_t5x import config
 from promot_t5x.checkpoints.saving import Checkpoints
-from promot_t5x.config import config
 from promot_t5x.errors import UserError
 from promot_t5x.network.scan import scan_params
 from promot_t5x.upstream import restore
