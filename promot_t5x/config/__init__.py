@@ -15,15 +15,20 @@ that is missing, a user's value that a shipped run file overrides. Usual use:
 
 Read `configuration` first (these functions and the configuration that they share), then
 `gin_reader` (statements, and the place where each value was written), `gin_names` (what a name
-stands for), `gin_graph` (which bindings a run reaches) and `problems` (the messages). `validation`
-stands apart: it holds checks of single values, which other packages make as they receive them.
+stands for), `gin_graph` (which bindings a run reaches), `problems` (the messages) and `comments`
+(what shipped files say of their macros). `validation` stands apart: it holds checks of single
+values, which other packages make as they receive them.
 The names below are public.
 """
 
+from promot_t5x.config.configuration import arguments as arguments
+from promot_t5x.config.configuration import bound as bound
 from promot_t5x.config.configuration import check as check
 from promot_t5x.config.configuration import configured as configured
 from promot_t5x.config.configuration import describe_difference as describe_difference
-from promot_t5x.config.configuration import gin_root as gin_root
+from promot_t5x.config.configuration import explained_str as explained_str
+from promot_t5x.config.configuration import files_read as files_read
 from promot_t5x.config.configuration import macros as macros
 from promot_t5x.config.configuration import parse as parse
 from promot_t5x.config.configuration import resolved_str as resolved_str
+from promot_t5x.config.gin_reader import gin_root as gin_root

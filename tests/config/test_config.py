@@ -171,12 +171,6 @@ def test_all_missing_values_are_named_at_once(read, tmp_path):
     assert "--gin.BATCH_SIZE=VALUE" in message
 
 
-def test_a_required_value_that_takes_back_an_earlier_one(read, tmp_path):
-    (tmp_path / "before.gin").write_text("DEPTH = 3\n")
-    message = refusal(read, *GIVEN[::2], files=("before.gin", "model.gin", "run.gin"))
-    assert f"takes back the value of {tmp_path / 'before.gin'}:1" in message
-
-
 def test_a_required_value_that_the_run_does_not_use_is_not_asked_for(read):
     read(*GIVEN[1:], "MODEL = @gin_helpers.Model()", "Model.width = 3")
     assert read(*GIVEN, "VOCABULARY = @gin_helpers.letters()")()["vocabulary"] == "letters"
@@ -196,7 +190,8 @@ def test_a_configuration_for_another_function(read):
 
 def test_a_flood_of_problems_is_cut_short(read):
     message = refusal(read, *GIVEN, *(f"UNUSED_{i} = 1" for i in range(30)))
-    assert "30 problems" in message and message.endswith("and 10 more.")
+    assert "30 problems" in message
+    assert message.endswith("and 10 more")
 
 
 def test_values_that_need_each_other(read):
