@@ -10,7 +10,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -116,6 +116,28 @@ def resolve_tasks(
         for task in bound:
             task.check_split(split)
     return bound
+
+
+def check_names(names: Sequence[str], module: str | None) -> None:
+    """Raise `UserError` for a name of which nothing registers a task or mixture.
+
+    **Arguments:**
+
+    - `names`: of tasks and mixtures.
+    - `module`: the user's module, imported first.
+    """
+    from promot_t5x.tasks import registry
+
+    if module:
+        import_task_module(module)
+    # Without it nobody has registered a task with SeqIO.
+    seqio = sys.modules.get("seqio")
+    theirs = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} if seqio else set()
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"MIXTURE_OR_TASK_NAME = {name!r} is no name: give it in quotes.")
+        if not (registry.is_task(name) or registry.is_mixture(name) or name in theirs):
+            raise _unknown(name, {*theirs, *registry.names()})
 
 
 def import_task_module(module: str) -> ModuleType:
