@@ -2,8 +2,8 @@
 
 A verb is an entry of `verbs.VERBS`; what it runs is imported only when it runs. A `UserError`
 becomes one message on stderr and exit status 2, a failed save one and status 74, SIGTERM status 75
-("start me again", see `preemption`), Ctrl-C status 130; anything else is a fault of the program and
-shows its traceback.
+("start me again", see `preemption`), numbers that are not finite status 76, Ctrl-C status 130;
+anything else is a fault of the program and shows its traceback.
 """
 
 import argparse
@@ -19,9 +19,11 @@ from promot_t5x.cli import flags
 from promot_t5x.cli.commands import OVERVIEW, VERBS, Verb
 from promot_t5x.distributed import preemption, startup
 from promot_t5x.errors import (
+    EXIT_NON_FINITE,
     EXIT_NOT_SAVED,
     EXIT_START_AGAIN,
     EXIT_USER_ERROR,
+    NonFiniteError,
     Preempted,
     SaveError,
     UserError,
@@ -76,6 +78,9 @@ def _status_of(words: list[str]) -> int:
     except SaveError as error:
         print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_NOT_SAVED
+    except NonFiniteError as error:
+        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        return EXIT_NON_FINITE
     except Preempted as stop:
         print(
             f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to go on",
