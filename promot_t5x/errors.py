@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 EXIT_USER_ERROR = 2
 EXIT_NOT_SAVED = 74  # sysexits' EX_IOERR: results could not be written; mend the disk, start again
 EXIT_START_AGAIN = 75  # sysexits' EX_TEMPFAIL: stopped by SIGTERM, nothing lost; start it again
+EXIT_NON_FINITE = 76  # training diverged: the same command would diverge again
 
 
 class UserError(Exception):
@@ -21,6 +22,22 @@ class SaveError(Exception):
 
     The command line prints the message alone and exits with status `EXIT_NOT_SAVED`.
     """
+
+
+class NonFiniteError(Exception):
+    """Training produced numbers that are not finite; what was saved before is as it was.
+
+    The command line prints the message alone and exits with status `EXIT_NON_FINITE`, which
+    launchers do not answer by starting the command again.
+
+    **Attributes:**
+
+    - `arrays`: paths of the arrays that hold such numbers, where it is known.
+    """
+
+    def __init__(self, message: str, arrays: Iterable[str] = ()):
+        super().__init__(message)
+        self.arrays = tuple(arrays)
 
 
 class Preempted(BaseException):

@@ -2,8 +2,8 @@
 
 A command is an entry of `commands.COMMANDS`; what it runs is imported only when it runs. Errors end
 in one message on stderr and an exit status: 2 for bad input (`UserError`, and files that may not be
-read or written), 74 for a failed save, 75 after SIGTERM ("start me again", see `preemption`), 130
-after Ctrl-C, and 1 for anything else, a fault of the program, whose traceback goes to a log file.
+read or written), 74 for a failed save, 75 after SIGTERM ("start me again", see `preemption`), 76 for
+numbers that are not finite, 130 after Ctrl-C, and 1 for anything else, a fault of the program, whose traceback goes to a log file.
 """
 
 import argparse
@@ -21,9 +21,11 @@ from promot_t5x.cli import flags
 from promot_t5x.cli.commands import COMMANDS, OVERVIEW, Command
 from promot_t5x.distributed import preemption, startup
 from promot_t5x.errors import (
+    EXIT_NON_FINITE,
     EXIT_NOT_SAVED,
     EXIT_START_AGAIN,
     EXIT_USER_ERROR,
+    NonFiniteError,
     Preempted,
     SaveError,
     UserError,
@@ -77,6 +79,9 @@ def _status_of(words: list[str]) -> int:
     except SaveError as error:
         print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_NOT_SAVED
+    except NonFiniteError as error:
+        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        return EXIT_NON_FINITE
     except Preempted as stop:
         print(
             f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to go on",

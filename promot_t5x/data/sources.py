@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from promot_t5x.data import prepared
 from promot_t5x.data.fingerprint import vocabulary_identity
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio
-from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.errors import UserError, did_you_mean, listed
 from promot_t5x.tasks.dialects import PLAIN, Dialect
 from promot_t5x.tasks.format import DEFAULT, Format
 
@@ -256,11 +256,10 @@ def _leaf_names(mixture: Any, tasks: dict[str, Any]) -> Iterator[str]:
 
 
 def _unknown(name: str, known: set[str]) -> UserError:
-    listed = ", ".join(sorted(known)[:_NAMES_SHOWN])
-    more = f" and {len(known) - _NAMES_SHOWN} more" if len(known) > _NAMES_SHOWN else ""
+    names = listed(sorted(known), _NAMES_SHOWN)
     return UserError(
         f"No task or mixture is named {name!r} (MIXTURE_OR_TASK_NAME)."
-        f"{did_you_mean(name, known)} Known names: {listed}{more}. A task of your own needs "
+        f"{did_you_mean(name, known)} Known names: {names}. A task of your own needs "
         "MIXTURE_OR_TASK_MODULE, the module that registers it."
     )
 

@@ -18,7 +18,7 @@ from promot_t5x import config
 from promot_t5x.config import validation
 from promot_t5x.data.questions import trim
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.errors import UserError, did_you_mean, listed
 from promot_t5x.evaluation.answering import Answer, Answerer, Ask, first_process_says
 from promot_t5x.evaluation.journal import Journal
 from promot_t5x.files import write_json_lines
@@ -35,7 +35,6 @@ STANDARD_INPUT = "-"
 FIELD = "inputs"
 ANSWERED = ("output", "prediction", "log_prob", "decodes", "inputs_cut")
 LONG_INPUTS = ("refuse", "cut")
-_NAMED = 5  # of the inputs that are too long
 
 Row = dict[str, Any]
 
@@ -208,11 +207,10 @@ def _asks(
     cut = [len(text) > room for text in texts]
     if any(cut) and questions.long_inputs == "refuse":
         long = [i for i, was_cut in enumerate(cut) if was_cut]
-        named = ", ".join(f"{i + 1} ({len(texts[i]) + len(prompt):,})" for i in long[:_NAMED])
-        more = f" and {len(long) - _NAMED:,} more" if len(long) > _NAMED else ""
+        named = listed([f"{i + 1} ({len(texts[i]) + len(prompt):,})" for i in long])
         raise UserError(
             f"{len(long):,} of {len(rows):,} inputs have more tokens than TASK_FEATURE_LENGTHS["
-            f"'inputs'] = {lengths['inputs']}; by line (and tokens): {named}{more}. Raise it, or "
+            f"'inputs'] = {lengths['inputs']}; by line (and tokens): {named}. Raise it, or "
             "set LONG_INPUTS = 'cut' to answer what fits of them."
         )
     asks = [
