@@ -31,7 +31,9 @@ _ROWS_AT_ONCE = 10_000
 
 def show(rows: int) -> None:
     """Print the table for splits of so many rows."""
-    print(f"\n{rows:,} pairs{'':10}{'first batch s':>15}{'second s':>10}{'rows/s':>10}{'peak MB':>10}")
+    print(
+        f"\n{rows:,} pairs{'':10}{'first batch s':>15}{'second s':>10}{'rows/s':>10}{'peak MB':>10}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), rows)
         for kind in KINDS:
@@ -67,7 +69,9 @@ def measure(folder: Path, kind: str, packed: bool) -> dict[str, float]:
     register(
         text_task(
             name="bench_pairs",
-            source=jsonl(folder / "train.jsonl") if kind == "jsonl" else tfds("pairs:1.0.0", ["train"]),
+            source=jsonl(folder / "train.jsonl")
+            if kind == "jsonl"
+            else tfds("pairs:1.0.0", ["train"]),
             inputs="Translate: {source} Translation:",
             target="{target}",
         )
