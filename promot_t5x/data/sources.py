@@ -38,6 +38,7 @@ class BoundTask:
         splits: names of the splits that it has.
         scored_split: the split that is scored where none is named.
         definition: the `tasks.registry.TaskDef` that it was built from, if it is no SeqIO task.
+
     """
 
     name: str
@@ -92,6 +93,7 @@ def resolve_tasks(
     Raises `UserError` for a module that fails to import, an unknown name, another vocabulary
     than the model's or one without the dialect's sentinels, rates that are not positive or of
     tasks that the mixture does not have, and a missing split.
+
     """
     if module:
         import_task_module(module)

@@ -58,7 +58,7 @@ def train(
 def describe(
     task: sources.BoundTask,
     split: str,
-    examples: store.ExampleStore,
+    examples: store.Store,
     trimmed: Mapping[str, int],
 ) -> str:
     """How many examples a store holds, and how many lost what."""
