@@ -15,6 +15,7 @@ from promot_t5x.tasks import metrics
 
 from promot_t5x.errors import UserError
 from promot_t5x.report import comparison, pairs, runs, table
+from promot_t5x.statistics import scores
 
 RESAMPLES = 500
 
@@ -122,17 +123,18 @@ def test_a_pair_on_real_rows_is_what_the_records_say(real):
         for row in ("pretrained", "ProMoT")
     ]
     cb = by_title["cb"]
-    assert cb.test == pairs.MCNEMAR
-    assert (cb.gained, cb.lost) == (
+    assert cb.found.test == scores.MCNEMAR
+    assert cb.found.changes == (
         (right[1] & ~right[0]).sum(),
         (right[0] & ~right[1]).sum(),
+        len(right[0]),
     )
-    assert by_title["wmt16_ende"].test == by_title["xsum"].test == pairs.BOOTSTRAP
-    assert by_title["triviaqa"].test == pairs.MCNEMAR
+    assert by_title["wmt16_ende"].found.test == by_title["xsum"].found.test == scores.QUESTIONS
+    assert by_title["triviaqa"].found.test == scores.MCNEMAR
     suite = [d for d in made.differences if d.column.kind == "suite"]
-    smallest = min(suite, key=lambda d: d.p_value)
-    assert smallest.adjusted == pytest.approx(min(1, 8 * smallest.p_value))
-    assert all(d.adjusted >= d.p_value for d in suite)
+    smallest = min(suite, key=lambda d: d.found.p_value)
+    assert smallest.adjusted == pytest.approx(min(1, 8 * smallest.found.p_value))
+    assert all(d.adjusted >= d.found.p_value for d in suite)
 
 
 def test_the_same_records_give_the_same_report(toy):
@@ -144,30 +146,35 @@ def test_the_same_records_give_the_same_report(toy):
     )
 
 
-def test_seeds_are_apart_from_examples(seeds):
+def test_seeds_and_questions_both_count(seeds):
     made = compare(seeds)
     assert [row.label for row in made.rows] == ["pretrained", "standard fine-tuning", "ProMoT"]
     assert [len(row.runs) for row in made.rows] == [1, 3, 3]
     mean = cell(made, "ProMoT", "mean")
-    values = [run.value for run in mean.runs]
-    assert mean.value == pytest.approx(np.mean(values))
-    reach = 4.30265 * np.std(values, ddof=1) / 3**0.5  # Student's t with two degrees of freedom
-    assert mean.interval == pytest.approx((mean.value - reach, mean.value + reach), rel=1e-5)
-    assert mean.estimate.interval != mean.interval
-    # Each seed's change is from the one pretrained model.
-    change = cell(made, "ProMoT", "change")
-    base = cell(made, "pretrained", "mean").value
-    assert [run.value for run in change.runs] == pytest.approx([v - base for v in values])
+    assert mean.value == pytest.approx(np.mean(mean.values))
+    assert mean.variance.seeds == pytest.approx(np.var(mean.values, ddof=1) / 3)
+    # Both sources count, and no score is outside of the scale.
+    assert mean.interval.low < mean.value - 1.9 * mean.variance.questions**0.5
+    assert all(
+        0 <= end <= 100 for row in made.rows for end in cell(made, row.label, "toy").interval
+    )
 
     paired = pairs.pair(made, "standard fine-tuning", "ProMoT")
-    (difference,) = (d for d in paired.differences if d.column.kind == "mean")
-    of = [[run.value for run in cell(made, r.label, "mean").runs] for r in made.rows[1:]]
+    (difference,) = (d.found for d in paired.differences if d.column.kind == "mean")
+    of = [cell(made, row.label, "mean").values for row in made.rows[1:]]
     each = np.subtract(of[1], of[0])
-    assert difference.test == pairs.PAIRED_SEEDS
-    assert difference.seeds.mean == pytest.approx(each.mean())
-    assert difference.seeds.standard_error == pytest.approx(each.std(ddof=1) / 3**0.5)
-    against = pairs.pair(made, "pretrained", "ProMoT").differences[0]
-    assert against.test == pairs.ONE_SAMPLE and against.gained is None
+    assert difference.test == scores.PAIRED_SEEDS
+    assert difference.value == pytest.approx(each.mean())
+    assert difference.values == pytest.approx(each)
+    assert difference.variance.seeds == pytest.approx(each.var(ddof=1) / 3)
+    against = pairs.pair(made, "pretrained", "ProMoT").differences[0].found
+    assert against.test == scores.ONE_SIDE and against.changes is None
+    # The change is the difference from the one pretrained model, wherever it is shown.
+    change = cell(made, "ProMoT", "change")
+    base = cell(made, "pretrained", "mean").value
+    assert change.value == pytest.approx(mean.value - base)
+    mean_row = pairs.pair(made, "pretrained", "ProMoT").differences[-2]
+    assert mean_row.column.kind == "mean" and mean_row.found == change
 
 
 def test_runs_of_equal_labels_are_seeds(toy, tmp_path):
@@ -232,9 +239,10 @@ def test_metrics_of_ones_own(tmp_path):
     assert any("toy_fruit_1shot: distinct has no interval" in note for note in made.notes)
     assert "nan" not in table.terminal(made) + table.tidy_csv(made) + table.latex(made)
     by_title = {d.column.title: d for d in pairs.pair(made, "a", "b").differences}
-    assert by_title["talk"].test == pairs.MCNEMAR
-    assert by_title["talk"].adjusted == by_title["talk"].p_value
-    assert np.isnan(by_title["fruit"].p_value) and np.isnan(by_title["mean"].p_value)
+    assert by_title["talk"].found.test == scores.MCNEMAR
+    assert by_title["talk"].adjusted == by_title["talk"].found.p_value
+    assert np.isnan(by_title["fruit"].found.p_value)
+    assert np.isnan(by_title["mean"].found.p_value)
 
 
 # ---------------------------------------------------------------------------------- formats
@@ -282,7 +290,6 @@ def test_what_is_no_run(tmp_path, toy):
     for words, said in (
         ([tmp_path / "nothing"], "there is no"),
         ([tmp_path], "holds no evaluation"),
-        ([f"ours={toy}"], "holds 4 rows"),
         ([toy, toy], "name each run once"),
         ([toy, "--baseline", "pretraned"], "Did you mean 'pretrained'?"),
         ([toy, "--compare", "pretrained", "promot"], "no row 'promot'"),

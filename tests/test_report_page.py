@@ -149,11 +149,13 @@ def test_every_figure_has_labelled_axes_and_says_the_same_twice(made, read):
     drawn = sections.drawn(made, read)
     aligned, caption = drawn.pop("gradient_alignment")
     assert caption.endswith(".") and aligned.axes[0].get_ylabel() == "cosine of the gradients"
-    assert list(drawn) == ["bars", "learning", "trade_off", "format_share"]
+    names = ["bars", "learning", "learning_by_task", "trade_off", "format_share", "format_by_task"]
+    assert list(drawn) == names
     for figure, caption in drawn.values():
         assert caption.endswith(".")
-        for axes in figure.axes:
-            assert "(%)" in axes.get_ylabel()
+        shown = [axes for axes in figure.axes if axes.get_visible()]
+        assert all("(%)" in axes.get_ylabel() for axes in shown[:1])
+        for axes in shown:
             assert axes.get_xlabel() or [t for t in axes.get_xticklabels() if t.get_text()]
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
         assert "ProMoT" in labels and len(set(labels)) == len(labels)
@@ -172,12 +174,12 @@ def test_alignment_is_the_mean_over_seeds(read):
     assert {line.get_label() for line in panels[1].lines} > {"MLP", "key"}
 
 
-def test_rows_differ_in_more_than_colour():
+def test_rows_differ_in_more_than_color():
     looks = [style.style(n) for n in range(8)]
     for one, other in zip(looks, looks[1:], strict=False):
         assert one.marker != other.marker and one.hatch != other.hatch
         assert one.dashes != other.dashes
-    assert len({(look.colour, look.marker) for look in map(style.style, range(30))}) == 30
+    assert len({(look.color, look.marker) for look in map(style.style, range(30))}) == 30
 
 
 # --------------------------------------------------------------------------------- examples
@@ -205,7 +207,7 @@ def test_changed_examples_are_those_of_the_records(run, made):
         after[example.id]["prediction"],
     )
     difference = pairs.pair(made, "pretrained", "standard fine-tuning").differences[1]
-    assert difference.column == fruit and difference.lost == len(lost)
+    assert difference.column == fruit and difference.found.changes[1] == len(lost)
 
 
 def test_changed_examples_in_the_terminal(run):
@@ -226,7 +228,7 @@ def test_changed_examples_in_the_terminal(run):
 def test_the_page_holds_the_table_and_the_examples(made, read, tmp_path):
     compared = [("pretrained", "standard fine-tuning"), ("pretrained", "ProMoT")]
     text = page.render("A <title>", sections.standard(made, read, compared))
-    assert "A &lt;title&gt;" in text and text.count("<svg") == 5
+    assert "A &lt;title&gt;" in text and text.count("<svg") == 7
     mean = cell(made, "ProMoT", "mean")
     assert f"{mean.value:.1f}" in text
     data = re.search(r'id="changed-data">(.*?)</script>', text, re.S)[1]
@@ -247,7 +249,7 @@ def test_the_page_holds_the_table_and_the_examples(made, read, tmp_path):
 
 
 def test_the_same_questions_are_shown_with_every_rows_answer(run, made):
-    shown = side_by_side.asked(made, per_task=2)
+    shown = side_by_side.shared_questions(made, per_task=2)
     assert [each.column.title for each in shown] == ["toy"] * 2 + ["fruit"] * 2 + ["talk"] * 2
     labels = [row.label for row in made.rows]
     for each in shown:
@@ -304,7 +306,10 @@ def test_the_written_files_are_those_of_the_page(run, made, tmp_path):
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {
         f"{n}.{kind}"
-        for n in ("bars", "learning", "trade_off", "format_share", "gradient_alignment")
+        for n in (
+            *("bars", "learning", "learning_by_task", "trade_off", "format_share"),
+            *("format_by_task", "gradient_alignment"),
+        )
         for kind in ("svg", "png")
     }
     assert (tmp_path / "figures" / "bars.png").read_bytes()[:4] == b"\x89PNG"
