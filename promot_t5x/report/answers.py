@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float64, Int
 
-from promot_t5x import records
 from promot_t5x.errors import UserError
+from promot_t5x.evaluation import records
 from promot_t5x.report import own_metrics
 from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.metrics import MeanOfExamples, Metric
@@ -47,7 +47,7 @@ class TaskAnswers:
     @property
     def task(self) -> str:
         """The task's name."""
-        return self.summary["task"]
+        return str(self.summary["task"])
 
     @property
     def split(self) -> str:
@@ -57,7 +57,8 @@ class TaskAnswers:
     @property
     def primary(self) -> str | None:
         """The name of the score that tables show; None for a task without metrics."""
-        return self.summary["primary"]
+        primary: str | None = self.summary["primary"]
+        return primary
 
     @property
     def score(self) -> float:
@@ -151,7 +152,7 @@ class TaskAnswers:
     def right(self) -> Bool[np.ndarray, " examples"] | None:
         """Whether each example is right, where the primary score counts just that."""
         if self.is_mean and np.isin(self.example_scores, (0.0, 100.0)).all():
-            return self.example_scores == 100.0
+            return np.equal(self.example_scores, 100.0)
         return None
 
 

@@ -12,10 +12,10 @@ from promot_t5x.report import target_format
 from promot_t5x.report.answers import MeanOfRecorded, TaskAnswers
 from promot_t5x.report.rows import short_names
 from promot_t5x.report.runs import DiscoveredRun
+from promot_t5x.report.statistics import bootstrap, estimates
+from promot_t5x.report.statistics.estimates import ScoreEstimate
+from promot_t5x.report.statistics.scores import MeanScore, ScoreDifference, difference
 from promot_t5x.report.target_format import TargetFormat
-from promot_t5x.statistics import bootstrap, estimates
-from promot_t5x.statistics.estimates import ScoreEstimate
-from promot_t5x.statistics.scores import MeanScore, ScoreDifference, difference
 from promot_t5x.tasks.metrics import Metric
 
 TARGET, SUITE, MEAN, CHANGE, FORMAT = "target", "suite", "mean", "change", "format"
@@ -339,7 +339,7 @@ def _rows(
     primary = {column.tasks[0]: column.score for column in columns if column.kind == SUITE}
 
     def cell(label: str, column: Column) -> MeanScore | None:
-        """The row's mean over its seeds; none where a seed lacks a number."""
+        """Return the row's mean over its seeds; none where a seed lacks a number."""
         made = []
         for run in of_label[label]:
             of_run = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x import records
+from promot_t5x.evaluation import records
 from promot_t5x.files import read_json_lines
 from promot_t5x.report import answers, runs, target_format
 from promot_t5x.report.runs import DiscoveredRun
@@ -147,7 +147,7 @@ def _stages(path: epath.Path) -> list[tuple[epath.Path, str]]:
 
 
 def _is_stage(path: epath.Path) -> bool:
-    return (path / "train").is_dir() and (path / records.DIRECTORY).is_dir()
+    return all((path / name).is_dir() for name in ("train", records.DIRECTORY))
 
 
 def _points(stage: epath.Path) -> list[CurvePoint]:

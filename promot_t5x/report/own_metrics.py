@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from promot_t5x import gin_reader
+from promot_t5x.config import gin_reader
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import metrics
 from promot_t5x.tasks.metrics import AnyMetric

@@ -15,8 +15,8 @@ from promot_t5x.report.comparison import (
     RunComparison,
 )
 from promot_t5x.report.rows import signed_number, span
-from promot_t5x.statistics import significance
-from promot_t5x.statistics.scores import MeanScore, Right, ScoreDifference, difference
+from promot_t5x.report.statistics import significance
+from promot_t5x.report.statistics.scores import MeanScore, Right, ScoreDifference, difference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

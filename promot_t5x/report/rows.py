@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from promot_t5x.statistics.bootstrap import Interval
+from promot_t5x.report.statistics.bootstrap import Interval
 
 FILE = "row.json"
 

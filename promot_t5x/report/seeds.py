@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from promot_t5x import config, gin_reader
+from promot_t5x.config import config, gin_reader
 from promot_t5x.errors import UserError
 from promot_t5x.report.runs import DiscoveredRun
 

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from promot_t5x.report import answers
 from promot_t5x.report.answers import TaskAnswers
-from promot_t5x.statistics import estimates
+from promot_t5x.report.statistics import estimates
 
 STAGE = "stage.json"
 _RESAMPLES = 1000

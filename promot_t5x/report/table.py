@@ -21,8 +21,8 @@ from promot_t5x.report.comparison import (
 )
 from promot_t5x.report.pairs import PairedComparison
 from promot_t5x.report.rows import number, signed_number, span
-from promot_t5x.statistics.bootstrap import RESAMPLES
-from promot_t5x.statistics.scores import MeanScore
+from promot_t5x.report.statistics.bootstrap import RESAMPLES
+from promot_t5x.report.statistics.scores import MeanScore
 
 SELECTED = "†"
 SCORES = {
@@ -157,8 +157,10 @@ def tidy_csv(comparison: RunComparison) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["row", "kind", "task", "split", "score", "value", "low", "high", "seeds"]
-        + ["questions_error", "seeds_error", "optimism"]
+        [
+            *("row", "kind", "task", "split", "score", "value", "low", "high", "seeds"),
+            *("questions_error", "seeds_error", "optimism"),
+        ]
     )
     for row in comparison.rows:
         for column, score, cell in every_score(comparison, row):
@@ -167,8 +169,10 @@ def tidy_csv(comparison: RunComparison) -> str:
             seeds_error = math.sqrt(cell.variance.seeds) if len(row.runs) > 1 else math.nan
             errors = (math.sqrt(cell.variance.questions), seeds_error, optimism)
             writer.writerow(
-                [row.label, column.kind, task, column.split, score, _exact(cell.value)]
-                + [*map(_exact, cell.interval), len(row.runs), *map(_exact, errors)]
+                [
+                    *(row.label, column.kind, task, column.split, score, _exact(cell.value)),
+                    *(*map(_exact, cell.interval), len(row.runs), *map(_exact, errors)),
+                ]
             )
     return out.getvalue()
 
