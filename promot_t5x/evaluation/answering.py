@@ -18,6 +18,7 @@ from jaxtyping import Int32
 from promot_t5x.checkpoints import hashing
 from promot_t5x.decoding import decoder, likelihood
 from promot_t5x.decoding.length_buckets import Batch
+from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.journal import Journal
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -29,7 +30,7 @@ from promot_t5x.progress import Progress
 Answer = dict[str, Any]
 
 
-class Ask(NamedTuple):
+class EncodedQuestion(NamedTuple):
     """One question as the model gets it.
 
     inputs: token ids, the prompt's among them.
@@ -93,20 +94,20 @@ class Answerer:
         self._scorer = shared_scorer(model.module, batch_size, sharding)
         self._kept = kept
         self._settings = f"{method} {batch_size} {kept}"
-        self._asks: Sequence[Ask] = ()
+        self._questions: Sequence[EncodedQuestion] = ()
         self._decoded: list[Batch] = []
         self._scored: list[Batch] = []
 
-    def plan(self, asks: Sequence[Ask]) -> None:
+    def plan(self, questions: Sequence[EncodedQuestion]) -> None:
         """Take in the questions that `answers` answers from now on."""
-        chosen = np.array([bool(ask.candidates) for ask in asks], bool)
+        chosen = np.array([bool(question.candidates) for question in questions], bool)
 
         def cut(program: decoder.Decoder | likelihood.Scorer, rows: np.ndarray) -> list[Batch]:
-            lengths = [len(asks[row].inputs) for row in rows]
-            batches = program.plan(lengths, [asks[row].limit for row in rows])
+            lengths = [len(questions[row].inputs) for row in rows]
+            batches = program.plan(lengths, [questions[row].limit for row in rows])
             return [batch._replace(rows=rows[batch.rows]) for batch in batches]
 
-        self._asks = asks
+        self._questions = questions
         self._decoded = cut(self._decoder, np.flatnonzero(~chosen))
         self._scored = cut(self._scorer, np.flatnonzero(chosen))
 
@@ -124,15 +125,17 @@ class Answerer:
         """(input length, output length) of each program that this process has compiled so far."""
         return [*self._decoder.compilations, *self._scorer.compilations]
 
-    def identity(self, whose: Mapping[str, Any]) -> str:
-        """A hash of the plan and of whose answers they are, for a `Journal`."""
+    def identity(self, weights: Mapping[str, Any]) -> str:
+        """Return a hash of the plan and of the weights that answer it, for a `Journal`."""
         shapes = [
-            (ask.limit, ask.number, len(ask.inputs), *map(len, ask.candidates))
-            for ask in self._asks
+            (each.limit, each.number, len(each.inputs), *map(len, each.candidates))
+            for each in self._questions
         ]
-        said = json.dumps([self._settings, self.programs, dict(whose), shapes], sort_keys=True)
-        tokens = [part for ask in self._asks for part in (ask.inputs, *ask.candidates)]
-        return hashing.hex_digest(said.encode() + np.concatenate(tokens).tobytes())
+        described = json.dumps(
+            [self._settings, self.programs, dict(weights), shapes], sort_keys=True
+        )
+        tokens = [part for each in self._questions for part in (each.inputs, *each.candidates)]
+        return hashing.hex_digest(described.encode() + np.concatenate(tokens).tobytes())
 
     def answers(
         self, params: Any, label: str, journal: Journal | None = None
@@ -146,21 +149,21 @@ class Answerer:
         **Returns** an answer a question, and how many of them were made now.
         """
         plan = [*self._decoded, *self._scored]
-        found: list[Answer | None] = [None] * len(self._asks)
+        found: list[Answer | None] = [None] * len(self._questions)
 
         def take(number: int, answers: Sequence[Answer]) -> None:
             for row, answer in zip(plan[number].rows, answers, strict=True):
                 assert found[row] is None, f"question {row} was answered twice"
                 found[row] = answer
 
-        before = {} if journal is None else first_process_says(journal.read)
+        before = {} if journal is None else primary_process_result(journal.read)
         for number, answers in before.items():
             take(int(number), answers)
         done = before_now = sum(answer is not None for answer in found)
         progress = Progress(label, len(found), done)
         numbers = [n for n in range(len(plan)) if n not in {int(known) for known in before}]
         for number, answers in self._run(params, numbers):
-            if journal is not None and jax.process_index() == 0:
+            if journal is not None and processes.leads():
                 journal.add(number, answers)
             take(number, answers)
             done += len(answers)
@@ -173,15 +176,15 @@ class Answerer:
     def _run(self, params: Any, numbers: Sequence[int]) -> Iterator[tuple[int, list[Answer]]]:
         """Answer the batches of these numbers."""
         plan = [*self._decoded, *self._scored]
-        inputs = [ask.inputs for ask in self._asks]
-        random = np.array([ask.number for ask in self._asks], np.int32)
+        inputs = [question.inputs for question in self._questions]
+        random = np.array([question.number for question in self._questions], np.int32)
         decoded = [n for n in numbers if n < len(self._decoded)]
         results = self._decoder.run(params, inputs, [plan[n] for n in decoded], numbers=random)
         for number, (_, decodes) in zip(decoded, results, strict=True):
             rows = zip(decodes.ids, decodes.scores, strict=True)
             yield number, [self._hypotheses(ids, scores) for ids, scores in rows]
         scored = [n for n in numbers if n >= len(self._decoded)]
-        candidates = [ask.candidates for ask in self._asks]
+        candidates = [question.candidates for question in self._questions]
         scores = self._scorer.run(params, inputs, candidates, [plan[n] for n in scored])
         for number, (batch, found) in zip(scored, scores, strict=True):
             chosen = zip(batch.rows, found, strict=True)
@@ -206,14 +209,14 @@ def _likeliest(candidates: Sequence[np.ndarray], scores: np.ndarray) -> Answer:
     }
 
 
-def first_process_says(make: Callable[[], Any]) -> Any:
+def primary_process_result(make: Callable[[], Any]) -> Any:
     """What `make` returns in the first process, as JSON has it, in every process.
 
     Only that process is sure to see what it wrote.
     """
     if jax.process_count() == 1:
         return make()
-    text = json.dumps(make()).encode() if jax.process_index() == 0 else b""
+    text = json.dumps(make()).encode() if processes.leads() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     data = np.frombuffer(text.ljust(size, b"\0"), np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
