@@ -144,7 +144,7 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
 
 
 def _compared(comparison: promot.Comparison) -> list[Asked]:
-    """What the comparison asks every row."""
+    """List what the comparison asks every model."""
     asked = []
     for index, target in enumerate(comparison.targets):
         prompts = {row.prompts[index] for row in comparison.rows if row.prompts}
@@ -162,7 +162,7 @@ def _asked(questions: EvalConfig, *, behind_prompt: bool) -> Asked:
 
 
 def on_devices(run: Run, devices: Sequence[Any]) -> Partitioner:
-    """The run's mesh, on these devices."""
+    """Make the run's mesh on these devices."""
     return dataclasses.replace(run.partitioner, devices=tuple(devices))
 
 
