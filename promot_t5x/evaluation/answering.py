@@ -1,6 +1,6 @@
-"""Answering a fixed set of questions with any weights: one plan of batches, kept as it goes.
+"""Answer a fixed set of questions with any weights: one plan of batches, kept as it goes.
 
-The plan is a function of the questions, so that a run that was killed goes on with the batches
+The plan is a function of the questions, so that a run that was killed resumes with the batches
 that it lacks and gives, bit for bit, what a straight run gives.
 """
 
@@ -18,6 +18,7 @@ from jaxtyping import Int32
 from promot_t5x.checkpoints import hashing
 from promot_t5x.decoding import decoder, likelihood
 from promot_t5x.decoding.length_buckets import Batch
+from promot_t5x.decoding.search import Method
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.journal import Journal
@@ -33,10 +34,12 @@ Answer = dict[str, Any]
 class EncodedQuestion(NamedTuple):
     """One question as the model gets it.
 
-    inputs: token ids, the prompt's among them.
-    limit: most tokens of an answer; of candidates, of the longest.
-    number: what tells its random stream from others'.
-    candidates: the answers to choose from; without any, one is decoded.
+    **Attributes:**
+
+    - `inputs`: token ids, the prompt's among them.
+    - `limit`: most tokens of an answer; of candidates, of the longest.
+    - `number`: tells its random stream from those of others.
+    - `candidates`: the answers to choose from; without any, one is decoded.
     """
 
     inputs: Int32[np.ndarray, " length"]
@@ -48,12 +51,12 @@ class EncodedQuestion(NamedTuple):
 @functools.cache
 def shared_decoder(
     module: transformer.Transformer,
-    method: decoder.Method,
+    method: Method,
     batch_size: int,
     eos_id: int,
     batch_sharding: NamedSharding,
 ) -> decoder.Decoder:
-    """The process's one decoder of these settings: stages and rows share what it compiles."""
+    """Return the process's one decoder of these settings: stages and rows share its programs."""
     return decoder.Decoder(
         module,
         method=method,
@@ -67,27 +70,31 @@ def shared_decoder(
 def shared_scorer(
     module: transformer.Transformer, batch_size: int, batch_sharding: NamedSharding
 ) -> likelihood.Scorer:
-    """Likewise of candidates."""
+    """Return the process's one scorer of candidates with these settings."""
     return likelihood.Scorer(module, batch_size=batch_size, batch_sharding=batch_sharding)
 
 
 class Answerer:
-    """The batches of a set of questions, and the programs that answer them."""
+    """The batches of a set of questions, and the programs that answer them.
+
+    **Arguments:**
+
+    - `model`: the network with its vocabulary.
+    - `method`: of decoding, where a question comes without candidates.
+    - `batch_size`: questions answered together.
+    - `partitioner`: the mesh.
+    - `kept`: hypotheses that an answer has, at most those of `method`.
+    """
 
     def __init__(
         self,
         model: EncoderDecoderModel,
-        method: decoder.Method,
+        method: Method,
         batch_size: int,
         partitioner: Partitioner,
         *,
         kept: int = 1,
     ):
-        """**Arguments:**
-
-        - `method`: of decoding, where a question comes without candidates.
-        - `kept`: hypotheses that an answer has, at most those of `method`.
-        """
         sharding = partitioner.sharding(("batch",))
         eos_id = model.vocabulary.eos_id
         self._decoder = shared_decoder(model.module, method, batch_size, eos_id, sharding)
@@ -140,13 +147,15 @@ class Answerer:
     def answers(
         self, params: Any, label: str, journal: Journal | None = None
     ) -> tuple[list[Answer], int]:
-        """Answer every question with these parameters, which lie on the mesh.
+        """Answer every question with these parameters.
 
         **Arguments:**
 
+        - `params`: nested dict of arrays that lie on the mesh.
+        - `label`: what the line of progress starts with.
         - `journal`: has the batches that are answered already, and gets the others.
 
-        **Returns** an answer a question, and how many of them were made now.
+        **Returns:** one answer per question, and how many of them were made now.
         """
         plan = [*self._decoded, *self._scored]
         found: list[Answer | None] = [None] * len(self._questions)
@@ -210,9 +219,13 @@ def _likeliest(candidates: Sequence[np.ndarray], scores: np.ndarray) -> Answer:
 
 
 def primary_process_result(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, as JSON has it, in every process.
+    """Return in every process what `make` returns in the primary one, as JSON has it.
 
     Only that process is sure to see what it wrote.
+
+    **Arguments:**
+
+    - `make`: called in the primary process alone.
     """
     if jax.process_count() == 1:
         return make()

@@ -6,7 +6,7 @@ from typing import Any
 
 from promot_t5x import decoding
 from promot_t5x.config import validation
-from promot_t5x.decoding import decoder
+from promot_t5x.decoding.search import Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class EvalConfig:
             validation.check_positive("EvalConfig.num_examples", self.num_examples)
 
     @property
-    def decoding_method(self) -> decoder.Method:
+    def decoding_method(self) -> Method:
         """The decoding method of the answers that are decoded."""
         if isinstance(self.method, decoding.RankClassification):
             return self.method.others or decoding.Greedy()

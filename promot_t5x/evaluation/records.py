@@ -124,13 +124,14 @@ class Recorded:
     step: int
 
     def summary(self) -> dict[str, Any]:
-        """The summary as it was written."""
-        return json.loads(self.path.read_text())
+        """Return the summary as it was written."""
+        found: dict[str, Any] = json.loads(self.path.read_text())
+        return found
 
     def records(self) -> list[dict[str, Any]]:
-        """A record an example, in the order of the data.
+        """Return one record per example, in the order of the data.
 
-        **Raises** `UserError` where there are not as many as the summary says.
+        **Raises:** `UserError` where there are not as many as the summary says.
         """
         path = self.path.with_suffix(".jsonl")
         records = read_json_lines(path)
@@ -143,7 +144,7 @@ class Recorded:
         return records
 
     def result(self) -> TaskResult:
-        """Records and summary as the evaluation had them."""
+        """Return records and summary as the evaluation had them."""
         summary = self.summary()
         fields = {field.name for field in dataclasses.fields(TaskResult)} - {"records"}
         known = {name: value for name, value in summary.items() if name in fields}
@@ -151,7 +152,7 @@ class Recorded:
 
 
 def find(directory: epath.Path) -> Iterator[Recorded]:
-    """The tasks answered in a directory, by name and step, wherever `inference_eval/` lies in it.
+    """Yield the tasks answered in a directory, by name and step, wherever their files lie in it.
 
     **Arguments:**
 

@@ -210,7 +210,9 @@ def check_schedule(stage: Stage, step: int, directory: epath.Path) -> None:
     if not rates:
         return
     counts = jnp.asarray(sorted(rates), jnp.int32) - 1 + stage.optimizer_step
-    schedule = jax.vmap(lambda count: jnp.asarray(stage.learning_rate(count), jnp.float32))
+    schedule: Callable[..., jax.Array] = jax.vmap(
+        lambda count: jnp.asarray(stage.learning_rate(count), jnp.float32)
+    )
     now = dict(zip(sorted(rates), np.asarray(schedule(counts)).tolist(), strict=True))
     for number, rate in now.items():
         # The compiled step may round a schedule's last digit otherwise.

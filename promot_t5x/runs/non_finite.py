@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from promot_t5x.errors import NonFiniteError, listed
 from promot_t5x.training.step import Finite
@@ -72,13 +73,13 @@ class NonFiniteSteps:
             )
             if not is_finite
         ]
-        for name, flags in (("gradients", finite.gradients), ("parameters", finite.parameters)):
-            flags = np.asarray(flags)
+        for name, found in (("gradients", finite.gradients), ("parameters", finite.parameters)):
+            flags = np.asarray(found)
             if not flags.all():
                 of = f"{np.count_nonzero(~flags)} of {len(flags)} arrays"
                 wrong.append(f"{name} of {of} ({listed(self._named(~flags), 3)})")
         examples = listed(self.examples(step), _EXAMPLES_SHOWN)
         return f"step {step} is not finite: {', '.join(wrong)}. Its batch held {examples}."
 
-    def _named(self, chosen: np.ndarray) -> list[str]:
+    def _named(self, chosen: Bool[np.ndarray, " arrays"]) -> list[str]:
         return [name for name, is_named in zip(self.arrays, chosen, strict=True) if is_named]

@@ -37,11 +37,11 @@ class StageProgram:
         self._compiled: jax.stages.Compiled | None = None
 
     def state_shapes(self) -> state.TrainState:
-        """The state's arrays as `jax.ShapeDtypeStruct`s with their formats."""
+        """Return the state's arrays as `jax.ShapeDtypeStruct`s with their formats."""
         return state.state_shapes(self.model.param_shapes(), *self._layout())
 
     def create_state(self, params: state.Tree, *, random_seed: int) -> state.TrainState:
-        """The state of step 0, from all the model's parameters; see `state.create`."""
+        """Return the state of step 0, from all the model's parameters; see `state.create`."""
         return state.create(
             params,
             *self._layout(),
@@ -50,7 +50,7 @@ class StageProgram:
         )
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch's arrays likewise."""
+        """Return a batch's arrays likewise."""
         data = self._stage.train_dataset
         shapes = batch_shapes(
             batch_size=data.batch_size, lengths=data.task_feature_lengths, pack=data.pack
@@ -67,7 +67,7 @@ class StageProgram:
         return self._compiled is not None
 
     def compile(self) -> jax.stages.Compiled:
-        """The step of `lower` for these devices, compiled once; no seed is in it."""
+        """Compile the step of `lower` for these devices, once; no seed is in it."""
         if self._compiled is None:
             self._compiled = self.lower().compile()
         return self._compiled

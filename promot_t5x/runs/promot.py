@@ -91,7 +91,7 @@ def promot(
 
 
 def _homes(directory: epath.Path, seeds: Sequence[int] | None) -> dict[int | None, epath.Path]:
-    """The directory of each seed's stages; the run's own where there is one seed, the stages'."""
+    """Return the directory of each seed's stages; the run's own where SEEDS is not set."""
     if seeds is None:
         return {None: directory}
     return {seed: directory / f"seed_{seed}" for seed in seeds}

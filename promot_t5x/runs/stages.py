@@ -131,7 +131,7 @@ class Stage:
     random_seed: int = 0
 
     def with_seed(self, seed: int) -> "Stage":
-        """The same stage with another seed of dropout, new parameters and the order of the data."""
+        """Return the stage with another seed of dropout, of what is new and of the data's order."""
         data = dataclasses.replace(self.train_dataset, seed=seed)
         return dataclasses.replace(self, random_seed=seed, train_dataset=data)
 

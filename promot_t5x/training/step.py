@@ -49,7 +49,7 @@ def summed_gradients(
     batch: Batch,
     dropout_key: jax.Array | None,
 ) -> tuple[Any, loss.LossSums]:
-    """Gradients of the summed loss with respect to `trainable`, and the loss's sums."""
+    """Return the gradients of the summed loss with respect to `trainable`, and the loss's sums."""
 
     def total(tree: Any) -> tuple[Float[Array, ""], loss.LossSums]:
         sums = model.loss_sums(merge(tree, frozen), batch, dropout_key)
@@ -88,6 +88,7 @@ def accumulated_gradients(
         {k: v[0] for k, v in parts.items()},
     )
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total: tuple[Any, loss.LossSums]
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
     return total
 
@@ -163,7 +164,7 @@ def _of_each(test: Callable[[Any], Bool[Array, ""]], tree: Any) -> Bool[Array, "
 
 
 def _where(applied: Bool[Array, ""], new: tuple[Any, Any], state: TrainState) -> tuple[Any, Any]:
-    """The new parameters and slots, or the old ones; counts, which are integers, go on."""
+    """Return the new parameters and slots, or the old ones; counts, which are integers, go on."""
 
     def choose(one: Any, other: Any) -> Any:
         is_count = jnp.issubdtype(one.dtype, jnp.integer)
