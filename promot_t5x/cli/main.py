@@ -19,9 +19,11 @@ from promot_t5x.cli import flags
 from promot_t5x.cli.commands import OVERVIEW, VERBS, Verb
 from promot_t5x.distributed import preemption, startup
 from promot_t5x.errors import (
+    EXIT_NON_FINITE,
     EXIT_NOT_SAVED,
     EXIT_START_AGAIN,
     EXIT_USER_ERROR,
+    NonFiniteError,
     Preempted,
     SaveError,
     UserError,
@@ -76,6 +78,9 @@ def _status_of(words: list[str]) -> int:
     except SaveError as error:
         print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_NOT_SAVED
+    except NonFiniteError as error:
+        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        return EXIT_NON_FINITE
     except Preempted as stop:
         print(
             f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to go on",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from promot_t5x.models import loss
 from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
@@ -20,7 +20,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class Finite(NamedTuple):
-    """Whether the numbers of a step are finite.
+    """Whether the numbers of a step are finite: arrays on the devices, or numpy's once fetched.
 
     **Attributes:**
 
@@ -34,7 +34,7 @@ class Finite(NamedTuple):
     gradients: Bool[Array, " arrays"]
     parameters: Bool[Array, " arrays"]
 
-    def everywhere(self) -> Bool[Array, ""]:
+    def everywhere(self) -> Bool[ArrayLike, ""]:
         """Whether all of them are."""
         return self.loss & self.gradients.all() & self.parameters.all()
 
@@ -163,7 +163,9 @@ def _of_each(test: Callable[[Any], Bool[Array, ""]], tree: Any) -> Bool[Array, "
     return jnp.stack([test(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def _where(applied: Bool[Array, ""], new: tuple[Any, Any], state: TrainState) -> tuple[Any, Any]:
+def _where(
+    applied: Bool[ArrayLike, ""], new: tuple[Any, Any], state: TrainState
+) -> tuple[Any, Any]:
     """Return the new parameters and slots, or the old ones; counts, which are integers, go on."""
 
     def choose(one: Any, other: Any) -> Any:

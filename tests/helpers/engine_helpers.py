@@ -192,7 +192,8 @@ def worst_error(actual, expected):
 
 
 def losses(history):
-    return [metrics["loss"] for metrics in history]
+    """What T5X calls `loss`: the sum that is minimized, over its normalizing factor."""
+    return [metrics["loss_sum"] for metrics in history]
 
 
 class Golden:
