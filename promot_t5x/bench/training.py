@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from promot_t5x.data.batches import Batches, statistics
+from promot_t5x.data.example_store import ExampleStore
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.store import ExampleStore
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.models import encoder_decoder
 from promot_t5x.network import transformer

@@ -40,6 +40,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         validation.check_feature_lengths(self.task_feature_lengths, required=("inputs",))
         validation.check_positive("EvalConfig.batch_size", self.batch_size)
+        validation.check_made("DECODING", self.method)
         if self.num_examples is not None:
             validation.check_positive("EvalConfig.num_examples", self.num_examples)
 

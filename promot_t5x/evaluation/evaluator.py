@@ -10,9 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x import versions
+from promot_t5x import config, versions
 from promot_t5x.checkpoints import hashing
-from promot_t5x.config import config
 from promot_t5x.data import sources
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner

@@ -13,7 +13,7 @@ _SEARCHED = 100_000  # examples of a split that are read again to find ids
 def describe(
     task: sources.BoundTask,
     split: str,
-    examples: store.ExampleStore,
+    examples: store.Store,
     trimmed: Mapping[str, int],
 ) -> str:
     """Return how many examples a store holds, and how many lost what.
@@ -36,7 +36,7 @@ def names(
     data: Batches,
     tasks: Sequence[sources.BoundTask],
     dataset: DatasetConfig,
-    stores: Sequence[store.ExampleStore],
+    stores: Sequence[store.Store],
     step: int,
 ) -> list[str]:
     """Return the examples of the batch that a step trained on, by their ids.

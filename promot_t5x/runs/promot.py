@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from promot_t5x import config
 from promot_t5x.checkpoints import restoring
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.config import config
 from promot_t5x.distributed import preemption, processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
 from promot_t5x.report.output import show_run
-from promot_t5x.runs import run_directory
+from promot_t5x.runs import preflight, run_directory
 from promot_t5x.runs.comparison import Comparison as Comparison
 from promot_t5x.runs.comparison import ComparisonEvaluator
 from promot_t5x.runs.comparison import Row as Row
@@ -54,11 +55,11 @@ def promot(
 
     **Raises:** `UserError` for bad input to any stage, before the first one starts.
     """
-    directory = epath.Path(model_dir)
+    preflight.promot(
+        model=model, stages=stages, comparison=comparison, model_dir=model_dir, seeds=seeds
+    )
+    directory = user_path(model_dir, "MODEL_DIR")
     by_name = {stage.name: stage for stage in stages}
-    if len(by_name) != len(stages):
-        raise UserError(f"Two stages share a name: {[stage.name for stage in stages]}.")
-    check_seeds(seeds)
     weights = Weights(model, by_name, directory)
     trainers = []
     for index, stage in enumerate(stages):
@@ -95,16 +96,6 @@ def _homes(directory: epath.Path, seeds: Sequence[int] | None) -> dict[int | Non
     if seeds is None:
         return {None: directory}
     return {seed: directory / f"seed_{seed}" for seed in seeds}
-
-
-def check_seeds(seeds: Sequence[int] | None) -> None:
-    """Raise `UserError` unless `seeds` are different whole numbers from 0 on."""
-    if seeds is None:
-        return
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UserError(f"SEEDS = {seeds!r}: give whole numbers from 0 on, as in [0, 1, 2].")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"SEEDS = {seeds!r} names a seed twice.")
 
 
 def check_growth(stages: Sequence[Stage], home: epath.Path) -> None:

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from promot_t5x import config
 from promot_t5x.checkpoints import prompt_file, restoring, saving
 from promot_t5x.checkpoints.stage_result import RESULT_FILE, StageResult
-from promot_t5x.config import config
 from promot_t5x.data import batches, sources, store
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
@@ -27,8 +27,9 @@ from promot_t5x.evaluation.validation_loss import ValidationLoss
 from promot_t5x.files import keep_until, read_json_lines
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
-from promot_t5x.runs import batch_contents, metric_writer, run_directory
+from promot_t5x.runs import batch_contents, metric_writer, preflight, run_directory
 from promot_t5x.runs.initial_state import check_schedule, initial_state
 from promot_t5x.runs.metric_writer import EvaluationEvents
 from promot_t5x.runs.non_finite import NonFiniteSteps
@@ -67,12 +68,8 @@ def train(
 
     **Raises:** `UserError` for bad input, before anything is written.
     """
-    directory = epath.Path(model_dir)
-    if stage.suite and not stage.suite_period:
-        raise UserError(
-            "SUITE names tasks to evaluate while the stage trains, but not how often: set "
-            "SUITE_EVAL_PERIOD, in steps."
-        )
+    preflight.train(model=model, stage=stage, model_dir=model_dir)
+    directory = user_path(model_dir, "MODEL_DIR")
     trainer = Trainer(model, stage, Weights(model), partitioner)
     run_directory.claim(directory, config.resolved_str())
     return trainer.run(directory, run_directory.token_cache(directory))
@@ -379,7 +376,7 @@ class Trainer:
 
     def _open_data(
         self, token_cache: epath.Path | None
-    ) -> tuple[batches.Batches, list[store.ExampleStore]]:
+    ) -> tuple[batches.Batches, list[store.Store]]:
         dataset = self.stage.train_dataset
         prompts, prompt_length, _ = self._model.prompt_shape
         lengths = dict(dataset.task_feature_lengths)
