@@ -408,6 +408,23 @@ def test_metrics_can_be_added_later(tmp_path):
         assert saver.metrics(3) == {"f1": 1.0, "loss": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("ties", "best"), [("earliest", 2), ("latest", 4), ("loss", 3), ("loss without", 2)]
+)
+def test_of_equal_scores_the_loss_or_the_order_decides(tmp_path, ties, best):
+    """Steps 2 to 4 have the best score; step 3 has the least loss of them, step 1 of all."""
+    save(tmp_path, 1, 2, 3, 4, keep=None)
+    losses = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.7}
+    with Checkpoints(tmp_path, keep=None) as saver:
+        for step, loss in losses.items():
+            scores = {"score": 10.0 if step == 1 else 20.0}
+            if ties != "loss without":
+                scores[restoring.LOSS] = loss
+            saver.add_metrics(step, scores)
+    ties = ties.partition(" ")[0]
+    assert restoring.best_step(tmp_path, [1, 2, 3, 4], "score", ties=ties) == best
+
+
 def test_other_programs_checkpoints_are_never_removed(tmp_path):
     other = tmp_path / "checkpoint_1" / "state"
     other.mkdir(parents=True)
