@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from promot_t5x.config import config, gin_reader
+from promot_t5x import config
+from promot_t5x.config import gin_reader
 from promot_t5x.distributed.devices import Requirement
 from promot_t5x.errors import UserError
 
@@ -163,7 +164,7 @@ def travelling(command: Command, *, may_be_there: bool = False) -> dict[str, Pat
         found[str(path.resolve().relative_to(here))] = path.resolve()
 
     for path in config.files_read():
-        if not path.resolve().is_relative_to(config.gin_root().resolve()):
+        if gin_reader.shipped_name(path) is None:
             add(path, "--gin_file")
     for value in (*command.values, *_flag_values(command)):
         if value == command.output or "://" in value.text:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import __version__
-from promot_t5x.config import config
+from promot_t5x import __version__, config
 from promot_t5x.launch import package
 from promot_t5x.launch.commands import Redactor, Shell
 

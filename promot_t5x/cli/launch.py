@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from promot_t5x.cli import main as main_program
-from promot_t5x.cli.commands import VERBS
+from promot_t5x.cli.commands import COMMANDS
 from promot_t5x.cli.flags import Parser
 from promot_t5x.errors import UserError
 from promot_t5x.launch import payload
@@ -61,7 +61,7 @@ def _checked(words: list[str]) -> Command:
 
     **Raises:** `UserError` for whatever the command itself would refuse before it starts.
     """
-    names = [command.name for command in VERBS if command.takes_gin]
+    names = [command.name for command in COMMANDS if command.takes_gin]
     if not words or words[0] not in names:
         found = repr(words[0]) if words else "nothing"
         raise UserError(

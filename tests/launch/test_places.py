@@ -82,7 +82,7 @@ def test_a_jobset_of_tpu_slices_has_every_field_that_its_kinds_require(cloud):
     assert pod["restartPolicy"] == "Never"
     (container,) = required(pod, "containers")
     assert rule["onExitCodes"] == {
-        "containerName": container["name"], "operator": "In", "values": [2, 73, 74, 130],
+        "containerName": container["name"], "operator": "In", "values": [2, 73, 74, 76, 130],
     }  # fmt: skip
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
