@@ -14,6 +14,9 @@ import gc, hashlib, os, signal, sys, time
 from promot_t5x.distributed import preemption
 from promot_t5x.errors import Preempted
 
+# The tests may run in the background, where Ctrl-C is ignored, and so in all their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def ready():
     print("ready", flush=True)
 
@@ -44,8 +47,9 @@ def swallowed():
     time.sleep(30)
 
 def native():
-    ready()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
+    with preemption.postponed():
+        ready()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
 
 try:
     with preemption.watched():
@@ -65,8 +69,6 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # pytest may run in the background, where Ctrl-C is ignored, and so in all its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def ready(self):
