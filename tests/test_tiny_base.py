@@ -12,7 +12,7 @@ from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes, ship
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
-from promot_t5x import bases, config, hashing, versions
+from promot_t5x import bases, config, hashing
 from promot_t5x.data import tokenise
 
 BASE = Path(str(ship.BASE))
@@ -81,7 +81,10 @@ def test_plain_python_splits_words_as_the_tasks_do():
 
 
 def test_the_recipe_makes_the_beginning_of_the_training_log(tmp_path):
-    """The same bits where the base was made, and elsewhere the same to rounding."""
+    """To rounding: in what order float32 numbers are summed is up to the processor and XLA.
+
+    One processor's numbers differ from another's by 5e-7 in these steps.
+    """
     done = subprocess.run(
         [sys.executable, "-c", BEGINNING % (STEPS, tmp_path / "run")],
         cwd=Path(__file__).parent,
@@ -95,14 +98,7 @@ def test_the_recipe_makes_the_beginning_of_the_training_log(tmp_path):
     assert told["content_hash"] == CARD["tokens"][told["name"]]
     found = run_lab.losses(tmp_path / "run")
     wanted = [row["loss"] for row in LOG[:STEPS]]
-    if same_platform():
-        assert found == wanted
-    else:
-        np.testing.assert_allclose(found, wanted, rtol=1e-4)
-
-
-def same_platform():
-    return CARD["platform"] == ship.platform_name() and CARD["versions"] == versions.installed()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def plain_environment():

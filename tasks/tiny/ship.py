@@ -59,7 +59,7 @@ def ship(run: epath.Path, result: StageResult) -> dict[str, Any]:
 
 
 def platform_name() -> str:
-    """What decides, with the packages' versions, whether a run's numbers are the same bits."""
+    """The system and the kind of processor: of what a run's numbers depend on, a part."""
     cpu = "AVX-512" if _has_avx512() else "no AVX-512"
     return f"{platform.system()} {platform.machine()}, {cpu}"
 
