@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from clean_environment import xla_flags
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -573,13 +574,11 @@ for trial in range(int(sys.argv[2])):
 
 def test_kill_at_any_moment_loses_at_most_the_save_under_way(tmp_path):
     """SIGKILL within each part of a save and at random; every restart goes on where it should."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), "8"],
         capture_output=True,
         text=True,
-        env=environment,
-        timeout=120,
+        env={**os.environ, "XLA_FLAGS": xla_flags()},
     )
     assert done.returncode == 0, done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]

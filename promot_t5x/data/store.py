@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,7 +238,8 @@ def _content_hash(tokens: Mapping[str, np.ndarray], offsets: Mapping[str, np.nda
 def _save(store: ExampleStore, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    building = folder.parent / f".building-{uuid.uuid4().hex}"
+    building.mkdir()  # with the user's umask, as everything else
     for feature in FEATURES:
         _write(building / f"{feature}.npy", store.tokens[feature])
         _write(building / f"{feature}_offsets.npy", store.offsets[feature])
@@ -253,7 +255,6 @@ def _save(store: ExampleStore, folder: Path) -> None:
     with open(building / _META, "w") as file:
         json.dump(meta, file, indent=2)
         _settle(file)
-    building.chmod(0o755)
     try:
         building.rename(folder)
     except OSError:
