@@ -13,6 +13,8 @@ _LEFT_BY_OTHERS = re.compile(
     r"|.*_(proxy|PROXY)"
     r"|PYTHON(DEVMODE|INSPECT|OPTIMIZE|VERBOSE|WARNINGS)"
     r"|(FORCE|PYTHON)_COLORS?|LINES"
+    # The launchers print *** for the value of a secret, wherever it stands.
+    r"|(?i:.*(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?))"
 )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -216,7 +217,8 @@ def test_faults_of_the_program_are_not_hidden(lab):
 
 
 def test_a_reader_that_stops_early_is_no_fault():
-    command = f"{sys.executable} -m promot_t5x tasks list | true; exit ${{PIPESTATUS[0]}}"
+    program = shlex.join([sys.executable, "-m", "promot_t5x"])
+    command = f"{program} tasks list | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == "" and done.returncode in (0, 141)
 
