@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -478,17 +478,19 @@ def test_saving_does_not_wait_for_the_write(tmp_path, monkeypatch):
     trainable, opt_state = make_state()
     finish = Checkpoints._finish
 
-    def slow(self, *args):
-        time.sleep(0.3)
+    saved, waited_for = threading.Event(), []
+
+    def finish_once_saved(self, *args):
+        waited_for.append(saved.wait(60))
         finish(self, *args)
 
-    monkeypatch.setattr(Checkpoints, "_finish", slow)
+    monkeypatch.setattr(Checkpoints, "_finish", finish_once_saved)
     with Checkpoints(tmp_path) as saver:
-        began = time.monotonic()
         saver.save(1, trainable=trainable, opt_state=opt_state, metadata={})
-        assert time.monotonic() - began < 0.25
         assert restore.complete_steps(tmp_path) == []
+        saved.set()
         saver.wait()
+        assert waited_for == [True]
         assert restore.complete_steps(tmp_path) == [1]
 
 

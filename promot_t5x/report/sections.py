@@ -171,7 +171,7 @@ def examples(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Sectio
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # Nothing in a script element may look like a tag or a comment.
     text = text.replace("<", "\\u003c")
-    script = Path(__file__).with_name("examples.js").read_text()
+    script = Path(__file__).with_name("examples.js").read_text("utf-8")
     ways = "".join(
         f'<option value="{way}">{escape(said)}</option>'
         for way, said in (
