@@ -10,7 +10,7 @@ TPU_COMPILER := $(VENV)/libtpu/.installed
 HF_VENV := .venv-hf
 T5X_VENV := .venv-t5x
 
-.PHONY: demo demo-pretrain test test-hf test-t5x lint format bench plan-table plan-record install clean
+.PHONY: demo demo-pretrain docs test test-hf test-t5x lint format bench plan-table plan-record install clean
 
 # The demonstration: docs/demo.md. Whatever is done already is not done again.
 .PHONY: demo-confirm demo-sensitivity
@@ -45,8 +45,8 @@ endif
 
 demo-pretrain: $(INSTALLED)  ## make the demonstration's base again, from nothing
 	$(PROMOT) --gin_file=demo/pretrain.gin
-	$(BIN)/python -m promot_t5x.tasks.tiny.ship runs/demo_pretrain
-	$(BIN)/python -m promot_t5x.tasks.tiny.page docs/demo.md
+	$(BIN)/python -m tools.ship_demo_base runs/demo_pretrain
+	$(BIN)/python -m tools.demo_page docs/demo.md
 
 demo-confirm: $(INSTALLED)  ## the demonstration on ten seeds that no setting was chosen on: docs/demo/
 	for target in tiny_rte tiny_enfr; do \
@@ -83,24 +83,28 @@ test-hf: $(HF_VENV)/.installed  ## converted models and prompts against transfor
 test-t5x: $(T5X_VENV)/.installed  ## runs under upstream T5X: make test-t5x T5X_PATH=… (docs/t5x.md)
 	T5X_PATH='$(T5X_PATH)' $(T5X_VENV)/bin/pytest tests/t5x
 
-lint: $(INSTALLED)  ## style, format and types
+lint: $(INSTALLED)  ## style, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED)  ## the pages of docs/ and the reference, as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(INSTALLED)  ## time training, saves and decoding on this machine
 	$(BIN)/promot-t5x bench
 
 plan-table: $(INSTALLED) $(TPU_COMPILER)  ## compile the paper's runs for TPU slices: docs/plan.md
-	$(BIN)/python -m promot_t5x.planning.paper > docs/plan.md.part
+	$(BIN)/python -m tools.plan_paper_runs > docs/plan.md.part
 	mv docs/plan.md.part docs/plan.md
 
 plan-record: $(INSTALLED) $(TPU_COMPILER)  ## renew what the tests allow small plans to take
-	$(BIN)/python tests/plan_lab.py --record
+	$(BIN)/python tests/helpers/plan_helpers.py --record
 
 install: $(INSTALLED)  ## only make .venv
 
@@ -109,7 +113,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	  echo "promot-t5x needs Python 3.11 or 3.12, and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
 	touch $@
 
 $(TPU_COMPILER): constraints.txt | $(INSTALLED)
