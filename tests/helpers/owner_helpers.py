@@ -1,8 +1,8 @@
 """Processes that own directories: `python owner_helpers.py` forks them on demand.
 
 Reads one line of JSON on stdin for each, `[directory, machine, log]`, and prints its process id.
-The process takes the directory and writes into its log what came of it; `machine`, if it is not empty,
-is another one than this. Times are short, so that tests are.
+The process takes the directory and writes into its log what came of it; `machine`, if it is not
+empty, is another one than this. Times are short, so that tests are.
 """
 
 import json

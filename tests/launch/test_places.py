@@ -1,6 +1,7 @@
 """GKE's manifests, Slurm's scripts and processes on this machine: what they hold and what runs."""
 
 import base64
+import shlex
 import subprocess
 
 import pytest
@@ -245,7 +246,8 @@ def slurm(*words, run=RUN):
 
 def run_script(cloud, monkeypatch, restarts):
     """What the submitted script ends with, on the first node; and whether it asks for more."""
-    package = f'#!/bin/bash\nshift 2; exec {cloud.directory}/promot-t5x "$@"\n'
+    program = shlex.quote(f"{cloud.directory}/promot-t5x")
+    package = f'#!/bin/bash\nshift 2; exec {program} "$@"\n'
     (cloud.directory / "python").write_text(package)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
