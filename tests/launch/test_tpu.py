@@ -13,7 +13,7 @@ SECRET = "hf_abcdefghijklmnop"
 AWKWARD = [
     "--gin_file=demo/promot.gin",
     '--gin.TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 8}',
-    "--gin.MODEL_DIR='gs://a b/$HOME `id` $(id) \\\\ ! * ~ # ; & | < > \"'",
+    "--gin.MODEL_DIR='gs://a b/`id` $(id) $ \\\\ ! * ~ # ; & | < > \"'",
     "--gin_bindings=PROMPT_LENGTH = (\n    20)  # zwei Zeilen – ünïcode",
 ]
 RUN = ["--", "promot", *AWKWARD]
