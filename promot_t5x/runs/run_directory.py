@@ -12,6 +12,7 @@ from promot_t5x import config
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
 from promot_t5x.files import write_atomically
+from promot_t5x.paths import make_directory
 
 CONFIG = "config.gin"
 _SHARING_SECONDS = 10.0  # in which a file of one host shows on the others
@@ -62,8 +63,7 @@ def _check_shared(path: epath.Path) -> None:
 
 
 def _claim(directory: epath.Path, text: str, may_change: Collection[str]) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"MODEL_DIR {directory} is a file; name a directory, new or this run's.")
+    make_directory(directory, "MODEL_DIR")
     path = directory / CONFIG
     if path.exists():
         difference = [
@@ -77,6 +77,5 @@ def _claim(directory: epath.Path, text: str, may_change: Collection[str]) -> Non
                 + "\n  ".join(difference)
                 + "\nGive this run a MODEL_DIR of its own, or the settings of the other one."
             )
-    directory.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         write_atomically(path, text)
