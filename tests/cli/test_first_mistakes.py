@@ -238,11 +238,12 @@ def test_data_that_are_not_prepared(here):
         ("MODEL_DIR='https://host/run'", "not https://"),
     ],
 )
-@pytest.mark.parametrize("dry", [True, False], ids=["dry", "start"])
-def test_values_that_no_run_can_have(capsys, value, said, dry):
-    assert said in refusal(
-        capsys, "train", *COMPLETE, f"--gin.{value}", *(["--dry_run"] if dry else [])
-    )
+def test_values_that_no_run_can_have(capsys, value, said):
+    assert said in refusal(capsys, "train", *COMPLETE, f"--gin.{value}", "--dry_run")
+
+
+def test_a_start_refuses_them_too(capsys):
+    assert "got -0.1" in refusal(capsys, "train", *COMPLETE, "--gin.LEARNING_RATE=-0.1")
 
 
 @pytest.mark.parametrize(
