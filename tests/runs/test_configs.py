@@ -10,6 +10,8 @@ from promot_t5x.checkpoints import hashing, pretrained, prompt_file
 from promot_t5x.distributed import partitioning
 from promot_t5x.training import state
 
+pytestmark = pytest.mark.slow
+
 SMALL_PARAMETERS = 76_961_152  # T5 1.1 small
 SMALL_PROMPT = 100 * 512
 # The settings that a run file takes, where it has no stage of prompt tuning.

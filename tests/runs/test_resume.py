@@ -18,6 +18,8 @@ from fork_helpers import Death
 from promot_t5x import errors
 from promot_t5x.checkpoints import restoring
 
+pytestmark = pytest.mark.slow
+
 STEPS, PERIOD = 30, 3
 STAGES = ("stage_one", "stage_two")
 # What may differ: wall-clock times, and how orbax names and dates its files.

@@ -7,6 +7,8 @@ import pytest
 import run_helpers
 from real_rows import SAMPLES
 
+pytestmark = pytest.mark.slow
+
 STEPS = 30
 MODEL = """\
 from __gin__ import dynamic_registration

@@ -13,6 +13,8 @@ from fork_helpers import Death
 from promot_t5x import errors
 from promot_t5x.checkpoints import restoring
 
+pytestmark = pytest.mark.slow
+
 WRITTEN = Death("promot_t5x.checkpoints.manifest:write", after=True)
 TASKS = """\
 import run_tasks

@@ -8,6 +8,8 @@ import run_helpers
 
 from promot_t5x.cli import main
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 from __gin__ import dynamic_registration
 from promot_t5x import evaluate
