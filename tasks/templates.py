@@ -8,7 +8,7 @@ the line, and `{{`, `}}` are braces.
 import dataclasses
 import functools
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError
@@ -132,14 +132,6 @@ def fill(template: str, row: Mapping[str, Any]) -> Any:
     return tf.strings.join(parts)
 
 
-def ask(template: Template, fields: Any, line_break: str) -> Any:
-    """`Template.ask` inside `tf.data`, from the stacked texts of `template.fields`."""
-    import tensorflow as tf
-
-    values = {name: fields[i] for i, name in enumerate(template.fields)}
-    return tf.strings.join(_filled(template.question, values | {BREAK: line_break}))
-
-
 def field_of(row: Any, path: str) -> Any:
     """`row["a"]["b"]` for the path `a.b`; a number picks from a list. `KeyError` if absent."""
     if isinstance(row, Mapping) and path in row:
@@ -158,9 +150,11 @@ def _filled(template: str, values: Mapping[str, Any]) -> list[Any]:
     return filled
 
 
-def _parts(template: str) -> Iterator[tuple[str, str | None]]:
-    for literal, field, _, _ in string.Formatter().parse(template):
-        yield literal, field
+@functools.cache
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Take a template apart; it is filled in once a row."""
+    parts = string.Formatter().parse(template)
+    return tuple((literal, field) for literal, field, _, _ in parts)
 
 
 def _named(template: Template, keep: Mapping[str, str]) -> Sequence[str]:

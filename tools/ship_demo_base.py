@@ -42,7 +42,7 @@ def ship(run: epath.Path, result: StageResult) -> dict[str, Any]:
     write_json_lines(
         BASE / "training.jsonl",
         [
-            {"stage": stage, "step": row["step"], "loss": row["loss"]}
+            {"stage": stage, "step": row["step"], "loss": row["loss_sum"]}
             for stage in STAGES
             for row in read_json_lines(run / stage / "train" / "metrics.jsonl")
             if row["step"] <= FIRST or row["step"] % EVERY == 0

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from promot_t5x.data.batches import Batches, statistics
+from promot_t5x.data.example_store import ExampleStore
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.store import ExampleStore
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.models import encoder_decoder
 from promot_t5x.network import transformer
@@ -100,11 +100,11 @@ def measure(
         )
         compiled = lowered.compile()
     compile_seconds = time.perf_counter() - began
-    train_state, _ = compiled(train_state, partitioner.place_batch(batches[0]))
+    train_state, *_ = compiled(train_state, partitioner.place_batch(batches[0]))
     jax.block_until_ready(train_state)
     began = time.perf_counter()
     for batch in batches[1:]:
-        train_state, _ = compiled(train_state, partitioner.place_batch(batch))
+        train_state, *_ = compiled(train_state, partitioner.place_batch(batch))
     jax.block_until_ready(train_state)
     seconds = time.perf_counter() - began
     full = [statistics(batch) for batch in batches[1:]]

@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from promot_t5x.files import write_atomically
 from promot_t5x.planning import compiler
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -49,9 +50,7 @@ def save(name: str, value: dict[str, Any]) -> None:
     """Keep a value that JSON can hold."""
     path = _path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(gzip.compress(json.dumps(value).encode()))
-    part.replace(path)
+    write_atomically(path, gzip.compress(json.dumps(value).encode()))
 
 
 def _path(name: str) -> epath.Path:

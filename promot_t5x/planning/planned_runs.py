@@ -12,7 +12,7 @@ from typing import Any
 import gin
 import jax
 
-from promot_t5x.config import config
+from promot_t5x import config
 from promot_t5x.data import sources
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean

@@ -211,7 +211,8 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def losses(stage: Path) -> list[float]:
-    return [row["loss"] for row in json_lines(stage / "train" / "metrics.jsonl")]
+    """What T5X calls `loss`: the sum that is minimized, over its normalizing factor."""
+    return [row["loss_sum"] for row in json_lines(stage / "train" / "metrics.jsonl")]
 
 
 def write_t5x_base(directory: Path, params: Mapping[str, Any]) -> None:

@@ -174,7 +174,7 @@ def killed(lab, processes, base):
     said = [processes.said(index) for index in (0, 1)]
     processes.start(words("two"), 2)
     assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
-    assert "[stage_two] continues after step" in processes.said(0)
+    assert "[stage_two] resumes after step" in processes.said(0)
     assert "stage_two" not in processes.said(1)  # process 0 speaks for all
     return lab.directory / "one", two, said
 
@@ -246,7 +246,7 @@ def test_sigterm_to_one_saves_the_same_step_in_all(lab, processes, base):
         assert statuses == [errors.EXIT_START_AGAIN] * 2, said
         (step,) = restoring.complete_steps(directory)
         assert step > reached and f"step {step} is in {directory}" in processes.said(0)
-        assert (f"continues after step {reached}" in processes.said(0)) == (reached > 0)
+        assert (f"resumes after step {reached}" in processes.said(0)) == (reached > 0)
         reached = step
         run_helpers.checkpoint_arrays(directory / f"checkpoint_{step}")
 

@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict
 from gin import config_parser
 from scan_helpers import scan_params
 
+from promot_t5x import config
 from promot_t5x.checkpoints.saving import Checkpoints
-from promot_t5x.config import config
 from promot_t5x.errors import UserError
 from promot_t5x.upstream import restore
 from promot_t5x.upstream.optimizers import Frozen
