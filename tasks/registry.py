@@ -132,15 +132,20 @@ class TaskDef:
         dialect.check(vocabulary)
         feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
         kept = {_REFERENCES: self.references} if self.references else {}
+        source = self.source()
         return seqio.Task(
             self.name,
-            source=self.source(),
+            source=source,
             output_features={"inputs": feature, "targets": feature},
             preprocessors=[
                 sources.with_row_id,
                 *self.preprocessors,
                 functools.partial(
-                    templates.rendered, template=self._template, task=self.name, keep=kept
+                    templates.rendered,
+                    template=self._template,
+                    task=self.name,
+                    keep=kept,
+                    left_out=getattr(source, "left_out", {}),
                 ),
                 self._assembly(vocabulary, dialect, format),
                 functools.partial(dialects.speak, vocabulary=vocabulary, dialect=dialect),

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from promot_t5x.tasks.rows import dataset_of
+
 from promot_t5x.errors import UserError
 
 ROW_ID = "row_id"
@@ -219,79 +221,13 @@ def _read_tsv(path: Path) -> list[dict[str, Any]]:
 def _source_of_rows(rows: Callable[[str], Rows], splits: tuple[str, ...]) -> Any:
     import seqio
 
+    left_out: dict[str, str] = {}
+
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
         del shuffle_files, seed
-        return dataset_of(rows(split))
+        return dataset_of(rows(split), left_out)
 
-    return seqio.FunctionDataSource(dataset, splits=splits)
-
-
-def dataset_of(rows: Rows) -> Any:
-    """Rows of plain Python values as a `tf.data.Dataset`.
-
-    Text, numbers, truth values (as the text True or False), lists of these and objects of all
-    that become fields; a field of another kind is left out, and text that is null is empty.
-
-    Raises:
-      UserError: there are no rows, or rows differ in their fields or their kinds.
-    """
-    import tensorflow as tf
-
-    if not rows:
-        raise UserError("a split has no rows")
-    kinds = _kinds(rows, "")
-    made = [_converted(row, kinds) for row in rows]
-    kept = {"text": tf.string, "integer": tf.int64, "number": tf.float64}
-
-    def spec(kind: Any) -> Any:
-        if isinstance(kind, dict):
-            return {name: spec(inner) for name, inner in kind.items()}
-        if isinstance(kind, list):
-            return tf.TensorSpec([None], kept[kind[0]])
-        return tf.TensorSpec([], kept[kind])
-
-    return tf.data.Dataset.from_generator(lambda: iter(made), output_signature=spec(kinds))
-
-
-def _kinds(rows: Rows, inside: str) -> dict[str, Any]:
-    """What each field holds: "text", "integer", "number", a list of one of these, or a dict."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    kinds: dict[str, Any] = {}
-    for name in names:
-        where = f"{inside}{name}"
-        lacking = next((n for n, row in enumerate(rows, start=1) if name not in row), None)
-        if lacking is not None:
-            raise UserError(f"row {lacking} has no field {where!r}, which other rows have")
-        kind = _kind([row[name] for row in rows], where)
-        if kind is not None:
-            kinds[name] = kind
-    return kinds
-
-
-def _kind(values: Sequence[Any], where: str) -> Any:
-    if all(isinstance(value, Mapping) for value in values):
-        return _kinds(values, f"{where}.") or None
-    if all(isinstance(value, list | tuple) for value in values):
-        inner = _kind([item for value in values for item in value] or [""], f"{where}.*")
-        return [inner] if isinstance(inner, str) else None
-    if all(isinstance(value, str | bool | None) for value in values):
-        return "text" if any(value is not None for value in values) else None
-    if all(isinstance(value, int) for value in values):
-        return "integer"
-    if all(isinstance(value, int | float) for value in values):
-        return "number"
-    known = (str, bool, int, float, list, tuple, Mapping)
-    if all(isinstance(value, known) for value in values):
-        found = sorted({type(value).__name__ for value in values})
-        raise UserError(f"the field {where!r} holds {' in some rows and '.join(found)} in others")
-    return None
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    if isinstance(kind, dict):
-        return {name: _converted(value[name], inner) for name, inner in kind.items()}
-    if isinstance(kind, list):
-        return [_converted(item, kind[0]) for item in value]
-    if kind == "text":
-        return "" if value is None else str(value)
-    return float(value) if kind == "number" else value
+    source = seqio.FunctionDataSource(dataset, splits=splits)
+    # For those who miss a field: why the split that was opened last has none of that name.
+    source.left_out = left_out
+    return source

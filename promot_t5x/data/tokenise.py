@@ -16,6 +16,7 @@ from jaxtyping import Int32, Int64
 
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio, import_tensorflow
 from promot_t5x.errors import UserError
+from promot_t5x.tasks import pipeline_errors
 
 FEATURES = ("inputs", "targets")
 # Counts that the project's tasks give with each example of what its prompt lost, and how an
@@ -106,9 +107,11 @@ def _opened(task: Any, split: str) -> Any:
 
 def unreadable(task: Any, split: str, error: Exception) -> UserError:
     """The error for a split that its source, or the task's preprocessors, cannot read."""
+    if (message := pipeline_errors.stated(error)) is not None:
+        return UserError(f"Task {task.name!r}, split {split!r}: {message}.")
     return UserError(
         f"The examples of task {task.name!r}, split {split!r}, cannot be read: "
-        f"{type(error).__name__}: {error}. {PREPARE_TFDS}"
+        f"{pipeline_errors.described(error)}. {PREPARE_TFDS}"
     )
 
 

@@ -1,0 +1,30 @@
+"""What an error from inside a `tf.data` pipeline says, without what TensorFlow puts around it."""
+
+import codecs
+import re
+
+# A Python function of the pipeline failed: its error's type and message, then a traceback.
+_RAISED = re.compile(r"(?:^|[ .])(\w+: .*?)\nTraceback \(most recent call last\)", re.DOTALL)
+_ASSERTED = re.compile(r"assertion failed: \[(.*)\]\n\t \[\[\{\{node", re.DOTALL)
+_OURS = "UserError: "
+
+
+def stated(error: Exception) -> str | None:
+    """The message of a check inside the pipeline that failed, whole in itself; None for others.
+
+    Checks are `tf.debugging.Assert` and functions that raise `UserError`.
+    """
+    text = str(error)
+    if match := _ASSERTED.search(text):
+        # TensorFlow writes the bytes of the message as a C program would.
+        return codecs.escape_decode(match[1].encode())[0].decode("utf-8", "replace")
+    match = _RAISED.search(text)
+    return match[1].removeprefix(_OURS) if match and match[1].startswith(_OURS) else None
+
+
+def described(error: Exception) -> str:
+    """Any error in as few words as say what happened."""
+    if (message := stated(error)) is not None:
+        return message
+    match = _RAISED.search(str(error))
+    return match[1] if match else f"{type(error).__name__}: {error}"
