@@ -45,8 +45,8 @@ endif
 
 demo-pretrain: $(INSTALLED)  ## make the demonstration's base again, from nothing
 	$(PROMOT) --gin_file=demo/pretrain.gin
-	$(BIN)/python -m promot_t5x.tasks.tiny.ship runs/demo_pretrain
-	$(BIN)/python -m promot_t5x.tasks.tiny.page docs/demo.md
+	$(BIN)/python -m tools.ship_demo_base runs/demo_pretrain
+	$(BIN)/python -m tools.demo_page docs/demo.md
 
 demo-confirm: $(INSTALLED)  ## the demonstration on ten seeds that no setting was chosen on: docs/demo/
 	for target in tiny_rte tiny_enfr; do \
@@ -96,11 +96,11 @@ bench: $(INSTALLED)  ## time training, saves and decoding on this machine
 	$(BIN)/promot-t5x bench
 
 plan-table: $(INSTALLED) $(TPU_COMPILER)  ## compile the paper's runs for TPU slices: docs/plan.md
-	$(BIN)/python -m promot_t5x.planning.paper > docs/plan.md.part
+	$(BIN)/python -m tools.plan_paper_runs > docs/plan.md.part
 	mv docs/plan.md.part docs/plan.md
 
 plan-record: $(INSTALLED) $(TPU_COMPILER)  ## renew what the tests allow small plans to take
-	$(BIN)/python tests/plan_lab.py --record
+	$(BIN)/python tests/helpers/plan_helpers.py --record
 
 install: $(INSTALLED)  ## only make .venv
 

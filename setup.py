@@ -1,36 +1,28 @@
-"""Package layout; everything else about the package is in pyproject.toml.
+"""Builds the package; everything that it says of itself is in pyproject.toml.
 
-Three directories of the repository are installed inside the package: `tasks/` as
-`promot_t5x.tasks`, `launch/` as `promot_t5x.launch`, and `gin/` (no Python in it) as
-`promot_t5x/gin`.
+`promot_t5x/tasks`, `launch` and `gin` are links to the directories beside the package, so that a
+plain checkout, an editable install, tools that read the source and a wheel see one package.
 """
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-HERE = Path(__file__).parent
-GIN = "promot_t5x.gin"
+PACKAGE = Path(__file__).parent / "promot_t5x"
+LINKS = [PACKAGE / name for name in ("tasks", "launch", "gin")]
 
-
-def gin_packages() -> list[str]:
-    """`gin/` and its subdirectories as data-only packages: setuptools copies nothing else."""
-    directories = sorted({path.parent.relative_to(HERE) for path in HERE.glob("gin/**/*.gin")})
-    return [".".join(("promot_t5x", *directory.parts)) for directory in directories]
-
+for link in LINKS:
+    if not link.is_dir():
+        raise SystemExit(
+            f"{link} is no directory: this copy was unpacked without its symbolic links. Clone the "
+            "repository with git (on Windows with core.symlinks=true), or unpack the archive with "
+            "a program that keeps links."
+        )
 
 setup(
-    packages=[
-        *find_packages(include=["promot_t5x", "promot_t5x.*"]),
-        "promot_t5x.launch",
-        "promot_t5x.tasks",
-        *(f"promot_t5x.tasks.{name}" for name in find_packages("tasks")),
-        *gin_packages(),
-    ],
-    package_dir={"promot_t5x.launch": "launch", "promot_t5x.tasks": "tasks", GIN: "gin"},
+    packages=find_packages(include=["promot_t5x", "promot_t5x.*"]),
     package_data={
-        "": ["*.gin"],
-        "promot_t5x": ["py.typed"],
+        "promot_t5x": ["py.typed", "gin/**/*.gin"],
         "promot_t5x.report": ["*.css", "*.js"],
         "promot_t5x.tasks.tiny": ["base/*"],
     },

@@ -157,3 +157,13 @@ def parse_environment(given: Sequence[str], environ: Mapping[str, str]) -> dict[
             raise UserError(f"--env={name}: {name} is not set here; give --env={name}=VALUE.")
         found[name] = value if equals else environ[name]
     return found
+
+
+def check_name(name: str) -> str:
+    """A name that clouds take: lower-case letters, digits and dashes, at most 40 characters."""
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        raise UserError(
+            f"--name={name!r}: use lower-case letters, digits and dashes, a letter first, at most "
+            "40 characters."
+        )
+    return name

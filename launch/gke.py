@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from promot_t5x.launch.commands import Shell, is_secret, parse_environment
-from promot_t5x.launch.main import check_name
-from promot_t5x.launch.retries import Retries
 
 from promot_t5x.errors import EXIT_NOT_SAVED, EXIT_USER_ERROR, UserError
+from promot_t5x.launch.commands import Shell, check_name, is_secret, parse_environment
+from promot_t5x.launch.retries import Retries
 
 _JOB = "slice"  # the name of the replicated job; its pods are NAME-slice-J-I
 _CONTAINER = "promot-t5x"

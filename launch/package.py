@@ -4,10 +4,9 @@ import re
 import sys
 from pathlib import Path
 
-from promot_t5x.launch.commands import Shell
-
 import promot_t5x
 from promot_t5x.errors import UserError
+from promot_t5x.launch.commands import Shell
 
 ROOT = Path(promot_t5x.__file__).resolve().parent.parent
 CONSTRAINTS = "constraints.txt"

@@ -11,11 +11,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.launch.commands import Shell, is_secret, parse_environment
-from promot_t5x.launch.main import check_name
-from promot_t5x.launch.retries import FINAL
-
 from promot_t5x.errors import UserError
+from promot_t5x.launch.commands import Shell, check_name, is_secret, parse_environment
+from promot_t5x.launch.retries import FINAL
 
 _SAVE_SECONDS = 300  # between Slurm's SIGTERM and the end of the time limit
 

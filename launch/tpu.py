@@ -14,12 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from promot_t5x.launch import package, remote
-from promot_t5x.launch.commands import Shell, parse_environment
-from promot_t5x.launch.main import check_name
-from promot_t5x.launch.retries import FINAL, Retries, outcome, reason
-
 from promot_t5x.errors import UserError
+from promot_t5x.launch import package, remote
+from promot_t5x.launch.commands import Shell, check_name, parse_environment
+from promot_t5x.launch.retries import FINAL, Retries, outcome, reason
 
 _WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 _POLL_SECONDS = 20.0

@@ -2,6 +2,6 @@
 
 import sys
 
-from promot_t5x.cli import main
+from promot_t5x.cli.main import main
 
 sys.exit(main())

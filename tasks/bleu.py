@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+
 from promot_t5x.tasks.metrics import Metric, References, check, references
 
 TOKENISATIONS = ("intl", "13a")

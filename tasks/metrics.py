@@ -7,7 +7,7 @@ compared as they come: a task's post-processing has cut them before.
 
 Every score is a function of sums over the examples. A `Metric` has both halves,
 `example_statistics` and `value`, and its call is nothing but the one after the other. So a
-bootstrap resamples rows of numbers instead of scoring texts again (`promot_t5x.statistics`), and
+bootstrap resamples rows of numbers instead of scoring texts again (`report.statistics`), and
 from `spec` and the answers on file a score can be computed again without model or data.
 
 Metrics with a module of their own: `exact_match` (normalised questions and answers), `bleu`,

@@ -14,12 +14,11 @@ register(text_task(
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from promot_t5x.errors import UserError
 from promot_t5x.tasks import metrics as known_metrics
 from promot_t5x.tasks.answers import Until, first_word, keep
 from promot_t5x.tasks.registry import TaskDef
 from promot_t5x.tasks.templates import Choice, Template
-
-from promot_t5x.errors import UserError
 
 
 def text_task(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+
 from promot_t5x.tasks.metrics import Metric
 
 

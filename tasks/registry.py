@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.tasks import dialects, sources, templates
 from promot_t5x.tasks.answers import keep
 from promot_t5x.tasks.bleu import Bleu
@@ -30,8 +31,6 @@ from promot_t5x.tasks.metrics import AnyMetric
 from promot_t5x.tasks.rouge import Rouge
 from promot_t5x.tasks.shots import Assembler, Pool, assemble, assemble_as_it_stands
 from promot_t5x.tasks.templates import Template
-
-from promot_t5x.errors import UserError, did_you_mean
 
 _DEFINING_MODULES = (
     "promot_t5x.tasks.targets",

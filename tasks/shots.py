@@ -26,11 +26,10 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from promot_t5x.errors import UserError
 from promot_t5x.tasks import pipeline_errors, templates
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.templates import Template
-
-from promot_t5x.errors import UserError
 
 _TRIES_PER_ROW = 4
 

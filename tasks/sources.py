@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from promot_t5x.tasks.rows import dataset_of
-
 from promot_t5x.errors import UserError
+from promot_t5x.tasks.rows import dataset_of
 
 ROW_ID = "row_id"
 Rows = Sequence[Mapping[str, Any]]

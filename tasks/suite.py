@@ -27,12 +27,7 @@ from promot_t5x.tasks.exact_match import squad, trivia_qa
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
 from promot_t5x.tasks.rouge import Rouge
 from promot_t5x.tasks.sources import tfds
-from promot_t5x.tasks.targets import (
-    ENTAILMENT_3_WAY,
-    LABEL_LENGTH,
-    SENTENCE_LENGTH,
-    translation,
-)
+from promot_t5x.tasks.targets import ENTAILMENT_3_WAY, LABEL_LENGTH, SENTENCE_LENGTH, translation
 from promot_t5x.tasks.templates import Choice, Template
 
 TRUE_FALSE_NEITHER = ("True", "False", "Neither")

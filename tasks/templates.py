@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from promot_t5x.tasks.rows import WRITTEN
-
 from promot_t5x.errors import UserError
+from promot_t5x.tasks.rows import WRITTEN
 
 BREAK = "br"
 

@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from promot_t5x import __version__
+from promot_t5x.config import config
 from promot_t5x.launch import package
 from promot_t5x.launch.commands import Redactor, Shell
-
-from promot_t5x import __version__, config
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -60,12 +61,63 @@ def test_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     assert tasks_file == str(tmp_path / "site/promot_t5x/tasks/__init__.py")
 
 
+WHERE = "from promot_t5x import config, launch, tasks; print(config.gin_root(), tasks.__file__)"
+
+
 def test_editable_install_finds_tasks_and_gin_from_anywhere(tmp_path):
-    code = "from promot_t5x import config, tasks; print(config.gin_root(), tasks.__file__)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", WHERE], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [str(ROOT / "gin"), str(ROOT / "tasks/__init__.py")]
+    package = ROOT / "promot_t5x"
+    assert done.stdout.split() == [str(package / "gin"), str(package / "tasks/__init__.py")]
+
+
+def copy_of_the_clone(directory: Path) -> Path:
+    """What git would hand out, links included."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "promot_t5x", "tasks", "launch", "gin", "setup.py", "README.md"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    names = [name for name in [*names, "pyproject.toml", "LICENSE"] if (ROOT / name).exists()]
+    copy = ["cp", "-P", "--parents", *filter(None, names), str(directory)]
+    subprocess.run(copy, cwd=ROOT, check=True)
+    return directory
+
+
+def test_plain_checkout_imports_from_its_path(tmp_path):
+    clone = copy_of_the_clone(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import site, sys; sys.path[:0] = [{str(clone)!r}]; "
+         f"sys.path += {[path for path in sys.path if 'site-packages' in path]!r}; {WHERE}"],
+        cwd="/", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    package = clone / "promot_t5x"
+    assert done.stdout.split() == [str(package / "gin"), str(package / "tasks/__init__.py")]
+
+
+def test_source_archive_builds_the_same_wheel(wheel, tmp_path):
+    (tmp_path / "clone").mkdir()
+    clone = copy_of_the_clone(tmp_path / "clone")
+    code = f"import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("promot_t5x-*.tar.gz")
+    subprocess.run(["tar", "xf", archive.name], cwd=tmp_path, check=True)
+    source = tmp_path / archive.name.removesuffix(".tar.gz")
+    code = f"import setuptools.build_meta as b; b.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, check=True)
+    (built,) = tmp_path.glob("promot_t5x-*.whl")
+    assert set(zipfile.ZipFile(built).namelist()) == set(wheel.namelist())
+
+
+def test_copy_without_links_says_what_is_wrong(tmp_path):
+    clone = copy_of_the_clone(tmp_path)
+    for name in ("tasks", "launch", "gin"):
+        (clone / "promot_t5x" / name).unlink()
+        (clone / "promot_t5x" / name).write_text(f"../{name}")  # what Windows makes of a link
+    for words in (["setup.py", "--version"], ["-m", "promot_t5x", "--help"]):
+        done = subprocess.run([sys.executable, *words], cwd=clone, capture_output=True, text=True)
+        assert done.returncode
+        assert "without its symbolic links" in done.stderr
 
 
 def test_gin_is_data_not_python():

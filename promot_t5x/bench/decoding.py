@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from promot_t5x import decoding, network, search
-from promot_t5x.batched import BatchedProgram
 from promot_t5x.bench.training import CONFIG
-from promot_t5x.buckets import Batch
+from promot_t5x.decoding import decoder as decoding
+from promot_t5x.decoding import search
+from promot_t5x.decoding.batched import BatchedProgram
+from promot_t5x.decoding.length_buckets import Batch
+from promot_t5x.network import transformer
 
 INPUT_LENGTH, OUTPUT_LENGTH, FEW_STEPS, MANY_STEPS = 1024, 64, 4, 36
 BEAMS = search.BeamSearch(num_decodes=4)
@@ -185,9 +187,9 @@ def _show_suite(batch_size: int) -> None:
     print(f"one after the other / in one evaluation = {ratio:.2f} x the time")
 
 
-def _network(config: network.T5Config) -> tuple[network.Transformer, Any]:
-    params, _ = network.initial_params(config, jax.random.key(0))
-    return network.Transformer(config), params
+def _network(config: transformer.T5Config) -> tuple[transformer.Transformer, Any]:
+    params, _ = transformer.initial_params(config, jax.random.key(0))
+    return transformer.Transformer(config), params
 
 
 def _example(rng: np.random.Generator, kind: tuple[int, int]) -> tuple[np.ndarray, int]:

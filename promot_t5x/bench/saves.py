@@ -13,10 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from promot_t5x import adafactor, network, state
 from promot_t5x.bench.training import CONFIG, PROMPT_LENGTH, STAGES
-from promot_t5x.checkpoints import Checkpoints
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.checkpoints.saving import Checkpoints
+from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.network import transformer
+from promot_t5x.training import adafactor, state
 
 REPEATS = 3
 
@@ -25,7 +26,7 @@ def show() -> None:
     """Print a line for each stage with a prompt: the median of a few saves."""
     print(f"\n{'a save of':22}{'MB':>9}{'training waits s':>18}{'counts after s':>16}")
     config = dataclasses.replace(CONFIG, num_prompts=1, prompt_length=PROMPT_LENGTH)
-    shapes, axes = network.param_shapes(config), network.param_axes(config)
+    shapes, axes = transformer.param_shapes(config), transformer.param_axes(config)
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), shapes)
     for name, (trainable, prompted) in STAGES.items():

@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_t5x import adafactor, models, network, state, step
 from promot_t5x.data.batches import Batches, statistics
 from promot_t5x.data.sources import BoundTask
 from promot_t5x.data.store import ExampleStore
-from promot_t5x.partitioning import Partitioner
-from promot_t5x.prompt import PROMPT_PATH
+from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.models import encoder_decoder
+from promot_t5x.network import transformer
+from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.training import adafactor, state, step
 
-CONFIG = network.T5Config(
+CONFIG = transformer.T5Config(
     vocab_size=32128,
     emb_dim=512,
     num_heads=6,
@@ -77,8 +79,8 @@ def measure(
     config = CONFIG
     if prompted:
         config = dataclasses.replace(CONFIG, num_prompts=1, prompt_length=PROMPT_LENGTH)
-    model = models.EncoderDecoderModel(
-        module=network.Transformer(config=config),
+    model = encoder_decoder.EncoderDecoderModel(
+        module=transformer.Transformer(config=config),
         input_vocabulary=NoVocabulary,
         output_vocabulary=NoVocabulary,
         z_loss=1e-4,

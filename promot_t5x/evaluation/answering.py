@@ -15,11 +15,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Int32
 
-from promot_t5x import decoding, hashing, network, scoring
-from promot_t5x.buckets import Batch
+from promot_t5x.checkpoints import hashing
+from promot_t5x.decoding import decoder, likelihood
+from promot_t5x.decoding.length_buckets import Batch
+from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.journal import Journal
-from promot_t5x.models import EncoderDecoderModel
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network import transformer
 from promot_t5x.progress import Progress
 
 # {"ids": [...], "log_probs": [...]} of the hypotheses kept, the best first, without padding; of
@@ -44,14 +46,14 @@ class Ask(NamedTuple):
 
 @functools.cache
 def shared_decoder(
-    module: network.Transformer,
-    method: decoding.Method,
+    module: transformer.Transformer,
+    method: decoder.Method,
     batch_size: int,
     eos_id: int,
     batch_sharding: NamedSharding,
-) -> decoding.Decoder:
+) -> decoder.Decoder:
     """The process's one decoder of these settings: stages and rows share what it compiles."""
-    return decoding.Decoder(
+    return decoder.Decoder(
         module,
         method=method,
         batch_size=batch_size,
@@ -62,10 +64,10 @@ def shared_decoder(
 
 @functools.cache
 def shared_scorer(
-    module: network.Transformer, batch_size: int, batch_sharding: NamedSharding
-) -> scoring.Scorer:
+    module: transformer.Transformer, batch_size: int, batch_sharding: NamedSharding
+) -> likelihood.Scorer:
     """Likewise of candidates."""
-    return scoring.Scorer(module, batch_size=batch_size, batch_sharding=batch_sharding)
+    return likelihood.Scorer(module, batch_size=batch_size, batch_sharding=batch_sharding)
 
 
 class Answerer:
@@ -74,7 +76,7 @@ class Answerer:
     def __init__(
         self,
         model: EncoderDecoderModel,
-        method: decoding.Method,
+        method: decoder.Method,
         batch_size: int,
         partitioner: Partitioner,
         *,
@@ -99,7 +101,7 @@ class Answerer:
         """Take in the questions that `answers` answers from now on."""
         chosen = np.array([bool(ask.candidates) for ask in asks], bool)
 
-        def cut(program: decoding.Decoder | scoring.Scorer, rows: np.ndarray) -> list[Batch]:
+        def cut(program: decoder.Decoder | likelihood.Scorer, rows: np.ndarray) -> list[Batch]:
             lengths = [len(asks[row].inputs) for row in rows]
             batches = program.plan(lengths, [asks[row].limit for row in rows])
             return [batch._replace(rows=rows[batch.rows]) for batch in batches]

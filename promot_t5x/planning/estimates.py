@@ -8,8 +8,8 @@ from promot_t5x.planning import cache, compiler, hlo
 from promot_t5x.planning.chips import Slice
 from promot_t5x.planning.flops import Flops
 from promot_t5x.planning.hlo import Collective, Traffic
+from promot_t5x.planning.planned_runs import Program
 from promot_t5x.planning.roofline import Roofline, roofline
-from promot_t5x.planning.runs import Program
 from promot_t5x.progress import duration
 
 

@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from promot_t5x.models import EncoderDecoderModel
-from promot_t5x.network import T5Config
-from promot_t5x.state import flatten, split
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network.transformer import T5Config
+from promot_t5x.training.state import flatten, split
 
 _OF_ENCODED = re.compile(r"encoder/|.*encoder_decoder_attention/(key|value)/")
 _LOGITS = re.compile(r"decoder/logits_dense/kernel")

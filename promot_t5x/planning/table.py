@@ -6,7 +6,7 @@ from typing import Any
 
 from promot_t5x.planning.chips import GIB, Slice
 from promot_t5x.planning.estimates import Estimate
-from promot_t5x.planning.search import Trial
+from promot_t5x.planning.settings_search import Trial
 from promot_t5x.progress import duration
 
 HEADINGS = (

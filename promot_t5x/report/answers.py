@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float64
 
-from promot_t5x import records
 from promot_t5x.errors import UserError
+from promot_t5x.evaluation import records
 from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.metrics import MeanOfExamples, Metric
 

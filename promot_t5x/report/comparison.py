@@ -12,11 +12,11 @@ from promot_t5x.report import target_format
 from promot_t5x.report.answers import Answers, MeanOfRecorded
 from promot_t5x.report.rows import short_names
 from promot_t5x.report.runs import Run
+from promot_t5x.report.statistics import bootstrap, estimates
+from promot_t5x.report.statistics.bootstrap import Interval
+from promot_t5x.report.statistics.estimates import Estimate
+from promot_t5x.report.statistics.seeds import OverSeeds, over_seeds
 from promot_t5x.report.target_format import TargetFormat
-from promot_t5x.statistics import bootstrap, estimates
-from promot_t5x.statistics.bootstrap import Interval
-from promot_t5x.statistics.estimates import Estimate
-from promot_t5x.statistics.seeds import OverSeeds, over_seeds
 from promot_t5x.tasks.metrics import Metric
 
 TARGET, SUITE = "target", "suite"

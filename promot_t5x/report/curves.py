@@ -8,11 +8,11 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x import records
+from promot_t5x.evaluation import records
 from promot_t5x.files import read_json_lines
 from promot_t5x.report import answers, runs, target_format
 from promot_t5x.report.runs import Run
-from promot_t5x.statistics.seeds import over_seeds
+from promot_t5x.report.statistics.seeds import over_seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

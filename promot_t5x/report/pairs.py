@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from promot_t5x.report.comparison import SUITE, TARGET, Cell, Column, Comparison, Row
-from promot_t5x.statistics import estimates, significance
-from promot_t5x.statistics.bootstrap import Interval
-from promot_t5x.statistics.estimates import Estimate
-from promot_t5x.statistics.seeds import OverSeeds, over_seeds, unpaired_difference
+from promot_t5x.report.statistics import estimates, significance
+from promot_t5x.report.statistics.bootstrap import Interval
+from promot_t5x.report.statistics.estimates import Estimate
+from promot_t5x.report.statistics.seeds import OverSeeds, over_seeds, unpaired_difference
 
 MCNEMAR, BOOTSTRAP = "exact McNemar", "paired bootstrap"
 PAIRED_SEEDS, WELCH = "paired t over seeds", "Welch's t over seeds"

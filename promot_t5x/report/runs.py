@@ -11,8 +11,8 @@ from pathlib import PurePath
 
 from etils import epath
 
-from promot_t5x import records
 from promot_t5x.errors import UserError
+from promot_t5x.evaluation import records
 from promot_t5x.report import answers
 from promot_t5x.report.answers import Answers
 from promot_t5x.report.rows import FILE, ReportRow

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from promot_t5x.report.comparison import SUITE, TARGET, Cell, Column, Comparison, Row
 from promot_t5x.report.pairs import Pair
 from promot_t5x.report.rows import number
-from promot_t5x.statistics.bootstrap import RESAMPLES, Interval
+from promot_t5x.report.statistics.bootstrap import RESAMPLES, Interval
 
 _GAP = "  "
 _MISSING = "–"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct, traverse_util
 
-from promot_t5x.prompt import PROMPT_AXES
+from promot_t5x.network.prompt import PROMPT_AXES
 
 
 @struct.dataclass

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from promot_t5x import bases, prompt_file
-from promot_t5x.decoding import seed_key
-from promot_t5x.prompt_init import Prompts, Shape, Uniform
-
-_EMBEDDING = "token_embedder/embedding"
+from promot_t5x.checkpoints import pretrained, prompt_file
+from promot_t5x.checkpoints.formats.shape import EMBEDDING
+from promot_t5x.decoding.decoder import seed_key
+from promot_t5x.network.prompt_init import Prompts, Shape, Uniform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +47,7 @@ def _table(prompt: InitialPrompt, shape: Shape) -> Prompts:
     init = prompt.source or Uniform()
     embedding = None
     if prompt.base is not None and not isinstance(init, Uniform):
-        flat = bases.read_params(prompt.base, only=_EMBEDDING)
+        flat = pretrained.read_params(prompt.base, only=EMBEDDING)
         embedding = flat["token_embedder"]["embedding"]
     key = seed_key(prompt.seed or 0)
     return np.asarray(init(key, shape, embedding=embedding, vocabulary=prompt.vocabulary))

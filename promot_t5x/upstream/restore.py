@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from promot_t5x import bases, shards
+from promot_t5x.checkpoints import pretrained, sharded_reading
 from promot_t5x.errors import UserError
-from promot_t5x.prompt import PROMPT_PATH
-from promot_t5x.scan import LAYER_AXIS, layer_axis, layer_paths
+from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.network.scan import LAYER_AXIS, layer_axis, layer_paths
 
 _SPEC_KEYS = {"driver", "kvstore", "metadata"}
 _SHOWN = 5
@@ -90,13 +90,13 @@ def _stacked(path: str, missing: Mapping[str, Any]) -> dict[str, Any]:
     scanned = {p: leaf for p, leaf in missing.items() if layer_axis(p) is not None}
     if not scanned:
         return {}
-    source = bases.open_source(path)
+    source = pretrained.open_source(path)
     singly = {
         p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for p, leaf in scanned.items()
         if set(layer_paths(p, leaf.shape[LAYER_AXIS])) <= source.shapes.keys()
     }
-    return shards.read(source, singly)
+    return sharded_reading.read(source, singly)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import seqio
 import tensorflow as tf
+
 from promot_t5x.tasks.tiny import words as world_words
 
 

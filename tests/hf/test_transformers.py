@@ -12,10 +12,11 @@ import transformers
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from promot_t5x import bases, cli
-from promot_t5x.formats.t5x_writing import write_inline
-from promot_t5x.network import T5Config, Transformer, param_shapes
-from promot_t5x.prompt import PROMPT_PATH, prompt_ids
+from promot_t5x.checkpoints import pretrained
+from promot_t5x.checkpoints.formats.t5x_writing import write_inline
+from promot_t5x.cli import main
+from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
+from promot_t5x.network.transformer import T5Config, Transformer, param_shapes
 
 TOLERANCE = 2e-5  # of the largest magnitude
 SIZES = dict(
@@ -97,7 +98,7 @@ def assert_close(found, expected):
 
 
 def convert(source, destination, to, *flags):
-    assert cli.main(["convert", str(source), str(destination), "--to", to, *flags]) == 0
+    assert main.main(["convert", str(source), str(destination), "--to", to, *flags]) == 0
 
 
 def exported(config, params, directory, *flags):
@@ -120,6 +121,7 @@ def test_exported_models_give_equal_logits(family, tmp_path):
 
 def test_exported_models_decode_the_same(family, tmp_path):
     from promot_t5x import decoding
+    from promot_t5x.decoding import decoder
 
     config = config_of(family)
     params = random_params(config, seed=1)
@@ -131,7 +133,7 @@ def test_exported_models_decode_the_same(family, tmp_path):
         input_ids=tokens, attention_mask=tokens > 0, max_new_tokens=8, do_sample=False, num_beams=1
     ).numpy()[:, 1:]
     module, tree = Transformer(config), unflatten_dict(params, sep="/")
-    ours = decoding.decode(
+    ours = decoder.decode(
         module, tree, inputs, max_decode_length=8, method=decoding.Greedy(), eos_id=1
     ).ids[:, 0]
     np.testing.assert_array_equal(np.asarray(ours)[:, : theirs.shape[1]], theirs)
@@ -165,9 +167,11 @@ def test_models_that_transformers_wrote_give_equal_logits(family, shard_size, tm
 
     inputs, targets = batch(2)
     expected = their_logits(model, inputs, targets)
-    source = bases.open_laid_out(tmp_path / "theirs", config=config)  # agrees with the network's
+    source = pretrained.open_laid_out(
+        tmp_path / "theirs", config=config
+    )  # agrees with the network's
     assert source.shapes.keys() == flatten_dict(param_shapes(config), sep="/").keys()
-    params = bases.read_params(tmp_path / "theirs")
+    params = pretrained.read_params(tmp_path / "theirs")
     assert_close(our_logits(config, params, inputs, targets), expected)
 
     # And back: what transformers reads of our export is its own model.
@@ -187,7 +191,7 @@ def test_a_model_without_a_head_of_its_own(tmp_path):
     model.save_pretrained(tmp_path)
     config = T5Config(**{**SIZES, **GATED, "num_encoder_layers": 2, "num_decoder_layers": 2})
     inputs, targets = batch(3)
-    found = our_logits(config, bases.read_params(tmp_path), inputs, targets)
+    found = our_logits(config, pretrained.read_params(tmp_path), inputs, targets)
     assert_close(found, their_logits(model, inputs, targets))
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from upstream_lab import environment
+from upstream_helpers import environment
 
 
 @pytest.fixture(scope="session", autouse=True)

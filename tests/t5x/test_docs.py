@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import upstream_lab
+import upstream_helpers
 
-from promot_t5x import config
+from promot_t5x.config import config
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "t5x.md").read_text()
 RUNS = sorted(path for path in config.gin_root().glob("t5x/runs/*.gin") if path.stem != "training")
@@ -34,7 +34,7 @@ def shell(script, cwd):
     for name, words in {"promot-t5x": "-m promot_t5x", "python": ""}.items():
         (names / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (names / name).chmod(0o755)
-    environment = upstream_lab.environment()
+    environment = upstream_helpers.environment()
     environment["PATH"] = f"{names}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
         ["bash", "-euc", script], cwd=cwd, env=environment, capture_output=True, text=True
@@ -54,7 +54,7 @@ def test_the_first_run_runs(tmp_path):
     }
     suite = [path.name for path in (runs / "suite/inference_eval").glob("*-metrics.jsonl")]
     assert len(suite) == 8
-    assert len(upstream_lab.predictions(runs / "target", "tiny_rte", 4)) == 8
+    assert len(upstream_helpers.predictions(runs / "target", "tiny_rte", 4)) == 8
 
 
 def commands():
@@ -86,5 +86,7 @@ def test_a_command_is_read_by_t5x(words, tmp_path):
     verb = words[2].removeprefix("t5x.")
     files = [i for i, word in enumerate(words) if word.startswith("--gin_file=models/")]
     words = [*words[3 : files[0] + 1], BYTES, *words[files[0] + 1 :]]
-    log = upstream_lab.run(["t5x.main", f"--run_mode={verb}", "--dry_run", *words], cwd=tmp_path)
+    log = upstream_helpers.run(
+        ["t5x.main", f"--run_mode={verb}", "--dry_run", *words], cwd=tmp_path
+    )
     assert "DECODE_FN = @decoding.beam_search" in log

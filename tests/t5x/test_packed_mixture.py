@@ -5,13 +5,15 @@ import functools
 import jax
 import numpy as np
 import run_tasks
-import upstream_lab
-from engine_lab import ONLY_PROMPT, Run, losses, model_of
+import upstream_helpers
+from engine_helpers import ONLY_PROMPT, Run, losses, model_of
 from etils import epath
 
-from promot_t5x import adafactor, bases, network, prompt_file, schedules
-from promot_t5x.formats import t5x_writing
-from promot_t5x.state import with_prompt
+from promot_t5x.checkpoints import pretrained, prompt_file
+from promot_t5x.checkpoints.formats import t5x_writing
+from promot_t5x.network import transformer
+from promot_t5x.training import adafactor, schedules
+from promot_t5x.training.state import with_prompt
 
 STEPS, ROWS, LENGTH = 4, 4, 3
 LENGTHS = {"inputs": 48, "targets": 16}
@@ -29,7 +31,7 @@ NUM_ENCODER_LAYERS = 1
 NUM_DECODER_LAYERS = 1
 ACTIVATION_DTYPE = 'float32'
 """
-CONFIG = network.T5Config(
+CONFIG = transformer.T5Config(
     vocab_size=384,
     emb_dim=32,
     num_heads=4,
@@ -68,9 +70,9 @@ def test_losses_are_the_engines(tmp_path):
     directory = epath.Path(tmp_path)
     (directory / "shape.gin").write_text(SHAPE)
     base = directory / "base" / "checkpoint_0"
-    params, _ = network.initial_params(CONFIG, jax.random.key(2))
+    params, _ = transformer.initial_params(CONFIG, jax.random.key(2))
     t5x_writing.write_inline(base, params, 0)
-    upstream_lab.t5x(
+    upstream_helpers.t5x(
         "train",
         [str(directory / "shape.gin"), "t5x/runs/prompt_tune.gin"],
         {
@@ -97,7 +99,7 @@ def test_losses_are_the_engines(tmp_path):
     prompts = np.concatenate([batch["encoder_input_tokens"] for batch in batches])
     assert {384, 384 + LENGTH} <= set(prompts.reshape(-1).tolist())
     first = directory / "run" / "checkpoint_0"
-    start = with_prompt(bases.read_params(base), prompt_file.load_prompt(first)[0])
+    start = with_prompt(pretrained.read_params(base), prompt_file.load_prompt(first)[0])
     rate = schedules.create_learning_rate_scheduler(factors="constant", base_learning_rate=0.2)
     run = Run(
         model_of(
@@ -111,7 +113,7 @@ def test_losses_are_the_engines(tmp_path):
         ),
         schedule=rate,
     )
-    theirs = upstream_lab.losses(directory / "run")
+    theirs = upstream_helpers.losses(directory / "run")
     np.testing.assert_allclose(theirs, losses(run.train(batches)), rtol=1e-4)
     last = prompt_file.load_prompt(directory / "run" / f"checkpoint_{STEPS}")[0]
     np.testing.assert_allclose(

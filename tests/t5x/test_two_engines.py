@@ -8,15 +8,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import run_lab
-import upstream_lab
+import run_helpers
+import upstream_helpers
 from etils import epath
 from flax.traverse_util import flatten_dict
-from promot_t5x.tasks import dialects
 
-from promot_t5x import bases, network, prompt_file
-from promot_t5x.formats import t5x_writing
-from promot_t5x.prompt import PROMPT_PATH
+from promot_t5x.checkpoints import pretrained, prompt_file
+from promot_t5x.checkpoints.formats import t5x_writing
+from promot_t5x.network import transformer
+from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.tasks import dialects
 
 STEPS = 4
 RELATIVE = 1e-4
@@ -37,7 +38,7 @@ DIALECT = 'span_corruption'
 SENTINEL = 'both'
 """
 SPOKEN = {"kind": "span_corruption", "sentinel": "both"}
-DRAWN = network.T5Config(
+DRAWN = transformer.T5Config(
     vocab_size=384,
     emb_dim=128,
     num_heads=2,
@@ -91,7 +92,7 @@ class World:
                 **{"SHUFFLE": False, "DATA_SEED": 0},
             }
         files = [self.model, f"t5x/runs/{run}.gin"]
-        upstream_lab.t5x(verb, files, settings | macros, *bindings, devices=devices)
+        upstream_helpers.t5x(verb, files, settings | macros, *bindings, devices=devices)
         self._made[directory] = True
         return directory
 
@@ -110,8 +111,8 @@ class World:
         else:
             settings["EVAL_OUTPUT_DIR"] = directory
         words = [f"--gin_file={name}" for name in (self.model, f"runs/{run}.gin")]
-        words += upstream_lab.words_of(settings | macros)
-        run_lab.succeed([verb, *words, *bindings])
+        words += upstream_helpers.words_of(settings | macros)
+        run_helpers.succeed([verb, *words, *bindings])
         self._made[directory] = True
         return directory
 
@@ -139,25 +140,25 @@ def world(request, tmp_path_factory):
     directory = epath.Path(tmp_path_factory.mktemp(request.param))
     if request.param == "tiny_world":
         made = World(directory, "demo/model.gin", {"inputs": 48, "targets": 6}, False, {})
-        run_lab.succeed(["convert", "tiny_world", str(made.base), "--to", "t5x"])
+        run_helpers.succeed(["convert", "tiny_world", str(made.base), "--to", "t5x"])
     else:
         shape = directory / "shape.gin"
         shape.write_text(SHAPE)
         made = World(directory, str(shape), {"inputs": 72, "targets": 10}, True, SPOKEN)
-        params, _ = network.initial_params(DRAWN, jax.random.key(1))
+        params, _ = transformer.initial_params(DRAWN, jax.random.key(1))
         t5x_writing.write_inline(made.base, params, 0)
     return made
 
 
 def assert_same_losses(upstream, own):
-    theirs, ours = upstream_lab.losses(upstream), run_lab.losses(own)
+    theirs, ours = upstream_helpers.losses(upstream), run_helpers.losses(own)
     assert len(theirs) == len(ours) == STEPS
     np.testing.assert_allclose(theirs, ours, rtol=RELATIVE)
 
 
 def assert_same_weights(one, other):
     """Of two whole models, up to what the last bits of a few updates make of them."""
-    one, other = (flatten_dict(bases.read_params(path), sep="/") for path in (one, other))
+    one, other = (flatten_dict(pretrained.read_params(path), sep="/") for path in (one, other))
     assert one.keys() - {PROMPT_PATH} == other.keys() - {PROMPT_PATH}
     for path in one.keys() & other.keys():
         scale = np.abs(other[path]).max()
@@ -176,11 +177,11 @@ def test_stage_one(world):
     assert_same_losses(upstream, own)
     theirs, ours = (prompt_file.load_prompt(path)[0] for path in (last(upstream), own))
     np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-4)
-    asked = [upstream_lab.predictions(path, "tiny_rte", STEPS) for path in (upstream, own)]
+    asked = [upstream_helpers.predictions(path, "tiny_rte", STEPS) for path in (upstream, own)]
     assert asked[0] == asked[1]
     # The model itself has stayed what it was, to the bit.
     base, after = (
-        flatten_dict(bases.read_params(p), sep="/") for p in (world.base, last(upstream))
+        flatten_dict(pretrained.read_params(p), sep="/") for p in (world.base, last(upstream))
     )
     if world.scan:
         assert {path for path in after if "layers_" in path} == set()
@@ -196,7 +197,7 @@ def test_stage_two(world):
     upstream, own = world.upstream_two(), world.own_two()
     assert_same_losses(upstream, own)
     assert_same_weights(last(upstream), last(own))
-    asked = [upstream_lab.predictions(path, "tiny_rte", STEPS) for path in (upstream, own)]
+    asked = [upstream_helpers.predictions(path, "tiny_rte", STEPS) for path in (upstream, own)]
     assert asked[0] == asked[1]
     before, after = (
         prompt_file.load_prompt(last(path))[0] for path in (world.upstream_one(), upstream)
@@ -253,7 +254,7 @@ def asked(world, engine, name, checkpoint, *, prompt):
     if step is None:
         (records,) = (directory / "inference_eval").glob("tiny_rte-0*.jsonl")
         step = int(records.stem.rpartition("-")[2])
-    return upstream_lab.predictions(directory, "tiny_rte", step)
+    return upstream_helpers.predictions(directory, "tiny_rte", step)
 
 
 @pytest.mark.parametrize("prompted", [False, True])
@@ -278,9 +279,9 @@ def test_evaluation_of_both_engines_checkpoints(world, prompted):
 def test_inference(world):
     settings = {"CHECKPOINT_PATH": last(world.upstream_two()), "SPLIT": "validation"}
     directory = world.upstream("infer", "infer", "prompt_infer", **settings, PROMPT_LENGTH=5)
-    lines = upstream_lab.inferences(directory, "tiny_rte")
+    lines = upstream_helpers.inferences(directory, "tiny_rte")
     dialect = dialects.Dialect(**world.dialect)
-    expected = upstream_lab.predictions(world.upstream_two(), "tiny_rte", STEPS)
+    expected = upstream_helpers.predictions(world.upstream_two(), "tiny_rte", STEPS)
     assert [dialect.read(line["prediction"]) for line in lines[:16]] == expected
 
 
@@ -297,8 +298,8 @@ def test_a_run_that_was_stopped_goes_on(world):
     world._made.clear()
     resumed = world.upstream("stopped", "train", "prompt_tune", **start)
     # T5X's data start again, so that the third batch is the first; the slots must not.
-    again = upstream_lab.losses(resumed)
-    np.testing.assert_allclose(again[:2], upstream_lab.losses(whole)[:2], rtol=1e-6)
+    again = upstream_helpers.losses(resumed)
+    np.testing.assert_allclose(again[:2], upstream_helpers.losses(whole)[:2], rtol=1e-6)
     assert len(again) == STEPS and again[2] < again[0]
     after = prompt_file.load_prompt(last(resumed))[0]
     assert np.abs(after - table).max() > 1e-3
@@ -308,5 +309,5 @@ def test_a_run_that_was_stopped_goes_on(world):
 def test_two_devices_and_microbatches_change_no_number(world):
     start = {"PROMPT_LENGTH": 5, "INITIAL_CHECKPOINT_PATH": world.base, "MICROBATCHES": 2}
     split = world.upstream("split", "train", "prompt_tune", devices=2, **start)
-    theirs, whole = upstream_lab.losses(split), upstream_lab.losses(world.upstream_one())
+    theirs, whole = upstream_helpers.losses(split), upstream_helpers.losses(world.upstream_one())
     np.testing.assert_allclose(theirs, whole, rtol=RELATIVE)

@@ -1,0 +1,131 @@
+"""Where a conversion writes: one class a format, each fed a few arrays at a time."""
+
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from etils import epath
+
+from promot_t5x import versions
+from promot_t5x.checkpoints import manifest as manifests
+from promot_t5x.checkpoints.formats import hf_config
+from promot_t5x.checkpoints.formats.hugging_face import TOKENIZER_FILES, HfWriter
+from promot_t5x.checkpoints.formats.peft import save_adapters
+from promot_t5x.checkpoints.formats.shape import Shape
+from promot_t5x.checkpoints.formats.source import Shapes
+from promot_t5x.checkpoints.formats.t5x_writing import (
+    LegacyWriter,
+    T5xOrbaxWriter,
+    write_orbax_marks,
+)
+from promot_t5x.checkpoints.formats.write_arrays import OrbaxWriter
+from promot_t5x.network.prompt import PROMPT_PATH
+
+ADAPTER = "prompt_adapter"
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A checkpoint being written."""
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays by path of the parameter."""
+
+    def close(self) -> None:
+        """Make it complete."""
+
+
+class T5xTarget:
+    """A T5X checkpoint of parameters and step, without optimiser slots."""
+
+    def __init__(self, writer: LegacyWriter | T5xOrbaxWriter, step: int):
+        self._writer, self._step = writer, step
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays by path of the parameter."""
+        self._writer.add({f"target/{path}": array for path, array in arrays.items()})
+
+    def close(self) -> None:
+        """Write the step, and what makes the checkpoint complete."""
+        self._writer.add({"state/step": np.asarray(self._step, np.int32)})
+        self._writer.close()
+
+
+class OwnTarget:
+    """A checkpoint of this project that holds a whole model, and no optimiser state."""
+
+    def __init__(self, directory: epath.Path, step: int, metadata: Mapping[str, Any]):
+        self._directory, self._step, self._metadata = directory, step, metadata
+        self._began = time.time_ns()
+        self._writer = OrbaxWriter(directory / "state")
+        self._records: list[dict[str, dict]] = []
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays by path of the parameter."""
+        self._add({f"target/{path}": array for path, array in arrays.items()})
+
+    def _add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._writer.add(arrays)
+        blocks = {
+            path: (array.shape, array.dtype.name, [((0,) * array.ndim, array)])
+            for path, array in arrays.items()
+        }
+        self._records.append(manifests.record_arrays(blocks))
+
+    def close(self) -> None:
+        """Write the step and, last, the manifest."""
+        self._add({"state/step": np.asarray(self._step, np.int32)})
+        self._writer.close()
+        write_orbax_marks(self._directory, self._began)
+        manifest = manifests.Manifest(
+            step=self._step,
+            arrays=manifests.merge_records(self._records),
+            files=manifests.file_sizes(self._directory),
+            metadata=self._metadata,
+            versions=versions.installed(),
+        )
+        manifests.write(self._directory, manifest)
+
+
+class HfTarget:
+    """A Hugging Face model; prompts become adapters of `peft` in `prompt_adapter/`."""
+
+    def __init__(
+        self, directory: epath.Path, shape: Shape, shapes: Shapes, told: Mapping[str, Any]
+    ):
+        """`told`: a `config.json` whose other settings are kept, or nothing."""
+        model = {path: leaf for path, leaf in shapes.items() if path != PROMPT_PATH}
+        self._directory = directory
+        self._writer = HfWriter(directory, model, hf_config.write(shape, model, told))
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays by path of the parameter."""
+        model = {path: array for path, array in arrays.items() if path != PROMPT_PATH}
+        self._writer.add(model)
+        if (table := arrays.get(PROMPT_PATH)) is not None:
+            names = [f"prompt_{number}" for number in range(len(table))]
+            save_adapters(self._directory / ADAPTER, table, names)
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._writer.close()
+
+
+def copy_tokenizer(source: epath.Path, destination: epath.Path) -> list[str]:
+    """Copy tokenizer files of a directory, or a SentencePiece model, which becomes spiece.model."""
+    if source.is_file():
+        shutil.copy(source, destination / "spiece.model")
+        return ["spiece.model"]
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in found:
+        shutil.copy(source / name, destination / name)
+    return found
+
+
+def activation_of(config_text: str) -> str | None:
+    """The MLP's first activation as a run's configuration binds it."""
+    found = re.search(r"^MLP_ACTIVATIONS = \(\s*'(\w+)'", config_text, re.MULTILINE)
+    return found[1] if found else None

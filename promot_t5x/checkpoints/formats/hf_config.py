@@ -1,0 +1,169 @@
+"""Hugging Face's `config.json` of T5-family models, and this project's shape of a network.
+
+What transformers computes from the same file has changed between its versions; where they
+disagree, the version that wrote the file counts.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from promot_t5x.checkpoints.formats.shape import Shape
+from promot_t5x.checkpoints.formats.source import Shapes
+from promot_t5x.errors import UserError
+from promot_t5x.network.layers import MAX_DISTANCE, NUM_BUCKETS
+
+CONFIG_FILE = "config.json"
+MODEL_TYPES = {
+    "t5": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+    "umt5": "UMT5ForConditionalGeneration",
+}
+MT5_ROWS = 250112
+# transformers' name of the MLP -> ours. Its 'gelu' is exact, flax's the approximation by tanh,
+# which it calls 'gelu_new' and, for T5, also 'gated-gelu'.
+_ACTIVATIONS = {
+    "relu": ("relu",),
+    "gelu_new": ("gelu",),
+    "silu": ("silu",),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-gelu_new": ("gelu", "linear"),
+    "gated-relu": ("relu", "linear"),
+    "gated-silu": ("silu", "linear"),
+}
+_FIXED = {
+    "relative_attention_num_buckets": NUM_BUCKETS,
+    "relative_attention_max_distance": MAX_DISTANCE,
+    "layer_norm_epsilon": 1e-6,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HfConfig:
+    """What a `config.json` says of a network.
+
+    Attributes:
+      model_type: 't5', 'mt5' or 'umt5'.
+      shape: but for `vocab_size`, which the embedding's rows tell too, final.
+      scaled: the decoder's output is divided by sqrt(emb_dim) before the logits (T5 1.0).
+      raw: the file.
+    """
+
+    model_type: str
+    shape: Shape
+    scaled: bool
+    raw: Mapping[str, Any]
+
+
+def read(directory: epath.Path) -> HfConfig:
+    """Read `config.json`.
+
+    Raises:
+      UserError: it is of no T5-family model, or of one that this project's network is not.
+    """
+    path = directory / CONFIG_FILE
+    try:
+        raw = json.loads(path.read_text())
+        kind = raw["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a model's configuration: {error}") from error
+    if kind not in MODEL_TYPES:
+        raise UserError(
+            f"{path} is of a model of type {kind!r}; those of {', '.join(MODEL_TYPES)} can be read."
+        )
+    for name, value in _FIXED.items():
+        if raw.get(name, value) != value:
+            raise UserError(f"{path}: {name} is {raw[name]!r}; this network has {value!r}.")
+    activation = raw.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
+    if activation not in _ACTIVATIONS:
+        raise UserError(
+            f"{path}: feed_forward_proj is {activation!r}; there are {', '.join(_ACTIVATIONS)}."
+        )
+    try:
+        scaled = _scaled(kind, raw)
+        shape = Shape(
+            vocab_size=raw["vocab_size"],
+            emb_dim=raw["d_model"],
+            num_heads=raw["num_heads"],
+            head_dim=raw["d_kv"],
+            mlp_dim=raw["d_ff"],
+            num_encoder_layers=raw["num_layers"],
+            num_decoder_layers=raw.get("num_decoder_layers") or raw["num_layers"],
+            mlp_activations=_ACTIVATIONS[activation],
+            logits_via_embedding=scaled,
+            relative_bias_per_layer=kind == "umt5",
+        )
+    except KeyError as error:
+        raise UserError(f"{path} does not say {error}") from None
+    return HfConfig(model_type=kind, shape=shape, scaled=scaled, raw=raw)
+
+
+def _scaled(kind: str, raw: Mapping[str, Any]) -> bool:
+    """Whether the version of transformers that wrote the file scales the decoder's output."""
+    if "scale_decoder_outputs" in raw:
+        return bool(raw["scale_decoder_outputs"])
+    tied = raw.get("tie_word_embeddings")
+    if kind == "mt5":
+        # Version 4 scales where the embeddings are tied; version 5 never does.
+        before_5 = str(raw.get("transformers_version", "5")).split(".")[0] < "5"
+        return tied is True and before_5
+    return tied is not False
+
+
+def write(shape: Shape, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` that transformers 4 and 5 read as this network.
+
+    Args:
+      shape: of the network.
+      shapes: of the arrays, for their type.
+      told: another `config.json` of the model, whose settings that are not the network's are kept.
+    """
+    names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    if shape.mlp_activations not in names:
+        raise UserError(f"transformers' T5 has no MLP with {shape.mlp_activations!r}.")
+    activation = names[shape.mlp_activations]
+    # The three compute the same; what they differ in is whether the bias is per layer, and, by the
+    # version of transformers, when the output is scaled.
+    kind = "t5"
+    if shape.relative_bias_per_layer:
+        kind = "umt5"
+    elif shape.vocab_size == MT5_ROWS and not shape.logits_via_embedding:
+        kind = "mt5"
+    types = {leaf.dtype.name for leaf in shapes.values()}
+    dtype = types.pop() if len(types) == 1 else "float32"
+    settings = {
+        "dropout_rate": 0.1,
+        "initializer_factor": 1.0,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        **told,
+        "architectures": [MODEL_TYPES[kind]],
+        "model_type": kind,
+        "is_encoder_decoder": True,
+        "vocab_size": shape.vocab_size,
+        "d_model": shape.emb_dim,
+        "d_kv": shape.head_dim,
+        "d_ff": shape.mlp_dim,
+        "num_heads": shape.num_heads,
+        "num_layers": shape.num_encoder_layers,
+        "num_decoder_layers": shape.num_decoder_layers,
+        "feed_forward_proj": activation,
+        "dense_act_fn": "gelu_new" if "gelu" in activation else activation.split("-")[-1],
+        "is_gated_act": activation.startswith("gated-"),
+        **_FIXED,
+        # Version 4 scales the decoder's output where these are tied, and 5 asks the same of T5.
+        "tie_word_embeddings": shape.logits_via_embedding,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+    for name in ("scale_decoder_outputs", "transformers_version"):
+        settings.pop(name, None)
+    return settings
+
+
+GENERATION_CONFIG = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}

@@ -1,0 +1,248 @@
+"""T5-family checkpoints of Hugging Face: `config.json` and safetensors, sharded or not.
+
+Kernels there are [out, in], here [in, out]; the relative position bias is [buckets, heads] there
+and lies in the first block (in every block for umT5). A model whose logits are the embedding's but
+not scaled, which T5X's networks cannot tie, is read as an untied one whose logits kernel is the
+embedding transposed: the same numbers.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from promot_t5x.checkpoints.formats import hf_config, safetensors
+from promot_t5x.checkpoints.formats.hf_config import HfConfig
+from promot_t5x.checkpoints.formats.layouts import BIAS
+from promot_t5x.checkpoints.formats.shape import EMBEDDING, LOGITS, parameters
+from promot_t5x.checkpoints.formats.source import (
+    ArraySource,
+    Shapes,
+    nbytes,
+    reading,
+    some,
+    total_bytes,
+)
+from promot_t5x.errors import UserError
+from promot_t5x.files import write_json
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+TOKENIZER_FILES = (
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+SHARD_BYTES = 5 * 10**9
+_SHARED = "shared.weight"
+_HEAD = "lm_head.weight"
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Old T5 checkpoints hold it, and no version of transformers has used it.
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+# Part of a layer -> (encoder's or decoder's index in the block, transformers' name).
+_ATTENTION = {
+    "attention": (0, "SelfAttention"),
+    "self_attention": (0, "SelfAttention"),
+    "encoder_decoder_attention": (1, "EncDecAttention"),
+}
+_NORMS = {
+    "encoder": {"pre_attention": 0, "pre_mlp": 1},
+    "decoder": {"pre_self_attention": 0, "pre_cross_attention": 1, "pre_mlp": 2},
+}
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+
+
+def tensor_name(path: str) -> tuple[str, bool]:
+    """transformers' name of a parameter, and whether it is transposed there.
+
+    Raises KeyError for a path that has none.
+    """
+    if path == EMBEDDING:
+        return _SHARED, False
+    if path == LOGITS:
+        return _HEAD, True
+    if norm := re.fullmatch(r"(encoder|decoder)/\1_norm/scale", path):
+        return f"{norm[1]}.final_layer_norm.weight", False
+    stack, block, rest = "", "0", path
+    if layer := _LAYER.fullmatch(path):
+        stack, block, rest = layer.groups()
+    elif path.endswith(f"/{BIAS}"):
+        stack, rest = path.removesuffix(f"/{BIAS}"), BIAS
+    start = f"{stack}.block.{block}.layer."
+    if rest == BIAS:
+        return start + "0.SelfAttention.relative_attention_bias.weight", True
+    part, *_, last = rest.split("/")
+    if last == "scale":
+        return start + f"{_NORMS[stack][part.removesuffix('_layer_norm')]}.layer_norm.weight", False
+    name = rest.split("/")[1]
+    if part == "mlp":
+        return start + f"{_NORMS[stack]['pre_mlp']}.DenseReluDense.{name}.weight", True
+    index, module = _ATTENTION[part]
+    return start + f"{index}.{module}.{_PROJECTIONS[name]}.weight", True
+
+
+def is_checkpoint(directory: epath.Path) -> bool:
+    """Whether a directory looks like one of Hugging Face's."""
+    return (directory / hf_config.CONFIG_FILE).is_file()
+
+
+class HfSource(ArraySource):
+    """The parameters of a Hugging Face checkpoint.
+
+    Attributes:
+      config: what its `config.json` says.
+      shape: the network's.
+    """
+
+    step = None
+
+    def __init__(self, directory: epath.Path):
+        self.config: HfConfig = hf_config.read(directory)
+        tensors = _open_tensors(directory)
+        self.shape = self.config.shape
+        embedding = _embedding_of(directory, tensors, self.config.scaled)
+        arrays = {}
+        for path, leaf in parameters(self.shape).items():
+            name, transposed = tensor_name(path)
+            name = embedding if path == EMBEDDING else name
+            if path == LOGITS and name not in tensors:
+                name = embedding
+            if name not in tensors:
+                raise UserError(f"{directory} lacks {name}, which its config.json promises.")
+            tensor = tensors[name]
+            arrays[path] = tensor.transpose() if transposed else tensor
+            if arrays[path].shape != leaf.shape:
+                raise UserError(
+                    f"{directory}: {name} is {list(tensor.shape)}, which is not what "
+                    f"{hf_config.CONFIG_FILE} says: {path} would be {list(leaf.shape)}."
+                )
+        used = {tensor_name(path)[0] for path in arrays} | {_SHARED, _HEAD, *_COPIES, _UNUSED}
+        if unknown := sorted(set(tensors) - used):
+            raise UserError(
+                f"{directory} holds {len(unknown)} tensors that are no part of a "
+                f"{self.config.model_type} model for text generation: {some(unknown)}."
+            )
+        super().__init__(directory, arrays)
+
+
+def _open_tensors(directory: epath.Path) -> dict[str, safetensors.Tensor]:
+    with reading(directory):
+        names = sorted(entry.name for entry in directory.iterdir())
+    if INDEX_FILE in names:
+        with reading(directory):
+            weight_map = json.loads((directory / INDEX_FILE).read_text())["weight_map"]
+        files = sorted(set(weight_map.values()))
+        if missing := sorted(set(files) - set(names)):
+            raise UserError(f"{directory} lacks {some(missing)}, which {INDEX_FILE} names.")
+    elif SINGLE_FILE in names:
+        weight_map, files = None, [SINGLE_FILE]
+    else:
+        old = [n for n in names if n.endswith((".bin", ".pt", ".msgpack", ".h5", ".ckpt"))]
+        held = (
+            f"; {some(old)} cannot be read without torch or running code of the file" if old else ""
+        )
+        raise UserError(
+            f"{directory} has a config.json but no {SINGLE_FILE} or {INDEX_FILE}{held}. Save it "
+            "with transformers' save_pretrained(..., safe_serialization=True)."
+        )
+    tensors: dict[str, safetensors.Tensor] = {}
+    for file in files:
+        found = safetensors.open_file(directory / file)
+        if weight_map is not None:
+            absent = sorted(n for n, f in weight_map.items() if f == file and n not in found)
+            if absent:
+                raise UserError(
+                    f"{directory / file} lacks {some(absent)}, which {INDEX_FILE} names."
+                )
+        tensors |= found
+    return tensors
+
+
+def _embedding_of(directory: epath.Path, tensors: Mapping[str, Any], scaled: bool) -> str:
+    """The name of the embedding among those that may stand for it; they must all be the same."""
+    names = [name for name in (_SHARED, *_COPIES) if name in tensors]
+    if scaled and _HEAD in tensors:
+        names.append(_HEAD)
+    if not names:
+        raise UserError(f"{directory} lacks {_SHARED}, the embedding.")
+    first, *others = names
+    for other in others:
+        if not np.array_equal(tensors[first][...], tensors[other][...]):
+            raise UserError(
+                f"{directory}: {other} differs from {first}. In this network they are one array"
+                + (
+                    " where the decoder's output is scaled (config.json)."
+                    if other == _HEAD
+                    else "."
+                )
+            )
+    return first
+
+
+class HfWriter:
+    """Writes a Hugging Face checkpoint, array by array, in any order."""
+
+    def __init__(self, directory: epath.Path, shapes: Shapes, config: Mapping[str, Any]):
+        """
+        Args:
+          directory: on a local disk; created if need be.
+          shapes: {path: shape and dtype} of all that will be written, one layer after the other.
+          config: the `config.json`.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        named = {}
+        for path, leaf in shapes.items():
+            name, transposed = tensor_name(path)
+            size = leaf.shape[::-1] if transposed else leaf.shape
+            named[name] = jax.ShapeDtypeStruct(size, leaf.dtype)
+        shards = _shards(named)
+        self._files: dict[str, safetensors.FileWriter] = {}
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(shards, 1):
+            file = SINGLE_FILE
+            if len(shards) > 1:
+                file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            writer = safetensors.FileWriter(directory / file, {n: named[n] for n in names})
+            self._files |= dict.fromkeys(names, writer)
+            weight_map |= dict.fromkeys(names, file)
+        if len(shards) > 1:
+            total = total_bytes(named)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_json(directory / INDEX_FILE, index)
+        for file, contents in (
+            (hf_config.CONFIG_FILE, config),
+            ("generation_config.json", hf_config.GENERATION_CONFIG),
+        ):
+            write_json(directory / file, contents)
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays by path."""
+        for path, array in arrays.items():
+            name, transposed = tensor_name(path)
+            self._files[name].add(name, array.T if transposed else array)
+
+    def close(self) -> None:
+        """Finish the files."""
+        for writer in set(self._files.values()):
+            writer.close()
+
+
+def _shards(named: Shapes) -> list[list[str]]:
+    """Names parted into files of at most `SHARD_BYTES`, or of one array."""
+    shards: list[list[str]] = []
+    room = 0
+    for name in sorted(named):
+        size = nbytes(named[name])
+        if size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    return shards

@@ -1,0 +1,265 @@
+"""What `promot-t5x` can do: one entry a verb, with the page that `--help` shows.
+
+Imports nothing heavy: `promot-t5x --help` must answer at once.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macro:
+    """A value that a run file takes: `--gin.NAME=VALUE`."""
+
+    name: str
+    meaning: str
+    default: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One thing that the command line does.
+
+    **Attributes:**
+
+    - `name`, `help`: as listed by `promot-t5x --help`.
+    - `target`: `module:function`, imported only when the verb runs.
+    - `takes_gin`: gin configures the function, which is called without arguments; otherwise it is
+      called with the rest of the command line and shows its own help.
+    - `description`: what it does and where the results go.
+    - `macros`: the commonest values to give.
+    - `examples`: command lines.
+    - `listed`: whether the overview names it.
+    """
+
+    name: str
+    help: str
+    target: str
+    takes_gin: bool = True
+    description: str = ""
+    macros: tuple[Macro, ...] = ()
+    examples: tuple[str, ...] = ()
+    listed: bool = True
+
+
+_MODEL_DIR = Macro(name="MODEL_DIR", meaning="the run's own directory; results go there")
+_BASE = Macro(name="INITIAL_CHECKPOINT_PATH", meaning="the pretrained checkpoint to start from")
+_TASK = Macro(
+    name="MIXTURE_OR_TASK_NAME",
+    meaning="the task to fine-tune on; `promot-t5x tasks list` shows them",
+)
+_LENGTHS = Macro(
+    name="TASK_FEATURE_LENGTHS",
+    meaning="tokens of inputs (the prompt's vectors included) and targets",
+)
+_BATCH = Macro(name="BATCH_SIZE", meaning="examples a step, over all devices", default="64")
+_DROPOUT = Macro(name="DROPOUT_RATE", meaning="dropout while weights train", default="0.1")
+_PROMPT_LENGTH = Macro(name="PROMPT_LENGTH", meaning="vectors of the prompt", default="100")
+
+OVERVIEW = """\
+Fine-tunes a T5-family model on one task without losing what it can do on all the others
+(ProMoT): stage one trains a soft prompt with the model frozen, stage two trains the model
+with that prompt attached and frozen, and the prompt is then removed.\
+"""
+
+VERBS = (
+    Verb(
+        name="train",
+        help="run one stage: prompt tuning, fine-tuning, or a stage of your own",
+        target="promot_t5x.runs.train:train",
+        description="""\
+Runs one stage: trains what the stage says (a prompt, the model, or both) from a checkpoint on
+a task, and keeps the checkpoint that is best on the task's validation split. Interrupted, the
+same command goes on from the newest checkpoint; finished, it does nothing.
+
+Results, under MODEL_DIR: config.gin (the configuration, as --dry_run prints it),
+checkpoint_<step>/, train/ (metrics), inference_eval/ (an answer a line).\
+""",
+        macros=(
+            _MODEL_DIR,
+            _BASE,
+            _TASK,
+            _LENGTHS,
+            Macro(name="TRAIN_STEPS", meaning="updates of this run", default="1000"),
+            Macro(name="LEARNING_RATE", meaning="of the model's weights", default="0.001"),
+            _BATCH,
+            _DROPOUT,
+        ),
+        examples=(
+            """\
+promot-t5x train --gin_file=models/mt5_xl.gin --gin_file=runs/finetune.gin \\
+    --gin.MODEL_DIR='"/data/rte"' --gin.MIXTURE_OR_TASK_NAME='"rte"' \\
+    --gin.INITIAL_CHECKPOINT_PATH='"/data/mt5_xl/checkpoint_1000000"' \\
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 16}\"""",
+            """\
+promot-t5x train --gin_file=/data/rte/config.gin --gin.MODEL_DIR='"/data/rte_low"' \\
+    --gin.BATCH_SIZE=16 --dry_run""",
+        ),
+    ),
+    Verb(
+        name="promot",
+        help="run ProMoT from base to table: both stages, then the comparison",
+        target="promot_t5x.runs.promot:promot",
+        description="""\
+Runs the stages of a method in order, then measures every model of the comparison: on the
+fine-tuned task with its prompt, and on the in-context tasks without any. Stages that have
+finished are not repeated; after an interruption the same command goes on where it was.
+
+Results, under MODEL_DIR: report.md (the table), <stage>/ (as `train` writes
+them), comparison/ (an answer a line for every model and task), config.gin.\
+""",
+        macros=(_MODEL_DIR, _BASE, _TASK, _LENGTHS, _PROMPT_LENGTH, _BATCH, _DROPOUT),
+        examples=(
+            "promot-t5x promot --gin_file=demo/promot.gin",
+            """\
+promot-t5x promot --gin_file=models/mt5_xxl.gin --gin_file=runs/promot.gin \\
+    --gin.MODEL_DIR='"/data/promot_rte"' --gin.MIXTURE_OR_TASK_NAME='"rte"' \\
+    --gin.INITIAL_CHECKPOINT_PATH='"/data/mt5_xxl/checkpoint_1000000"' \\
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 16}\"""",
+        ),
+    ),
+    Verb(
+        name="eval",
+        help="ask checkpoints the questions of tasks, with or without a prompt",
+        target="promot_t5x.runs.eval:evaluate",
+        description="""\
+Decodes checkpoints' answers to the examples of tasks or mixtures and scores them. Interrupted,
+the same command goes on where it was: what has been answered is not asked again.
+
+Results, under EVAL_OUTPUT_DIR: config.gin and inference_eval/ with <task>-<step>.jsonl (an answer
+a line), <task>-<step>.json (scores, and all they rest on) and <task>-metrics.jsonl; a directory
+of each, with its own inference_eval/, where there are several checkpoints or both prompt modes.\
+""",
+        macros=(
+            Macro(
+                name="CHECKPOINT_PATH", meaning="the checkpoint to measure, or several in a list"
+            ),
+            Macro(name="EVAL_OUTPUT_DIR", meaning="where the results go"),
+            Macro(
+                name="MIXTURE_OR_TASK_NAME",
+                meaning="what is asked, or several; `promot-t5x tasks list` shows them",
+            ),
+            _LENGTHS,
+            Macro(
+                name="CHECKPOINT_MODE",
+                meaning="'all': every checkpoint in those directories",
+                default="'specific'",
+            ),
+            Macro(name="PROMPT_FILE", meaning="the prompt to attach", default="None"),
+            Macro(
+                name="PROMPT_MODE",
+                meaning="with a prompt: 'kept' (so by default), 'removed' or 'both'",
+                default="None",
+            ),
+        ),
+        examples=(
+            """\
+promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
+    --gin.CHECKPOINT_PATH='"/data/rte/checkpoint_1000"' --gin.EVAL_OUTPUT_DIR='"/data/out"' \\
+    --gin.MIXTURE_OR_TASK_NAME='"rte"' --gin.TASK_FEATURE_LENGTHS="{'inputs': 512}\"""",
+            """\
+promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
+    --gin.CHECKPOINT_PATH='"/data/promot_rte/stage_two"' --gin.CHECKPOINT_MODE='"all"' \\
+    --gin.EVAL_OUTPUT_DIR='"/data/curve"' --gin.MIXTURE_OR_TASK_NAME='"icl_1shot"' \\
+    --gin.SPLIT=None --gin.TASK_FEATURE_LENGTHS="{'inputs': 2304}\"""",
+        ),
+    ),
+    Verb(
+        name="infer",
+        help="answer the questions of a file of your own",
+        target="promot_t5x.runs.infer:infer",
+        description="""\
+Answers a file: JSONL (text field `inputs`), text (a line each), or standard input ('-'). A line
+comes out for each that went in, in that order: its fields, the answer as the model put it
+(`output`), as it is read in the model's dialect (`prediction`), and its `log_prob`. Interrupted,
+the same command goes on where it was.
+
+Results, under INFER_OUTPUT_DIR: answers.jsonl, config.gin; where it is None, the answers go to
+standard output.\
+""",
+        macros=(
+            Macro(name="CHECKPOINT_PATH", meaning="the checkpoint that answers"),
+            Macro(name="INPUT_FILE", meaning="what to answer"),
+            Macro(name="INFER_OUTPUT_DIR", meaning="where the answers go"),
+            _LENGTHS,
+            Macro(name="PROMPT_FILE", meaning="the prompt to attach", default="None"),
+            Macro(
+                name="ALL_DECODES",
+                meaning="every beam or sample, besides the best",
+                default="False",
+            ),
+            Macro(
+                name="LONG_INPUTS",
+                meaning="'cut' answers what fits of an input that is too long",
+                default="'refuse'",
+            ),
+        ),
+        examples=(
+            """\
+promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
+    --gin.CHECKPOINT_PATH='"/data/promot_rte/stage_two"' --gin.INPUT_FILE='"ask.txt"' \\
+    --gin.INFER_OUTPUT_DIR='"answers"' \\
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 64}\"""",
+        ),
+    ),
+    Verb(
+        name="report",
+        help="compare what was recorded: tables, intervals, tests, plots, changed answers",
+        target="promot_t5x.cli.report:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="score",
+        help="compute scores again from the records of evaluations, without a model",
+        target="promot_t5x.cli.score:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="convert",
+        help="copy a checkpoint into another format: T5X's, Hugging Face's, this project's",
+        target="promot_t5x.cli.convert:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="launch",
+        help="start a run on TPU slices, GKE, Slurm, or in several processes here",
+        target="promot_t5x.cli.launch:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="tasks",
+        help="list, show, measure, check and prepare tasks and mixtures",
+        target="promot_t5x.cli.tasks:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="gin_path",
+        help="print where the shipped gin files are, for upstream T5X",
+        target="promot_t5x.config.config:print_gin_root",
+        takes_gin=False,
+    ),
+    Verb(
+        name="plan",
+        help="compile a run for a TPU slice without one: does it fit, what does it cost",
+        target="promot_t5x.cli.plan:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="ckpt",
+        help="show a checkpoint, compare two, verify checksums",
+        target="promot_t5x.cli.ckpt:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="prompt",
+        help="show, export and import prompt files",
+        target="promot_t5x.cli.prompt:main",
+        takes_gin=False,
+    ),
+    Verb(
+        name="bench",
+        help="time training, saves and decoding on this machine",
+        target="promot_t5x.cli.bench:main",
+        takes_gin=False,
+        listed=False,
+    ),
+)

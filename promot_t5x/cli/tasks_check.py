@@ -1,0 +1,234 @@
+"""`promot-t5x tasks check`: is a module of the user's own tasks fit to be trained on and scored?
+
+Every split is read, and the questions' own answers are scored as if a model had given them: they
+must get the top score, and empty answers must not.
+"""
+
+import argparse
+import collections
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from promot_t5x import quiet
+from promot_t5x.cli.tasks_questions import (
+    Asking,
+    answer_of,
+    asking,
+    default_split,
+    spoken_answer_of,
+)
+from promot_t5x.data import sources
+from promot_t5x.data.lazy import import_seqio
+from promot_t5x.data.questions import Question
+from promot_t5x.errors import UserError
+from promot_t5x.tasks import registry
+from promot_t5x.tasks.templates import Choice
+
+# What the project's own metrics report about the answers besides how good they are.
+_BEST_AT_ZERO = ("rouge_blank_targets",)
+_SHOTS = re.compile(r"_\d+shot$")
+_ROWS_WITH_SHOTS = 3
+_NAMED = 3
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Print a summary and return 0, or the list of problems and return 1."""
+    how = asking(arguments)
+    names = _registered_by(arguments.module)
+    problems, facts = [], []
+    for name in names:
+        report = _Report()
+        with quiet.imports():
+            _check_task(how, name, arguments.n, report)
+        problems += [f"{name}: {problem}" for problem in report.problems]
+        facts.append(f"  {name}: {'; '.join(report.facts)}")
+    if not names:
+        problems.append("it registers no task: call `register(...)` when the module is imported")
+    if problems:
+        count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        print(f"{arguments.module}: {count}", *problems, sep="\n- ")
+        return 1
+    print(f"{arguments.module}: no problems", *facts, sep="\n")
+    return 0
+
+
+class _Report:
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.facts: list[str] = []
+
+    def call(self, said: str, function: Callable[[], Any]) -> Any:
+        """What `function` returns; None and a problem if it fails in whatever way."""
+        try:
+            return function()
+        except UserError as error:
+            self.problems.append(str(error))
+        # The user's own code runs here, and a problem of it is what is looked for.
+        except Exception as error:
+            self.problems.append(f"{said}: {type(error).__name__}: {_first_line(error)}")
+        return None
+
+
+def _registered_by(module: str) -> list[str]:
+    """Names of what importing the module registers, here and with SeqIO; listed shots left out."""
+    before = set(_all_names())
+    sources.import_task_module(module)
+    return [name for name in _all_names() if name not in before]
+
+
+def _all_names() -> Iterator[str]:
+    seqio = import_seqio()
+    ours = registry.names()
+    # `x_4shot` is `x` asked in another way.
+    yield from (name for name in ours if _SHOTS.sub("", name) not in set(ours) - {name})
+    yield from seqio.TaskRegistry.names()
+    yield from seqio.MixtureRegistry.names()
+
+
+def _check_task(how: Asking, name: str, limit: int, report: _Report) -> None:
+    tasks = report.call("it cannot be built", lambda: how.tasks(name, shots=None, module=None))
+    if tasks is None:
+        return
+    if len(tasks) > 1 or tasks[0].name != name:
+        report.facts.append(f"a mixture of {', '.join(task.name for task in tasks)}")
+        return
+    (task,) = tasks
+    read = {split: _read(how, task, split, limit, report) for split in task.splits}
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in read.items())
+    report.facts.append(f"{counts} examples read")
+    for split, questions in read.items():
+        _check_rows(split, questions, report)
+    definition = task.definition
+    if definition is not None:
+        _check_labels(definition, read, limit, report)
+        _check_output_length(how, definition, read, report)
+    splits = [default_split(task), *task.splits]
+    scored = next((read[split] for split in splits if read[split]), None)
+    if scored is not None:
+        _check_scores(task, definition, scored, report)
+    if definition is not None and all(read.values()):
+        _check_shots(how, definition, report)
+
+
+def _read(how: Asking, task: Any, split: str, limit: int, report: _Report) -> list[Question]:
+    return (
+        report.call(
+            f"its split {split!r} cannot be read", lambda: how.questions(task, split, limit)
+        )
+        or []
+    )
+
+
+def _check_rows(split: str, questions: Sequence[Question], report: _Report) -> None:
+    ids = collections.Counter(question.id for question in questions)
+    again = [f"{name!r} ({count} times)" for name, count in ids.items() if count > 1]
+    if again:
+        report.problems.append(f"ids of {split!r} are not unique: {_some(again)}")
+    for said, blank in (
+        ("question", [q.id for q in questions if not q.text.strip()]),
+        ("answer", [q.id for q in questions if not answer_of(q).strip()]),
+    ):
+        if blank:
+            report.problems.append(f"{split!r} has rows with an empty {said}: ids {_some(blank)}")
+
+
+def _check_labels(
+    definition: registry.TaskDef, read: dict[str, list[Question]], limit: int, report: _Report
+) -> None:
+    answer = definition.template.answer if definition.template else None
+    if not isinstance(answer, Choice):
+        return
+    for split, questions in read.items():
+        seen = {answer_of(question) for question in questions}
+        missing = [word for word in answer.words if word not in seen]
+        # Of a split that was not read to its end, some classes may stand in the rest.
+        if questions and missing and len(questions) < limit:
+            report.problems.append(
+                f"no row of {split!r} has the label{'s' * (len(missing) > 1)} {_some(missing)}: "
+                f"is {list(answer.words)} what the field {answer.field!r} counts?"
+            )
+    report.facts.append(f"labels {', '.join(answer.words)}")
+
+
+def _check_output_length(
+    how: Asking, definition: registry.TaskDef, read: dict[str, list[Question]], report: _Report
+) -> None:
+    if how.unit != "tokens":
+        return
+    longest = max((len(q.example["targets"]) for qs in read.values() for q in qs), default=0)
+    if longest > definition.output_length:
+        report.problems.append(
+            f"its longest answer has {longest} tokens, but output_length is only "
+            f"{definition.output_length}: such answers cannot be given"
+        )
+
+
+def _check_shots(how: Asking, definition: registry.TaskDef, report: _Report) -> None:
+    if definition.shots or definition.shots_split not in definition.splits:
+        report.facts.append("no demonstrations: no split to draw them from")
+        return
+    split = definition.splits[-1]
+
+    def shown() -> Sequence[Question]:
+        (task,) = how.tasks(definition.name, shots=1, module=None)
+        return how.questions(task, split, _ROWS_WITH_SHOTS)
+
+    report.call("with one demonstration it cannot be read", shown)
+
+
+def _check_scores(
+    task: Any, definition: Any, questions: Sequence[Question], report: _Report
+) -> None:
+    process = task.task.postprocess_fn
+    metrics = task.task.predict_metric_fns
+    if not metrics:
+        report.problems.append("it has no metric functions over predictions, so no score")
+        return
+
+    def scored(said: Callable[[Question], str]) -> dict[str, float]:
+        targets = [process(q.answer, example=q.example, is_target=True) for q in questions]
+        given = [process(said(q), example=q.example, is_target=False) for q in questions]
+        values: dict[str, float] = {}
+        for metric in metrics:
+            values |= {key: float(value) for key, value in metric(targets, given).items()}
+        return values
+
+    right = report.call("scoring its own answers fails", lambda: scored(spoken_answer_of))
+    empty = report.call("scoring empty answers fails", lambda: scored(lambda _: ""))
+    if right is None or empty is None:
+        return
+    primary = next(iter(right))
+    report.facts.append(
+        f"{primary} {right[primary]:g} for its own answers, {empty[primary]:g} for empty ones"
+    )
+    if definition is not None:
+        _check_percentages(right, empty, report)
+    elif not (math.isfinite(right[primary]) and right[primary] > empty[primary]):
+        report.problems.append(
+            f"its own answers score {primary} {right[primary]:g}, no better than empty ones "
+            f"({empty[primary]:g})"
+        )
+
+
+def _check_percentages(right: dict[str, float], empty: dict[str, float], report: _Report) -> None:
+    for key, value in right.items():
+        best = 0.0 if key in _BEST_AT_ZERO else 100.0
+        if value != best:
+            report.problems.append(
+                f"its own answers score {key} {value:g} instead of {best:g}: does postprocess "
+                "change them, or does the metric compare them with something else?"
+            )
+    primary = next(iter(right))
+    if empty[primary] != 0.0:
+        report.problems.append(f"empty answers score {primary} {empty[primary]:g} instead of 0")
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(map(str, items[:_NAMED])) + more
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "").strip()

@@ -1,0 +1,147 @@
+"""The likelihood of given answers: of a batch's targets, and of each of several candidates.
+
+The candidates of an example share its encoded inputs, so rank classification over three labels
+costs one encoder pass and three short decoder rows.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from promot_t5x.decoding.batched import BatchedProgram
+from promot_t5x.decoding.length_buckets import Batch
+from promot_t5x.decoding.logits import NEGATIVE_INFINITY, token_log_prob
+from promot_t5x.decoding.search import Method
+
+Params = Mapping[str, Any]
+Tokens = Int[Array | np.ndarray, "batch length"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankClassification:
+    """The likeliest of a task's labels is the answer, whatever the model would say by itself.
+
+    Labels are compared by the log-probability of all their tokens, EOS included, as by T0
+    (https://arxiv.org/abs/2110.08207).
+
+    **Attributes:**
+
+    - `others`: how tasks without labels are answered; none refuses them.
+    """
+
+    others: Method | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """No answer is decoded: the targets themselves are scored, for perplexity."""
+
+
+def score(module: Any, params: Params, batch: Mapping[str, Tokens]) -> Float[Array, " batch"]:
+    """Log-likelihood of the targets given the inputs, as T5X's `score_batch`.
+
+    **Arguments:**
+
+    - `batch`: `encoder_input_tokens`, `decoder_input_tokens`, `decoder_target_tokens` and
+      `decoder_loss_weights`, each int32 [batch, length], not packed.
+
+    **Returns** the weighted sum of the target tokens' log-probabilities.
+    """
+    targets = jnp.asarray(batch["decoder_target_tokens"])
+    logits = module.apply(
+        {"params": params},
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        targets,
+        enable_dropout=False,
+    ).astype(jnp.float32)
+    log_probs = token_log_prob(logits, targets)
+    return jnp.sum(log_probs * batch["decoder_loss_weights"], axis=-1)
+
+
+def score_candidates(
+    module: Any,
+    params: Params,
+    encoder_input_tokens: Tokens,
+    candidates: Int[Array, "batch n tokens"],
+) -> Float[Array, "batch n"]:
+    """Log-likelihood of each candidate given its row's inputs; -1e7 for one of padding alone.
+
+    **Arguments:**
+
+    - `encoder_input_tokens`: ids, 0 where padded.
+    - `candidates`: ids, EOS included, 0 where padded.
+    """
+    variables = {"params": params}
+    encoder_input_tokens = jnp.asarray(encoder_input_tokens)
+    encoded = module.apply(variables, encoder_input_tokens, enable_dropout=False, method="encode")
+    cross = module.apply(variables, encoded, method="cross_key_values")
+    targets = candidates.reshape(-1, candidates.shape[-1])
+    logits = module.apply(
+        variables,
+        None,
+        encoder_input_tokens,
+        jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        targets,
+        enable_dropout=False,
+        cross_key_values=cross,
+        method="decode",
+    ).astype(jnp.float32)
+    log_probs = jnp.sum(token_log_prob(logits, targets) * (targets > 0), axis=-1)
+    is_padding = ~jnp.any(candidates > 0, axis=-1)
+    return jnp.where(is_padding, NEGATIVE_INFINITY, log_probs.reshape(candidates.shape[:2]))
+
+
+@dataclasses.dataclass
+class Scorer(BatchedProgram):
+    """Scores candidates of examples of any lengths, with a few compiled programs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._program = jax.jit(self._score, out_shardings=self._replicated)
+
+    def run(
+        self,
+        params: Params,
+        sequences: Sequence[np.ndarray],
+        candidates: Sequence[Sequence[np.ndarray]],
+        batches: Sequence[Batch],
+    ) -> Iterator[tuple[Batch, Float[np.ndarray, "rows n"]]]:
+        """Score some of the batches of a plan; yields each with its rows' log-likelihoods.
+
+        Rows with fewer candidates than the most there are have -1e7 for the rest.
+
+        **Arguments:**
+
+        - `sequences`, `candidates`: of all examples that were planned for; int32 ids without
+          padding. The plan's limits are the lengths of the examples' longest candidates.
+        """
+        return self._results(self._started(params, sequences, candidates, batches))
+
+    def _started(
+        self,
+        params: Params,
+        sequences: Sequence[np.ndarray],
+        candidates: Sequence[Sequence[np.ndarray]],
+        batches: Sequence[Batch],
+    ) -> Iterator[tuple[Batch, Array]]:
+        most = max(map(len, candidates), default=0)
+        for batch in batches:
+            targets = np.zeros((self.batch_size, most, batch.output_length), np.int32)
+            for position, row in enumerate(batch.rows):
+                for number, ids in enumerate(candidates[row]):
+                    targets[position, number, : len(ids)] = ids
+            scores = self._program(params, self._padded(sequences, batch), self._place(targets))
+            yield batch, scores
+
+    def _score(
+        self, params: Params, tokens: Tokens, candidates: Int[Array, "batch n tokens"]
+    ) -> Float[Array, "batch n"]:
+        # Python runs this body once per program, when it is traced.
+        self.compilations.append((tokens.shape[1], candidates.shape[2]))
+        return score_candidates(self.module, params, tokens, candidates)

@@ -1,0 +1,129 @@
+"""The model as training sees it: a network, its vocabularies and its loss."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Shaped
+
+from promot_t5x.errors import UserError
+from promot_t5x.models import loss
+from promot_t5x.network import transformer
+from promot_t5x.tasks import dialects, format
+
+Batch = Mapping[str, Shaped[Array, "_ _"]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoderModel:
+    """A T5 network with the loss that trains it; named and bound in gin as T5X's is.
+
+    **Attributes:**
+
+    - `module`: the network; its config says how many prompts there are and how long they are.
+    - `input_vocabulary`, `output_vocabulary`: one `seqio.Vocabulary` under T5X's two names: the
+      encoder and the decoder share the embedding. The tasks must tokenise with it.
+    - `label_smoothing`, `z_loss`: coefficients of the loss, see `loss.token_loss`.
+    - `loss_normalizing_factor`: what the summed loss is divided by, see `loss.normalizer`.
+    - `loss_chunk_tokens`: target tokens whose logits [tokens, vocab] exist at one time.
+    - `dialect`: how the model is asked and where its answer stands, see `tasks.dialects`.
+    - `task_format`: how prompts are put together where the paper is silent, see `tasks.format`.
+      Both apply to the project's tasks and the user's, not to those registered with SeqIO.
+    """
+
+    module: transformer.Transformer
+    input_vocabulary: Any
+    output_vocabulary: Any
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    loss_normalizing_factor: float | str | None = None
+    loss_chunk_tokens: int = 1024
+    dialect: dialects.Dialect = dialects.PLAIN
+    task_format: format.Format = format.DEFAULT
+
+    def __post_init__(self) -> None:
+        loss.check_normalizer(self.loss_normalizing_factor)
+        loss.check_settings(self.label_smoothing, self.loss_chunk_tokens)
+        if self.input_vocabulary != self.output_vocabulary:
+            raise UserError(
+                f"input_vocabulary ({self.input_vocabulary}) and output_vocabulary "
+                f"({self.output_vocabulary}) differ, but the encoder and the decoder share one "
+                "embedding; set both to %VOCABULARY."
+            )
+        if self.vocabulary.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"The vocabulary {type(self.vocabulary).__name__} has {self.vocabulary.vocab_size} "
+                f"ids, the model's embedding only NUM_EMBEDDINGS = {self.config.vocab_size} rows; "
+                "raise NUM_EMBEDDINGS or choose the model's own VOCABULARY."
+            )
+
+    @property
+    def vocabulary(self) -> Any:
+        return self.input_vocabulary
+
+    @property
+    def config(self) -> transformer.T5Config:
+        return self.module.config
+
+    @property
+    def prompt_shape(self) -> tuple[int, int, int]:
+        """[prompts, length, embed] of the prompt table; zeros where there is none."""
+        config = self.config
+        return config.num_prompts, config.prompt_length, config.emb_dim
+
+    def without_prompt(self) -> "EncoderDecoderModel":
+        """The same model with no prompt table: an ordinary T5."""
+        return self._with(num_prompts=0, prompt_length=0)
+
+    def unscanned(self) -> "EncoderDecoderModel":
+        """The same model with its layers one by one, as checkpoints hold them."""
+        return self._with(scan_layers=False)
+
+    def _with(self, **changes: Any) -> "EncoderDecoderModel":
+        config = dataclasses.replace(self.config, **changes)
+        return dataclasses.replace(self, module=transformer.Transformer(config=config))
+
+    def loss_sums(self, params: Any, batch: Batch, dropout_key: Any | None = None) -> loss.LossSums:
+        """Sums over the batch's target tokens; dropout is off without a key."""
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        module, variables = self.module, {"params": params}
+        hidden: Any = module.apply(
+            variables,
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            batch["decoder_target_tokens"],
+            encoder_segment_ids=batch.get("encoder_segment_ids"),
+            decoder_segment_ids=batch.get("decoder_segment_ids"),
+            encoder_positions=batch.get("encoder_positions"),
+            decoder_positions=batch.get("decoder_positions"),
+            enable_dropout=dropout_key is not None,
+            rngs=rngs,
+            method=transformer.Transformer.hidden,
+        )
+
+        def project(chunk: Float[Array, "batch t embed"]) -> Float[Array, "batch t vocab"]:
+            logits: Any = module.apply(variables, chunk, method=transformer.Transformer.logits)
+            return logits
+
+        return loss.token_loss(
+            project,
+            hidden,
+            batch["decoder_target_tokens"],
+            batch["decoder_loss_weights"],
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+            chunk_tokens=self.loss_chunk_tokens,
+        )
+
+    def initial_params(self, rng: jax.Array) -> Any:
+        """Random parameters, a nested dict."""
+        return transformer.initial_params(self.config, rng)[0]
+
+    def param_shapes(self) -> Any:
+        """The tree of parameters as `jax.ShapeDtypeStruct`s."""
+        return transformer.param_shapes(self.config)
+
+    def param_axes(self) -> Any:
+        """The tree of parameters with a tuple of logical axis names a leaf."""
+        return transformer.param_axes(self.config)

@@ -1,0 +1,268 @@
+"""T5 1.0, T5 1.1, mT5, umT5, ByT5 as a flax module with T5X's signatures and parameter tree.
+
+The module trains under upstream T5X as it is. What it adds: soft prompts (`prompt`), stacks of
+layers scanned or recomputed (`stacks`), logits computed apart from the hidden states, and
+cross-attention keys and values that are projected once and shared by the beams of an example.
+
+Parameter paths: `token_embedder/embedding`, `encoder/layers_0/attention/query/kernel`, ...,
+`decoder/logits_dense/kernel`; scanned, `encoder/encoder/attention/query/kernel`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from promot_t5x.network.attention import causal_mask, padding_mask, segment_mask
+from promot_t5x.network.config import T5Config
+from promot_t5x.network.layers import Embed
+from promot_t5x.network.stacks import CrossKeyValues, Decoder, Encoder, Hidden
+
+# Of any type: T5X initialises a module with float32 ones, which stand for ids all the same.
+Tokens = Shaped[Array | np.ndarray, "_ _"]
+
+
+class Transformer(nn.Module):
+    """An encoder-decoder with T5X's `__call__`, `encode` and `decode`.
+
+    Tokens are [batch, length], padded with 0. Positions are accepted for the protocol's sake: T5
+    knows relative positions only, and inside a packed example those need no help.
+    """
+
+    config: T5Config
+
+    def setup(self):
+        self.token_embedder = Embed(self.config)
+        self.encoder = Encoder(self.config, self.token_embedder)
+        self.decoder = Decoder(self.config, self.token_embedder)
+
+    @property
+    def scan_layers(self) -> bool:
+        """Whether caches have a leading axis of layers; upstream's decoding asks for it."""
+        return self.config.scan_layers
+
+    def encode(
+        self,
+        encoder_input_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        enable_dropout: bool = True,
+    ) -> Hidden:
+        """Encode [batch, length] ids, virtual ones among them, to [batch, length, embed]."""
+        ids = _as_ids(encoder_input_tokens)
+        mask = padding_mask(ids, ids)
+        if encoder_segment_ids is not None:
+            segments = _as_ids(encoder_segment_ids)
+            mask = mask & segment_mask(segments, segments)
+        return self.encoder(ids, mask, deterministic=not enable_dropout)
+
+    def cross_key_values(self, encoded: Hidden) -> CrossKeyValues:
+        """Project encoded inputs to every decoder layer's keys and values, for `decode`.
+
+        Returns a `KeyValues` a layer in a tuple, or one with a leading axis of layers if the
+        layers are scanned; each array is [batch, heads, head_dim, length].
+        """
+        return self.decoder.cross_key_values(encoded)
+
+    def decode(
+        self,
+        encoded: Float[Array, "_ _ embed"] | None,
+        encoder_input_tokens: Tokens,
+        decoder_input_tokens: Tokens,
+        decoder_target_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        decoder_segment_ids: Tokens | None = None,
+        decoder_positions: Tokens | None = None,
+        enable_dropout: bool = True,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+        cross_key_values: CrossKeyValues | None = None,
+    ) -> Float[Array, "_ _ vocab"]:
+        """Logits of decoder tokens, or of one position of them.
+
+        - `encoder_input_tokens`: for the mask; of the batch of `encoded`.
+        - decoder tokens: their batch may be K times the encoder's, K rows for each example in
+          turn, which share what is encoded of it.
+        - `decode`: use the cache collection. The first call makes it, as long as
+          `decoder_input_tokens`; the next ones take one position, [batch, 1], each, and
+          `max_decode_length`, the cache's length.
+        - `cross_key_values`: of the method of this name; `encoded` is then not read and may be
+          None.
+        """
+        del decoder_positions
+        hidden = self._decoder_hidden(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            enable_dropout=enable_dropout,
+            decode=decode,
+            max_decode_length=max_decode_length,
+            cross_key_values=cross_key_values,
+        )
+        return self.decoder.logits(hidden)
+
+    def hidden(
+        self,
+        encoder_input_tokens: Tokens,
+        decoder_input_tokens: Tokens,
+        decoder_target_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        decoder_segment_ids: Tokens | None = None,
+        encoder_positions: Tokens | None = None,
+        decoder_positions: Tokens | None = None,
+        *,
+        enable_dropout: bool = True,
+        decode: bool = False,
+    ) -> Float[Array, "_ _ embed"]:
+        """The decoder's final activations, [batch, length, embed]; `logits` takes them on.
+
+        A loss that projects them a few tokens at a time never holds [batch, length, vocab].
+        """
+        del encoder_positions, decoder_positions
+        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
+        return self._decoder_hidden(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            enable_dropout=enable_dropout,
+            decode=decode,
+        )
+
+    def logits(self, hidden: Hidden) -> Float[Array, "batch length vocab"]:
+        """Project final activations to float32 logits."""
+        return self.decoder.logits(hidden)
+
+    def __call__(
+        self,
+        encoder_input_tokens: Tokens,
+        decoder_input_tokens: Tokens,
+        decoder_target_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        decoder_segment_ids: Tokens | None = None,
+        encoder_positions: Tokens | None = None,
+        decoder_positions: Tokens | None = None,
+        *,
+        enable_dropout: bool = True,
+        decode: bool = False,
+    ) -> Float[Array, "_ _ vocab"]:
+        """Logits, [batch, target length, vocab], of a batch with teacher forcing.
+
+        Packed batches come with the segment ids of both sides. `decode=True` makes the caches
+        for decoding `decoder_input_tokens`' length.
+        """
+        hidden = self.hidden(
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            encoder_positions,
+            decoder_positions,
+            enable_dropout=enable_dropout,
+            decode=decode,
+        )
+        return self.decoder.logits(hidden)
+
+    def _decoder_hidden(
+        self,
+        encoded: Float[Array, "_ _ embed"] | None,
+        encoder_input_tokens: Tokens,
+        decoder_input_tokens: Tokens,
+        decoder_target_tokens: Tokens,
+        encoder_segment_ids: Tokens | None,
+        decoder_segment_ids: Tokens | None,
+        *,
+        enable_dropout: bool,
+        decode: bool,
+        max_decode_length: int | None = None,
+        cross_key_values: CrossKeyValues | None = None,
+    ) -> Float[Array, "_ _ embed"]:
+        sources, targets = _as_ids(encoder_input_tokens), _as_ids(decoder_target_tokens)
+        if decode:
+            if encoder_segment_ids is not None or decoder_segment_ids is not None:
+                raise ValueError("Packed examples cannot be decoded: segment ids were given.")
+            # What was generated is never padding, whatever its id.
+            mask, cross_mask = None, (sources > 0)[:, None, None, :]
+        else:
+            mask, cross_mask = _decoder_masks(
+                sources, targets, encoder_segment_ids, decoder_segment_ids
+            )
+        return self.decoder(
+            _as_ids(decoder_input_tokens),
+            encoded,
+            cross_key_values,
+            mask,
+            cross_mask,
+            deterministic=not enable_dropout,
+            decode=decode,
+            max_decode_length=max_decode_length,
+        )
+
+
+def _as_ids(tokens: Tokens) -> Int[Array, "_ _"]:
+    return jnp.asarray(tokens).astype(jnp.int32)
+
+
+def _decoder_masks(
+    sources: Int[Array, "rows source"],
+    targets: Int[Array, "batch target"],
+    encoder_segment_ids: Tokens | None,
+    decoder_segment_ids: Tokens | None,
+) -> tuple[Bool[Array, "batch 1 target target"], Bool[Array, "rows 1 queries source"]]:
+    """Masks of self- and cross-attention; rows that share a source are queries of one row."""
+    rows = sources.shape[0]
+    mask = padding_mask(targets, targets) & causal_mask(targets.shape[1])
+    cross_mask = padding_mask(targets.reshape(rows, -1), sources)
+    if (encoder_segment_ids is None) != (decoder_segment_ids is None):
+        raise ValueError("Segment ids must be given for both the encoder and the decoder.")
+    if encoder_segment_ids is not None and decoder_segment_ids is not None:
+        segments = _as_ids(decoder_segment_ids)
+        mask = mask & segment_mask(segments, segments)
+        cross_mask = cross_mask & segment_mask(
+            segments.reshape(rows, -1), _as_ids(encoder_segment_ids)
+        )
+    return mask, cross_mask
+
+
+def _initialise(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+    tokens = jnp.ones((1, 2), jnp.int32)
+    return dict(Transformer(config).init(rng, tokens, tokens, tokens, enable_dropout=False))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _random_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+    return _initialise(config, rng)["params"]
+
+
+def initial_params(config: T5Config, rng: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Random float32 parameters, a nested dict, and the logical axes of each, a tuple a leaf."""
+    return _random_params(config, rng), param_axes(config)
+
+
+@functools.cache
+def _shapes(config: T5Config) -> dict[str, Any]:
+    """The shapes of all variables; tracing a network for them takes a second."""
+    return jax.eval_shape(functools.partial(_initialise, config), jax.random.key(0))
+
+
+def param_shapes(config: T5Config) -> dict[str, Any]:
+    """The tree of parameters as `jax.ShapeDtypeStruct`s; computes nothing."""
+    return jax.tree.map(lambda leaf: leaf, _shapes(config)["params"])
+
+
+def param_axes(config: T5Config) -> dict[str, Any]:
+    """The tree of parameters with a tuple of logical axis names a leaf; computes nothing."""
+    flat = flatten_dict(_shapes(config)["params_axes"])
+    return unflatten_dict(
+        {(*path[:-1], path[-1].removesuffix("_axes")): axes.names for path, axes in flat.items()}
+    )

@@ -1,0 +1,295 @@
+"""The configured run, read from its gin files, as the programs that it will compile.
+
+Planning has neither weights nor data nor a vocabulary: what a run only reads them for gets a
+stand-in, and arrays are shapes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+import jax
+
+from promot_t5x.config import config
+from promot_t5x.data import sources
+from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.evaluation.answering import shared_decoder
+from promot_t5x.evaluation.evaluator import EvalConfig
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.planning import flops
+from promot_t5x.runs import eval, promot, train
+from promot_t5x.runs.program import StageProgram
+from promot_t5x.runs.stages import Stage
+from promot_t5x.tasks import registry
+from promot_t5x.training.state import flatten, laid_out, unflatten
+
+ROOTS = (promot.promot, train.train, eval.evaluate)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnyVocabulary:
+    """Stands where a vocabulary would: no text is read."""
+
+    vocab_size: int = 0
+    eos_id: int = 1
+
+
+# Macros of what a plan has no use for, and what they are instead.
+STAND_INS = {
+    "MODEL_DIR": "''",
+    "INITIAL_CHECKPOINT_PATH": "None",
+    "CHECKPOINT_PATH": "None",
+    "EVAL_OUTPUT_DIR": "''",
+    "VOCABULARY": "@AnyVocabulary()",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Questions that the run asks: `behind_prompt` or plainly, with what some stage has in memory.
+
+    `stage` is the one that asks them while it trains; none asks with float32 weights alone.
+    """
+
+    name: str
+    questions: EvalConfig
+    behind_prompt: bool
+    stage: Stage | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A configured run. `text` is its configuration, resolved; `macros` are the names in it."""
+
+    model: EncoderDecoderModel
+    stages: Sequence[Stage]
+    asked: Sequence[Asked]
+    partitioner: Partitioner
+    text: str
+    macros: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """One program of a run on a mesh.
+
+    **Attributes:**
+
+    - `name`: the stage's, or what is asked.
+    - `parameter_bytes`, `optimiser_bytes`: held by each chip.
+    - `waiting_bytes`: held by each chip while the program runs, without being an argument of it.
+    - `flops`: see `planning.flops`.
+    - `steps`: how often the run is configured to run it; none where that depends on the data.
+    - `lower`: lowers it for the mesh's devices.
+    """
+
+    name: str
+    parameter_bytes: int
+    optimiser_bytes: int
+    waiting_bytes: int = 0
+    flops: flops.Flops
+    steps: int | None
+    lower: Callable[[], jax.stages.Lowered]
+
+
+def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> Run:
+    """Read a run's gin files as its verb would. **Raises** `UserError` as the verb would."""
+    config.configured(AnyVocabulary)
+    for root in ROOTS:
+        config.configured(root)
+    config.parse(files, bindings, search_paths, stand_ins=STAND_INS)
+    bound = [root for root in ROOTS if gin.get_bindings(root, resolve_references=False)]
+    if len(bound) != 1:
+        names = ", ".join(f"{root.__module__.split('.')[-1]}.{root.__name__}" for root in ROOTS)
+        raise UserError(
+            f"the configuration binds {len(bound)} of {names}: give the model's and the run's "
+            "files of one run, as for its own verb."
+        )
+    config.check(bound)
+    given: Any = gin.get_bindings(bound[0])
+    if bound[0] is train.train:
+        stages, asked = [given["stage"]], []
+    elif bound[0] is promot.promot:
+        stages, asked = list(given["stages"]), _compared(given["comparison"])
+    else:
+        stages = []
+        asked = [_asked(given["questions"], behind_prompt=bool(given.get("prompt_path")))]
+    validated = [
+        Asked(
+            name=f"{stage.name} validation",
+            questions=stage.evaluation,
+            behind_prompt=stage.prompt is not None,
+            stage=stage,
+        )
+        for stage in stages
+        if stage.evaluation is not None
+    ]
+    reviewed = [
+        Asked(name=f"{stage.name} suite", questions=stage.suite, behind_prompt=False, stage=stage)
+        for stage in stages
+        if stage.suite is not None and stage.suite_period is not None
+    ]
+    return Run(
+        model=given["model"],
+        stages=stages,
+        asked=[*validated, *reviewed, *asked],
+        partitioner=given["partitioner"],
+        text=config.resolved_str(),
+        macros=config.macros(),
+    )
+
+
+def _compared(comparison: promot.Comparison) -> list[Asked]:
+    """What the comparison asks every row."""
+    asked = []
+    for index, target in enumerate(comparison.targets):
+        prompts = {row.prompts[index] for row in comparison.rows if row.prompts}
+        asked.append(_asked(target, behind_prompt=False))
+        if prompts - {None}:
+            asked.append(_asked(target, behind_prompt=True))
+    if comparison.suite is not None:
+        asked.append(_asked(comparison.suite, behind_prompt=False))
+    return asked
+
+
+def _asked(questions: EvalConfig, *, behind_prompt: bool) -> Asked:
+    name = f"ask {questions.name}" + " with prompt" * behind_prompt
+    return Asked(name=name, questions=questions, behind_prompt=behind_prompt)
+
+
+def on_devices(run: Run, devices: Sequence[Any]) -> Partitioner:
+    """The run's mesh, on these devices."""
+    return dataclasses.replace(run.partitioner, devices=tuple(devices))
+
+
+def programs(run: Run, devices: Sequence[Any]) -> list[Program]:
+    """Everything that the run compiles on a mesh of these devices; equal programs once.
+
+    Of what it asks, the longest inputs and answers, which need the most.
+    """
+    partitioner = on_devices(run, devices)
+    found = [_training(run.model, stage, partitioner) for stage in run.stages]
+    seen: set[Any] = set()
+    for asked in run.asked:
+        key, program = _decoding(run.model, asked, partitioner)
+        if key not in seen:
+            seen.add(key)
+            found.append(program)
+    return found
+
+
+def chosen(found: Sequence[Program], only: Sequence[str]) -> list[Program]:
+    """Those of the given names; all if there are none. **Raises** `UserError` for unknown ones."""
+    names = [program.name for program in found]
+    for name in only:
+        if name not in names:
+            raise UserError(
+                f"--only={name}: the run has no such program; it has {', '.join(names)}."
+                f"{did_you_mean(name, names)}"
+            )
+    return [program for program in found if not only or program.name in only]
+
+
+def _training(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner) -> Program:
+    data = stage.train_dataset
+    partitioner.check_batch(data.batch_size // stage.microbatches, f"stage {stage.name!r}: a batch")
+    program = _program(model, stage, partitioner)
+    shapes = program.state_shapes()
+    return Program(
+        name=stage.name,
+        parameter_bytes=bytes_a_chip(shapes.params),
+        optimiser_bytes=bytes_a_chip(shapes.opt_state),
+        flops=flops.training(
+            _of_stage(model, stage),
+            stage.trainable,
+            batch=data.batch_size,
+            lengths=data.task_feature_lengths,
+            microbatches=stage.microbatches,
+        ),
+        steps=stage.train_steps,
+        lower=program.lower,
+    )
+
+
+def _of_stage(model: EncoderDecoderModel, stage: Stage) -> EncoderDecoderModel:
+    return model if stage.prompt is not None else model.without_prompt()
+
+
+def _program(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner) -> StageProgram:
+    return StageProgram(_of_stage(model, stage), stage, partitioner)
+
+
+def _decoding(
+    model: EncoderDecoderModel, asked: Asked, partitioner: Partitioner
+) -> tuple[Any, Program]:
+    questions = asked.questions
+    inputs, outputs = questions.task_feature_lengths["inputs"], answer_length(questions)
+    waiting = 0
+    if asked.stage is not None:
+        state = _program(model, asked.stage, partitioner).state_shapes()
+        held, waiting = flatten(state.params), bytes_a_chip(state.opt_state)
+        params = unflatten(
+            {p: leaf for p, leaf in held.items() if asked.behind_prompt or p != PROMPT_PATH}
+        )
+    model = model if asked.behind_prompt else model.without_prompt()
+    if asked.stage is None:
+        params = laid_out(model.param_shapes(), model.param_axes(), partitioner)
+    decoder = shared_decoder(
+        model.module,
+        questions.decoding_method,
+        questions.batch_size,
+        model.vocabulary.eos_id,
+        partitioner.sharding(("batch",)),
+    )
+
+    def lower() -> jax.stages.Lowered:
+        with partitioner.activate():
+            return decoder.lower(params, inputs, outputs)
+
+    program = Program(
+        name=asked.name,
+        parameter_bytes=bytes_a_chip(params),
+        optimiser_bytes=0,
+        waiting_bytes=waiting,
+        flops=flops.decoding(
+            model.config,
+            params,
+            batch=questions.batch_size,
+            inputs=inputs,
+            outputs=outputs,
+            hypotheses=questions.decoding_method.num_decodes,
+        ),
+        steps=None,
+        lower=lower,
+    )
+    dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
+    method = questions.decoding_method
+    key = (model.config, dtypes, inputs, outputs, questions.batch_size, method, waiting)
+    return key, program
+
+
+def answer_length(questions: EvalConfig) -> int:
+    """Tokens of the longest answer of any of the tasks that are asked."""
+    lengths = questions.task_feature_lengths
+    if "targets" in lengths:
+        return lengths["targets"]
+    if questions.module:
+        sources.import_task_module(questions.module)
+    tasks = [
+        task
+        for name in questions.names
+        for task in (registry.get_mixture(name).rates if registry.is_mixture(name) else [name])
+    ]
+    return max(registry.get_task(task).output_length for task in tasks)
+
+
+def bytes_a_chip(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings that lie on each chip."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

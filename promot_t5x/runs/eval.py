@@ -1,0 +1,199 @@
+"""Measure checkpoints on tasks and mixtures, with a prompt, without, or both: `promot-t5x eval`."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+import jax
+from etils import epath
+
+from promot_t5x.checkpoints import restoring
+from promot_t5x.config import config
+from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.evaluation.evaluator import EvalConfig, Evaluator, eval_run
+from promot_t5x.evaluation.records import EvalRun, TaskResult
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network.prompt import PROMPT_AXES
+from promot_t5x.report import rows as report
+from promot_t5x.runs import run_directory
+from promot_t5x.runs.weights import Weights
+from promot_t5x.training.state import Tree, flatten, laid_out, unflatten, with_prompt
+
+CHECKPOINT_MODES = ("specific", "all")
+PROMPT_MODES = ("kept", "removed", "both")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One of the checkpoints of an evaluation, and what its results are called."""
+
+    path: str
+    label: str
+    step: int
+
+
+def evaluate(
+    *,
+    model: EncoderDecoderModel,
+    checkpoint_path: str | Sequence[str],
+    checkpoint_mode: str = "specific",
+    prompt_path: str | None = None,
+    prompt_mode: str | None = None,
+    questions: EvalConfig,
+    output_dir: str,
+    partitioner: Partitioner,
+) -> dict[str, list[TaskResult]]:
+    """Ask checkpoints the questions of tasks, score the answers and write them down.
+
+    What an earlier launch has answered is not asked again.
+
+    **Arguments:**
+
+    - `checkpoint_path`: one or several of anything that can be a base; a prompt in it is left
+      behind.
+    - `checkpoint_mode`: `specific`, or `all` for every checkpoint in those directories.
+    - `prompt_path`: a prompt file to attach, or none to ask without one.
+    - `prompt_mode`: with a prompt, whether it is `kept` (the default), `removed`, or `both`.
+    - `output_dir`: gets `config.gin` and `inference_eval/`; where there are several checkpoints or
+      both modes, a directory for each with its own `inference_eval/`.
+
+    **Returns** the results by the names of those directories.
+    """
+    directory = epath.Path(output_dir)
+    modes = _prompt_modes(prompt_path, prompt_mode)
+    paths = [checkpoint_path] if isinstance(checkpoint_path, str) else list(checkpoint_path)
+    checkpoints = find_checkpoints(paths, checkpoint_mode)
+    models = {mode: model if mode == "kept" else model.without_prompt() for mode in modes}
+    weights = Weights(models.get("kept", models[modes[0]]))
+    for checkpoint in checkpoints:
+        weights.check(checkpoint.path, {}, "base")
+    weights.check(prompt_path, {}, "prompt")
+    # One prompt precedes whatever is asked behind it; several belong to a task each.
+    index = 0 if models[modes[0]].prompt_shape[0] == 1 else None
+    evaluators = {
+        mode: Evaluator(models[mode], questions, partitioner, index if mode == "kept" else None)
+        for mode in modes
+    }
+    run_directory.claim(directory, config.resolved_str())
+
+    found = {}
+    for checkpoint in checkpoints:
+        for mode in modes:
+            name = "_".join(
+                [checkpoint.label] * (len(checkpoints) > 1) + [f"prompt_{mode}"] * (len(modes) > 1)
+            )
+            attached = prompt_path if mode == "kept" else None
+            place = directory / name
+            params, run = load(weights, checkpoint, attached, place, models[mode], partitioner)
+            with partitioner.activate():
+                found[name] = evaluators[mode].run(params, f"[{name or 'evaluate'}]", run)
+            del params
+            if jax.process_index() == 0:
+                for result in found[name]:
+                    print(_line(name, result), flush=True)
+    return found
+
+
+def load(
+    weights: Weights,
+    checkpoint: Checkpoint,
+    prompt_path: str | None,
+    directory: epath.Path,
+    model: EncoderDecoderModel,
+    partitioner: Partitioner,
+) -> tuple[Tree, EvalRun]:
+    """The parameters of a checkpoint on the mesh, behind a prompt if there is one, and whose
+    answers they give in `directory`."""
+    plain = model.without_prompt()
+    wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
+    loaded = weights.read(checkpoint.path, flatten(wanted), seed=0)
+    params, prompt_origin = unflatten(loaded.arrays), None
+    if prompt_path:
+        table, prompt_origin = weights.prompt(prompt_path, seed=0, base=checkpoint.path)
+        placed = partitioner.place(table, partitioner.sharding(PROMPT_AXES))
+        params = with_prompt(params, placed)
+    run = eval_run(
+        directory,
+        checkpoint.step,
+        params,
+        path=checkpoint.path,
+        origin=loaded.origin,
+        prompt_origin=prompt_origin,
+    )
+    return params, run
+
+
+def find_checkpoints(paths: Sequence[str], mode: str) -> list[Checkpoint]:
+    """The checkpoints that paths name, each with a label of its own.
+
+    **Raises** `UserError` for a mode that there is not, for `all` of a directory without
+    checkpoints, and for a checkpoint that is named twice.
+    """
+    if mode not in CHECKPOINT_MODES:
+        raise UserError(
+            f"CHECKPOINT_MODE = {mode!r} must be one of {', '.join(CHECKPOINT_MODES)}."
+            f"{did_you_mean(mode, CHECKPOINT_MODES)}"
+        )
+    if not paths:
+        raise UserError("CHECKPOINT_PATH = [] names no checkpoint.")
+    found = list(paths) if mode == "specific" else [p for path in paths for p in _all_in(path)]
+    if twice := sorted({path for path in found if found.count(path) > 1}):
+        raise UserError(f"CHECKPOINT_PATH names {twice[0]} twice.")
+    labels = _labels(found)
+    return [
+        Checkpoint(path=path, label=label, step=_step_of(path))
+        for path, label in zip(found, labels, strict=True)
+    ]
+
+
+def _all_in(path: str) -> Iterator[str]:
+    """Paths of a directory's checkpoints, ours or T5X's, by their steps."""
+    directory = restoring.absolute(path)
+    steps = restoring.complete_steps(directory) or restoring.numbered(directory, restoring.PREFIX)
+    if not steps:
+        raise UserError(
+            f"CHECKPOINT_MODE = 'all', but {path} holds no {restoring.PREFIX}<step>. Name the "
+            "directory of a stage, or one checkpoint with CHECKPOINT_MODE = 'specific'."
+        )
+    for step in steps:
+        yield str(epath.Path(path) / f"{restoring.PREFIX}{step}")
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of paths that tell them apart, as names of directories."""
+    parts = [[re.sub(r"[^\w.-]+", "_", part) for part in path.split("/") if part] for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        labels = ["_".join(part[-count:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{number}_{label}" for number, label in enumerate(labels)]
+
+
+def _step_of(path: str) -> int:
+    """The step of a checkpoint; of a stage's directory, that of its newest one; else 0."""
+    name = path.rstrip("/").rpartition("/")[2]
+    if match := re.fullmatch(rf"{restoring.PREFIX}(\d+)", name):
+        return int(match[1])
+    directory = restoring.absolute(path)
+    steps = restoring.complete_steps(directory) if directory.is_dir() else []
+    return steps[-1] if steps else 0
+
+
+def _prompt_modes(prompt_path: str | None, mode: str | None) -> list[str]:
+    if mode not in (None, *PROMPT_MODES):
+        raise UserError(
+            f"PROMPT_MODE = {mode!r} must be one of {', '.join(PROMPT_MODES)}."
+            f"{did_you_mean(str(mode), PROMPT_MODES)}"
+        )
+    if prompt_path is None and mode in ("kept", "both"):
+        raise UserError(f"PROMPT_MODE = {mode!r} needs a prompt: set PROMPT_FILE.")
+    if prompt_path is None:
+        return ["removed"]
+    return ["kept", "removed"] if mode == "both" else [mode or "kept"]
+
+
+def _line(name: str, result: TaskResult) -> str:
+    scores = "  ".join(f"{k} {report.number(v)}" for k, v in result.metrics.items())
+    start = f"{name}  " if name else ""
+    return f"{start}{result.task}  {scores}  ({len(result.records)} examples)"

@@ -1,0 +1,224 @@
+"""Answer inputs of one's own: a JSONL file, a text file or standard input in, JSONL out.
+
+The output has a line an input, in the order of the inputs. In a directory it is resumable: what
+has been answered when a run is killed is not answered again.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from promot_t5x.config import config, validation
+from promot_t5x.data.questions import trim
+from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.evaluation.answering import Answer, Answerer, Ask, first_process_says
+from promot_t5x.evaluation.journal import Journal
+from promot_t5x.files import write_json_lines
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network.prompt import prompt_ids
+from promot_t5x.runs import run_directory
+from promot_t5x.runs.eval import Checkpoint, load
+from promot_t5x.runs.weights import Weights
+from promot_t5x.tasks import dialects
+
+OUTPUT_FILE = "answers.jsonl"
+STANDARD_INPUT = "-"
+FIELD = "inputs"
+ANSWERED = ("output", "prediction", "log_prob", "decodes", "inputs_cut")
+LONG_INPUTS = ("refuse", "cut")
+_NAMED = 5  # of the inputs that are too long
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """What is answered, and how.
+
+    **Attributes:**
+
+    - `input_file`: `.jsonl`, each line an object with the text field `inputs`; any other name is
+      a text file, each line an input; `-` is standard input, of either kind.
+    - `task_feature_lengths`: the longest `inputs` (soft prompt included) and the longest answer,
+      `targets`, in tokens.
+    - `batch_size`: inputs decoded together.
+    - `method`: `decoding.Greedy`, `decoding.Sampling` or `decoding.BeamSearch`.
+    - `all_decodes`: give every hypothesis of `method`, besides the best.
+    - `long_inputs`: what becomes of an input that does not fit: `refuse` names it and answers
+      none, `cut` answers what fits of it and says so in its line.
+    - `prompt_index`: which of the prompts is attached, where there are several.
+    """
+
+    input_file: str
+    task_feature_lengths: Mapping[str, int]
+    batch_size: int
+    method: Any
+    all_decodes: bool = False
+    long_inputs: str = "refuse"
+    prompt_index: int = 0
+
+    def __post_init__(self) -> None:
+        validation.check_feature_lengths(self.task_feature_lengths)
+        validation.check_positive("InferConfig.batch_size", self.batch_size)
+        if self.long_inputs not in LONG_INPUTS:
+            raise UserError(
+                f"LONG_INPUTS = {self.long_inputs!r} must be one of {', '.join(LONG_INPUTS)}."
+                f"{did_you_mean(self.long_inputs, LONG_INPUTS)}"
+            )
+
+
+def infer(
+    *,
+    model: EncoderDecoderModel,
+    checkpoint_path: str,
+    prompt_path: str | None = None,
+    questions: InferConfig,
+    output_dir: str | None,
+    partitioner: Partitioner,
+) -> None:
+    """Answer every input of a file; `promot-t5x infer` calls this.
+
+    **Arguments:**
+
+    - `checkpoint_path`: anything that can be a base; a prompt in it is left behind.
+    - `prompt_path`: a prompt file to attach, or none to ask without one.
+    - `output_dir`: gets `answers.jsonl` and `config.gin`; without it the answers go to standard
+      output when all are there.
+
+    **Raises** `UserError` for bad input, before anything is decoded.
+    """
+    model = model if prompt_path else model.without_prompt()
+    weights = Weights(model)
+    weights.check(checkpoint_path, {}, "base")
+    weights.check(prompt_path, {}, "prompt")
+    rows = first_process_says(lambda: read_rows(questions.input_file))
+    asks, cut = _asks(model, questions, rows)
+    kept = questions.method.num_decodes if questions.all_decodes else 1
+    answerer = Answerer(model, questions.method, questions.batch_size, partitioner, kept=kept)
+    answerer.plan(asks)
+    directory = None if output_dir is None else epath.Path(output_dir)
+    if directory is not None:
+        run_directory.claim(directory, config.resolved_str())
+
+    checkpoint = Checkpoint(path=checkpoint_path, label="", step=0)
+    home = directory or epath.Path(".")
+    params, run = load(weights, checkpoint, prompt_path, home, model, partitioner)
+    journal = None
+    if directory is not None:
+        journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.whose))
+    with partitioner.activate():
+        answers, _ = answerer.answers(params, "infer", journal)
+    if jax.process_index():
+        return
+    lines = [
+        {**row, **_answered(model, answer, was_cut, questions.all_decodes)}
+        for row, answer, was_cut in zip(rows, answers, cut, strict=True)
+    ]
+    if directory is None or journal is None:
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False))
+        return
+    write_json_lines(directory / OUTPUT_FILE, lines)
+    journal.remove()
+    print(f"{len(lines):,} answers are in {directory / OUTPUT_FILE}")
+
+
+def read_rows(input_file: str) -> list[Row]:
+    """The inputs of a file, each with whatever other fields its line has.
+
+    **Raises** `UserError`, with the line's number, for a line that is no input.
+    """
+    if input_file == STANDARD_INPUT:
+        text, name = sys.stdin.read(), "standard input"
+        as_json = text.lstrip().startswith("{")
+    else:
+        path, name = epath.Path(input_file), input_file
+        if not path.is_file():
+            raise UserError(f"INPUT_FILE = {input_file!r}: there is no such file.")
+        text, as_json = path.read_text(), path.suffix == ".jsonl"
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise UserError(f"INPUT_FILE: {name} holds no inputs.")
+    if not as_json:
+        return [{FIELD: line} for line in lines]
+    return [_row(line, f"{name}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"INPUT_FILE: {where} is not JSON: {error}.") from None
+    if not isinstance(row, dict) or not isinstance(row.get(FIELD), str):
+        raise UserError(
+            f"INPUT_FILE: {where} is no object with a text field {FIELD!r}: {line[:80]!r}."
+        )
+    if taken := sorted(set(row) & set(ANSWERED)):
+        raise UserError(
+            f"INPUT_FILE: {where} has a field {taken[0]!r}, which is what an answer is called; "
+            "give it another name."
+        )
+    return row
+
+
+def _asks(
+    model: EncoderDecoderModel, questions: InferConfig, rows: Sequence[Row]
+) -> tuple[list[Ask], list[bool]]:
+    """The inputs as the model gets them, and which of them were cut."""
+    vocabulary, lengths = model.vocabulary, questions.task_feature_lengths
+    prompt = np.zeros(0, np.int32)
+    if model.config.num_virtual_ids:
+        if questions.prompt_index >= model.config.num_prompts:
+            raise UserError(
+                f"InferConfig.prompt_index = {questions.prompt_index}, but there are "
+                f"{model.config.num_prompts} prompts (NUM_PROMPTS), counted from 0."
+            )
+        prompt = np.asarray(prompt_ids(model.config, questions.prompt_index), np.int32)
+    room = lengths["inputs"] - len(prompt)
+    if room < 1:
+        raise UserError(
+            f"A prompt of {len(prompt)} vectors leaves no room for text in "
+            f"TASK_FEATURE_LENGTHS['inputs'] = {lengths['inputs']}, which includes the prompt."
+        )
+    texts = [dialects.question_ids(vocabulary, model.dialect, row[FIELD]) for row in rows]
+    cut = [len(text) > room for text in texts]
+    if any(cut) and questions.long_inputs == "refuse":
+        long = [i for i, was_cut in enumerate(cut) if was_cut]
+        named = ", ".join(f"{i + 1} ({len(texts[i]) + len(prompt):,})" for i in long[:_NAMED])
+        more = f" and {len(long) - _NAMED:,} more" if len(long) > _NAMED else ""
+        raise UserError(
+            f"{len(long):,} of {len(rows):,} inputs have more tokens than TASK_FEATURE_LENGTHS["
+            f"'inputs'] = {lengths['inputs']}; by line (and tokens): {named}{more}. Raise it, or "
+            "set LONG_INPUTS = 'cut' to answer what fits of them."
+        )
+    asks = [
+        Ask(
+            inputs=np.concatenate([prompt, trim(text, room, vocabulary.eos_id)]),
+            limit=lengths["targets"],
+            number=row,
+        )
+        for row, text in enumerate(texts)
+    ]
+    return asks, cut
+
+
+def _answered(
+    model: EncoderDecoderModel, answer: Answer, was_cut: bool, all_decodes: bool
+) -> dict[str, Any]:
+    """What an answer adds to its input's line."""
+    decodes = []
+    for ids, log_prob in zip(answer["ids"], answer["log_probs"], strict=True):
+        output = dialects.decode(model.vocabulary, ids)
+        prediction = model.dialect.read(output)
+        decodes.append({"output": output, "prediction": prediction, "log_prob": log_prob})
+    found = {**decodes[0], **({"decodes": decodes} if all_decodes else {})}
+    return {**found, "inputs_cut": True} if was_cut else found

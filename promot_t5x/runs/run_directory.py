@@ -1,0 +1,82 @@
+"""A MODEL_DIR belongs to one configuration."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Collection
+
+from etils import epath
+
+from promot_t5x.config import config
+from promot_t5x.distributed import processes
+from promot_t5x.errors import UserError
+from promot_t5x.files import write_atomically
+
+CONFIG = "config.gin"
+_SHARING_SECONDS = 10.0  # in which a file of one host shows on the others
+# How a run lies on its devices changes none of its numbers but their last digits.
+_LAYOUT = re.compile(r"NUM_PARTITIONS|MESH|partitioning\..*")
+
+
+def token_cache(directory: epath.Path) -> epath.Path:
+    """Where a run keeps its tokenised examples: with it, or on each host's disk if it is not there.
+
+    What is kept is found by its content, so runs may share the place.
+    """
+    if "://" not in str(directory):
+        return directory / "token_cache"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return epath.Path(home).expanduser() / "promot_t5x" / "token_cache"
+
+
+def claim(directory: epath.Path, text: str, *, may_change: Collection[str] = ()) -> None:
+    """Make `directory` the home of the configuration `text`, or find that it already is.
+
+    A run may go on on other devices, laid out otherwise.
+
+    **Arguments:**
+
+    - `may_change`: names of other bindings that a run may change from launch to launch.
+
+    **Raises** `UserError` with a readable difference if it holds another configuration's run.
+    """
+    with processes.agreement(UserError):
+        if processes.leads():
+            _claim(directory, text, may_change)
+    with processes.agreement(UserError):
+        _check_shared(directory / CONFIG)
+
+
+def _check_shared(path: epath.Path) -> None:
+    """Raise `UserError` where this process does not see what process 0 wrote."""
+    end = time.monotonic() + _SHARING_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f"MODEL_DIR is not shared by all hosts: process 0 wrote {path}, which "
+                f"{socket.gethostname()} does not see. Give a bucket, as in gs://…, or a directory "
+                "of a shared file system, by its full path."
+            )
+        time.sleep(0.2)
+
+
+def _claim(directory: epath.Path, text: str, may_change: Collection[str]) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"MODEL_DIR {directory} is a file; name a directory, new or this run's.")
+    path = directory / CONFIG
+    if path.exists():
+        difference = [
+            line
+            for line in config.describe_difference(path.read_text(), text)
+            if (name := line.partition(":")[0]) not in may_change and not _LAYOUT.fullmatch(name)
+        ]
+        if difference:
+            raise UserError(
+                f"MODEL_DIR {directory} holds a run with another configuration:\n  "
+                + "\n  ".join(difference)
+                + "\nGive this run a MODEL_DIR of its own, or the settings of the other one."
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)

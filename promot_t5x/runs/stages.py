@@ -1,0 +1,161 @@
+"""A stage is data: what trains, from which weights, with which prompt, on which examples.
+
+ProMoT's two stages, standard fine-tuning, prompt tuning, joint tuning and a fixed random prompt
+differ only in the values of a `Stage`:
+
+| stage                | trainable                  | prompt                  |
+|----------------------|----------------------------|-------------------------|
+| ProMoT stage one     | `encoder/prompt/.*`        | an initialiser          |
+| ProMoT stage two     | `(?!encoder/prompt/).*`    | `'stage_one'`           |
+| standard fine-tuning | `.*`                       | none                    |
+| joint tuning         | `.*`                       | an initialiser          |
+| fixed random prompt  | `(?!encoder/prompt/).*`    | an initialiser          |
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import optax
+
+from promot_t5x.checkpoints import restoring
+from promot_t5x.config import validation
+from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.evaluation.evaluator import EvalConfig
+from promot_t5x.training import adafactor
+from promot_t5x.training.alignment import AlignmentConfig
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Training data, under T5X's names.
+
+    **Attributes:**
+
+    - `mixture_or_task_name`: a registered task or mixture.
+    - `task_feature_lengths`: tokens a row of `inputs` (prompt included) and of `targets` holds.
+    - `split`: the tasks' split to train on.
+    - `batch_size`: rows of a global batch; with packing a row holds several examples.
+    - `shuffle`: draw every epoch in an order of its own, by `seed`.
+    - `pack`: put as many examples into a row as fit; results are those of unpacked rows.
+    - `module`: a Python module (dotted name or file) that registers the user's own tasks.
+    - `rates`: rates of a mixture's tasks by name, in place of its own for those that are named.
+    """
+
+    mixture_or_task_name: str
+    task_feature_lengths: Mapping[str, int]
+    split: str = "train"
+    batch_size: int
+    shuffle: bool = True
+    seed: int = 0
+    pack: bool = False
+    module: str | None = None
+    rates: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        validation.check_feature_lengths(self.task_feature_lengths)
+        validation.check_positive("BATCH_SIZE", self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training run.
+
+    **Attributes:**
+
+    - `name`: the stage's directory within a run of several stages, and what later ones call it.
+    - `trainable`: regular expressions over whole parameter paths; what matches none is frozen.
+    - `base`: the weights to start from: a checkpoint's path, the name of an earlier stage, or
+      none for random ones. A prompt in it is left behind.
+    - `prompt`: an initialiser of `prompt_init` for a new prompt, the name of an earlier stage or
+      a file for a trained one, or none to train without.
+    - `train_dataset`: see `DatasetConfig`.
+    - `evaluation`: how the target's validation score is taken, which chooses the best checkpoint;
+      none keeps the last one.
+    - `best_ties`: of equally good checkpoints, the `earliest` or the `latest` is the best.
+    - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
+      step, every so many steps and after the last: what it can still do in context. Without a
+      period they are not asked while the stage trains.
+    - `alignment`: measure gradient alignment at step 0 and with every validation score.
+    - `train_steps`: updates of this stage, whatever came before it.
+    - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimiser fits.
+    - `learning_rate`: schedule from the stage's own step to a rate.
+    - `microbatches`: parts that a batch is taken in.
+    - `frozen_dtype`: storage of the frozen weights, `float32` or `bfloat16`.
+    - `eval_period`: steps between validation scores, each followed by a checkpoint.
+    - `keep`: newest checkpoints kept besides the best; none keeps all.
+    - `keep_period`: steps that it divides keep their checkpoints too. (So does a checkpoint with a
+      file `PINNED` in its directory.)
+    - `best_metric`, `best_mode`: what the best checkpoint is best in, `score` (the mean of the
+      tasks' primary metrics) or `<task>/<metric>`, and whether `max` or `min` is best. Later
+      stages and rows take the stage's best.
+    - `optimizer_step`: the count that the optimiser's state, which is always fresh, and the
+      schedule begin at. T5X counts on from the base's step: with 1_100_000 here, and Adafactor's
+      `step_offset` at 0, prompts train in the regime of prompt-tuning's recipe, every update
+      clipped (see `adafactor`, "Starting late"); with both at 1_100_000, or both at 0, in the
+      usual one.
+    - `random_seed`: seeds dropout, new parameters and new prompts.
+    """
+
+    name: str = "train"
+    trainable: Sequence[str]
+    base: str | None
+    prompt: Any = None
+    train_dataset: DatasetConfig
+    evaluation: EvalConfig | None = None
+    best_ties: str = "earliest"
+    suite: EvalConfig | None = None
+    suite_period: int | None = None
+    alignment: AlignmentConfig | None = None
+    train_steps: int
+    optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
+    learning_rate: Callable[[Any], Any]
+    microbatches: int = 1
+    frozen_dtype: str = "float32"
+    eval_period: int
+    keep: int | None = 1
+    keep_period: int | None = None
+    best_metric: str = "score"
+    best_mode: Literal["max", "min"] = "max"
+    optimizer_step: int = 0
+    random_seed: int = 0
+
+    def with_seed(self, seed: int) -> "Stage":
+        """The same stage with another seed of dropout, new parameters and the order of the data."""
+        data = dataclasses.replace(self.train_dataset, seed=seed)
+        return dataclasses.replace(self, random_seed=seed, train_dataset=data)
+
+    def __post_init__(self) -> None:
+        for field in ("train_steps", "eval_period", "microbatches", "keep", "keep_period"):
+            if (value := getattr(self, field)) is not None or field not in ("keep", "keep_period"):
+                validation.check_positive(f"stage {self.name!r}: {field}", value)
+        if self.best_mode not in ("max", "min"):
+            raise UserError(
+                f"stage {self.name!r}: best_mode must be 'max' or 'min', got {self.best_mode!r}."
+            )
+        if self.optimizer_step < 0:
+            raise UserError(
+                f"stage {self.name!r}: optimizer_step must not be negative, got "
+                f"{self.optimizer_step}."
+            )
+        if self.suite_period is not None:
+            validation.check_positive(f"stage {self.name!r}: suite_period", self.suite_period)
+            if self.suite is None:
+                raise UserError(
+                    f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
+                    "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
+                )
+        for field, choices in (("frozen_dtype", DTYPES), ("best_ties", restoring.TIES)):
+            value = getattr(self, field)
+            if value not in choices:
+                raise UserError(
+                    f"stage {self.name!r}: {field} must be {' or '.join(map(repr, choices))}, got "
+                    f"{value!r}.{did_you_mean(value, choices)}"
+                )
+        if self.train_dataset.batch_size % self.microbatches:
+            raise UserError(
+                f"stage {self.name!r}: microbatches = {self.microbatches} does not divide "
+                f"batch_size = {self.train_dataset.batch_size}."
+            )

@@ -1,0 +1,254 @@
+"""What a run holds: the trainable part of the model, the frozen part, the optimiser's slots.
+
+Gradients, norms and optimiser slots exist for the trainable tree only, so that a frozen model
+costs neither weight gradients nor their memory.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.layout import Format
+from jax.sharding import NamedSharding, PartitionSpec
+
+from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.errors import UserError
+from promot_t5x.network.prompt import PROMPT_PATH
+
+Tree = dict[str, Any]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """`params` = `trainable` and `frozen` together; `step` counts this run's own updates.
+
+    `step` and `seed` (of dropout) are int32 scalars, and Any because trees of shardings have the
+    form of a state too. The seed is an input of the step, so that runs that differ in nothing
+    else share one compiled program.
+    """
+
+    step: Any
+    seed: Any
+    trainable: Tree
+    frozen: Tree
+    opt_state: Any
+
+    @property
+    def params(self) -> Tree:
+        return merge(self.trainable, self.frozen)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dict -> {'a/b/c': leaf}."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """{'a/b/c': leaf} -> nested dict."""
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tree]:
+    """Part a tree into (trainable, frozen).
+
+    **Arguments:**
+
+    - `patterns`: regular expressions; a parameter trains if one of them matches the whole of its
+      path, such as `encoder/prompt/prompt`.
+
+    **Raises** `UserError` for a pattern that matches nothing.
+    """
+    flat = flatten(params)
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            raise UserError(
+                f"TRAINABLE pattern {pattern!r} matches none of the model's {len(flat)} parameters"
+                f" (the first is {next(iter(flat))!r}). A prompt exists only where PROMPT_LENGTH"
+                " and NUM_PROMPTS are above 0."
+            )
+    chosen = {p for p in flat if any(re.fullmatch(pattern, p) for pattern in patterns)}
+    return (
+        unflatten({p: a for p, a in flat.items() if p in chosen}),
+        unflatten({p: a for p, a in flat.items() if p not in chosen}),
+    )
+
+
+def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
+    """The inverse of `split`."""
+    return unflatten({**flatten(frozen), **flatten(trainable)})
+
+
+def with_prompt(params: Mapping[str, Any], table: Any) -> Tree:
+    """The parameters with a prompt table [prompts, length, embed] among them."""
+    return unflatten({**flatten(params), PROMPT_PATH: table})
+
+
+def count(tree: Any) -> int:
+    """Number of scalars in a tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def opt_state_shardings(
+    optimizer: optax.GradientTransformation,
+    trainable: Tree,
+    shardings: Tree,
+    partitioner: Partitioner,
+) -> Any:
+    """Shardings of the optimiser's slots, each of which lies where its parameter lies.
+
+    A slot that has lost some of its parameter's axes, as factored rows and columns have, is split
+    as the axes that it kept; T5X replicates those, and gathers them at every step. What has
+    another shape, or could be either of two equal axes, is replicated. Of `shardings` that are
+    formats, a slot of its parameter's shape takes over the order in memory too.
+    """
+    # By path: the two trees may hold their parts in different orders.
+    places = flatten(shardings)
+    flat = {
+        tuple(path.split("/")): (leaf.shape, places[path])
+        for path, leaf in flatten(trainable).items()
+    }
+
+    def slot_sharding(key_path: Any, slot: Any) -> NamedSharding | Format:
+        names = tuple(str(getattr(key, "key", getattr(key, "name", ""))) for key in key_path)
+        for start in range(len(names)):
+            if names[start:] in flat:
+                shape, where = flat[names[start:]]
+                if slot.shape == shape:
+                    return where
+                sharding = getattr(where, "sharding", where)
+                return _kept_axes(slot.shape, shape, sharding) or partitioner.replicated
+        return partitioner.replicated
+
+    slots = jax.eval_shape(optimizer.init, trainable)
+    return jax.tree_util.tree_map_with_path(slot_sharding, slots)
+
+
+def laid_out(shapes: Tree, axes: Tree, partitioner: Partitioner, dtype: str | None = None) -> Tree:
+    """Parameters, or a part of them, as `jax.ShapeDtypeStruct`s with their formats.
+
+    **Arguments:**
+
+    - `shapes`: nested dict of arrays or `jax.ShapeDtypeStruct`s.
+    - `axes`: of at least these parameters, logical axis names.
+    - `dtype`: instead of each parameter's own.
+    """
+    return jax.tree.map(
+        lambda leaf, format_: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=format_
+        ),
+        shapes,
+        partitioner.formats(axes, shapes),
+    )
+
+
+def _kept_axes(
+    slot: tuple[int, ...], parameter: tuple[int, ...], sharding: NamedSharding
+) -> NamedSharding | None:
+    """The sharding of the parameter's axes that a slot has, where it can be only one choice."""
+    spec = (*sharding.spec, *(None,) * (len(parameter) - len(sharding.spec)))
+    fitting = [
+        axes
+        for axes in itertools.combinations(range(len(parameter)), len(slot))
+        if tuple(parameter[axis] for axis in axes) == slot
+    ]
+    if len(fitting) != 1:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(*(spec[axis] for axis in fitting[0])))
+
+
+def state_shapes(
+    shapes: Tree,
+    axes: Tree,
+    patterns: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    frozen_dtype: str = "float32",
+) -> TrainState:
+    """The state of a run as `jax.ShapeDtypeStruct`s with their formats; allocates nothing.
+
+    **Arguments:**
+
+    - `shapes`: nested dict of arrays or `jax.ShapeDtypeStruct`s, all of the model.
+    - `axes`: the same tree of logical axis names.
+    - `patterns`: what trains; see `split`.
+    - `frozen_dtype`: storage type of the frozen weights, `float32` or `bfloat16`.
+    """
+    trains, rests = split(shapes, patterns)
+    trainable = laid_out(trains, axes, partitioner)
+    frozen = laid_out(rests, axes, partitioner, frozen_dtype)
+    slots = opt_state_shardings(
+        optimizer, trainable, jax.tree.map(lambda a: a.format, trainable), partitioner
+    )
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated),
+        seed=jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated),
+        trainable=trainable,
+        frozen=frozen,
+        opt_state=jax.tree.map(
+            lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+            jax.eval_shape(optimizer.init, trainable),
+            slots,
+        ),
+    )
+
+
+def create(
+    params: Tree,
+    axes: Tree,
+    patterns: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    frozen_dtype: str = "float32",
+    *,
+    random_seed: int = 0,
+    optimizer_step: int = 0,
+) -> TrainState:
+    """The state of step 0 on the mesh, laid out as `state_shapes` says.
+
+    **Arguments:**
+
+    - `params`: nested dict of all of the model's parameters: host arrays, or arrays that lie on
+      the mesh as they should, which the state takes over.
+    - `random_seed`: of dropout; with the step's number it decides the masks, so that a resumed
+      run draws the same ones.
+    - `optimizer_step`: what the counters in the optimiser's fresh state begin at.
+
+    The rest as `state_shapes`.
+    """
+    like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype)
+    trainable, frozen = split(params, patterns)
+    frozen = jax.tree.map(
+        lambda a: a if a.dtype == frozen_dtype else np.asarray(a).astype(frozen_dtype), frozen
+    )
+    formats = jax.tree.map(lambda a: a.format, like)
+    trainable = partitioner.place(trainable, formats.trainable)
+    return TrainState(
+        step=partitioner.place(np.int32(0), formats.step),
+        seed=partitioner.place(np.int32(random_seed), formats.seed),
+        trainable=trainable,
+        frozen=partitioner.place(frozen, formats.frozen),
+        opt_state=jax.jit(
+            lambda tree: started_at(optimizer_step, optimizer.init(tree)),
+            out_shardings=formats.opt_state,
+        )(trainable),
+    )
+
+
+def started_at(count: int, opt_state: Any) -> Any:
+    """A fresh optimiser state whose counters (`count`, in all of optax) begin elsewhere than at 0.
+
+    **Raises** `UserError` where there is none to set.
+    """
+    if count == 0:
+        return opt_state
+    if not optax.tree.get_all_with_path(opt_state, "count"):
+        raise UserError(
+            f"optimizer_step = {count}, but this optimiser keeps no count of its steps: leave it "
+            "at 0."
+        )
+    return optax.tree.set(opt_state, count=jnp.int32(count))

@@ -1,0 +1,110 @@
+"""`promot-t5x ckpt`: lists, shows, compares and verifies checkpoints of ours and of others."""
+
+import checkpoint_helpers as saved
+import numpy as np
+import pytest
+import run_helpers
+
+from promot_t5x.checkpoints.saving import Checkpoints
+
+EMBEDDING = "token_embedder/embedding"
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A stage with two checkpoints: step 1 scored and pinned, step 2 saved on SIGTERM."""
+    directory = tmp_path / "stage"
+    metadata = {"origins": ["2 arrays from the base /b"], "metrics": {"score": 50.0}}
+    with Checkpoints(directory, keep=None) as saver:
+        for step, temporary in ((1, False), (2, True)):
+            trainable, opt_state = saved.make_state(step)
+            trainable["token_embedder"] = {"embedding": trainable["decoder"]["kernel"]}
+            saver.save(
+                step,
+                trainable=trainable,
+                opt_state=opt_state,
+                metadata=metadata,
+                temporary=temporary,
+            )
+    (directory / "checkpoint_1" / "PINNED").touch()
+    return directory
+
+
+def test_a_stage_is_listed(stage):
+    (stage / "checkpoint_3").mkdir()
+    (stage / "pending_3").mkdir()
+    first, second, third = run_helpers.succeed(["ckpt", "show", str(stage)]).splitlines()[1:]
+    assert first.split()[0] == "checkpoint_1" and "score 50  pinned" in first
+    assert "saved on SIGTERM" in second and "pinned" not in second
+    assert third.split() == ["checkpoint_3", "unfinished"]
+    assert f"{stage}:" in run_helpers.succeed(["ckpt", "show", str(stage.parent)])
+
+
+def test_a_checkpoint_is_shown(stage):
+    words = ["ckpt", "show", str(stage / "checkpoint_1")]
+    out = run_helpers.succeed(words)
+    assert "step 1 of a stage" in out and "began with 2 arrays from the base /b" in out
+    assert "parameters: 3 arrays, 264 numbers, 1.0 kB" in out
+    assert [line.split() for line in out.splitlines() if "kernel" in line] == [
+        ["decoder/kernel", "float32", "[16,", "8]", "512", "B"]
+    ]
+    assert "state/opt_state/v/kernel" not in out
+    assert "state/opt_state/v/kernel" in run_helpers.succeed([*words, "--all"])
+
+
+def test_differences_are_named_and_measured(stage, tmp_path):
+    words = ["ckpt", "diff", str(stage / "checkpoint_1")]
+    same = run_helpers.here([*words, str(stage / "checkpoint_1"), "--all"])
+    assert (same.status, same.out.splitlines()[-1]) == (
+        0,
+        "8 arrays equal, 0 differ, 0 only in the first, 0 only in the second",
+    )
+    found = run_helpers.here([*words, str(stage)])  # the newest
+    assert found.status == 1
+    a, b = (np.asarray(saved.make_state(s)[0]["decoder"]["kernel"]) for s in (1, 2))
+    line = next(line for line in found.out.splitlines() if line.startswith("! decoder/kernel"))
+    assert f"100.0% of 128 numbers, by at most {np.abs(a - b).max():.3e}" in line
+
+    other = {
+        "decoder": {"kernel": a[:4]},
+        "token_embedder": {"embedding": a.astype(np.float16)},
+        "more": np.ones(2, np.float32),
+    }
+    run_helpers.write_t5x_base(tmp_path / "checkpoint_7", other)
+    out = run_helpers.here([*words, str(tmp_path / "checkpoint_7")]).out
+    assert "! decoder/kernel: float32[16, 8] -> float32[4, 8]" in out
+    assert f"! {EMBEDDING}: float32[16, 8] -> float16[16, 8], " in out
+    assert "+ more: only there" in out and "- encoder/scale: only there" in out
+
+
+def test_verifying_says_which_arrays_are_damaged(stage):
+    sound = run_helpers.here(["ckpt", "verify", str(stage)])
+    assert sound.status == 0
+    assert sound.out.count("sound, 8 arrays with their checksums") == 2
+    saved.flip_arrays(stage / "checkpoint_2")
+    found = run_helpers.here(["ckpt", "verify", str(stage)])
+    assert found.status == 1
+    assert f"{stage / 'checkpoint_1'}: sound" in found.out
+    assert f"{stage / 'checkpoint_2'}: DAMAGED" in found.out
+    assert f"{stage / 'checkpoint_2'}: target/decoder/kernel " in found.out
+    saved.cut(stage / "checkpoint_1" / "manifest.json")
+    assert "manifest.json is damaged" in run_helpers.here(["ckpt", "verify", str(stage)]).out
+
+
+def test_a_base_is_verified_as_far_as_it_can_be(tmp_path):
+    params = {"token_embedder": {"embedding": np.ones((4, 2), np.float32)}}
+    directory = tmp_path / "checkpoint_7"
+    run_helpers.write_t5x_base(directory, params)
+    out = run_helpers.succeed(["ckpt", "verify", str(directory)])
+    assert "sound, 1 arrays readable and finite, 32 B (no checksums there)" in out
+    assert "a base" in run_helpers.succeed(["ckpt", "show", str(directory)])
+    params["token_embedder"]["embedding"][0, 1] = np.nan
+    run_helpers.write_t5x_base(directory, params)
+    done = run_helpers.here(["ckpt", "verify", str(directory)])
+    assert done.status == 1 and f"{EMBEDDING} has 1 numbers that are not finite" in done.out
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path):
+    done = run_helpers.here(["ckpt", "show", str(tmp_path / "nothing")])
+    assert done.status == 2 and "does not exist" in done.err
+    assert run_helpers.here(["ckpt", "frobnicate"]).status == 2

@@ -1,0 +1,55 @@
+"""A tiny state to save, and ways to damage what was saved."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class Slots(NamedTuple):
+    """A state like Adafactor's: unused slots have shape (1,)."""
+
+    count: jax.Array
+    v: dict
+    rest: tuple
+
+
+def make_state(seed=0, sharding=None):
+    def place(x):
+        return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
+
+    rng = np.random.default_rng(seed)
+    trainable = {
+        "decoder": {"kernel": place(rng.standard_normal((16, 8), np.float32))},
+        "encoder": {"scale": jnp.asarray(rng.standard_normal(8), jnp.bfloat16)},
+    }
+    slots = Slots(
+        count=jnp.int32(seed),
+        v={"kernel": place(rng.standard_normal((16, 8), np.float32)), "scale": jnp.zeros((1,))},
+        rest=(optax.EmptyState(), None, np.float32(0.1 * seed)),
+    )
+    return trainable, slots
+
+
+def array_files(step_dir):
+    """The files that hold array data, the largest first."""
+    files = [f for f in (step_dir / "state").rglob("d/*") if f.is_file()]
+    return sorted(files, key=lambda f: -f.stat().st_size)
+
+
+def flip_arrays(step_dir):
+    """Flip a bit in every data file: orbax leaves some that nothing refers to any more."""
+    for file in array_files(step_dir):
+        flip(file)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])

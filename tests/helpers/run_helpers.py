@@ -1,0 +1,241 @@
+"""Tiny runs of the real command line: a network of 14,000 parameters, a few steps, few questions.
+
+`Lab` writes the gin files that a user would and makes command lines of them; `here` runs one in
+this process and `process` in one of its own. A run of this size is nearly all compilation, so
+both compile without optimisations, and through a cache on disk.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization
+from jax.experimental.compilation_cache import compilation_cache
+
+from promot_t5x.checkpoints import restoring
+from promot_t5x.cli import main
+
+TASKS = Path(__file__).with_name("run_tasks.py")
+PROMPT_PATH = "encoder/prompt/prompt"
+COMPILATION = {
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": f"{tempfile.gettempdir()}/promot-t5x-compiled-{os.getuid()}",
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+SUITE = """\
+from __gin__ import dynamic_registration
+from promot_t5x import evaluate
+SUITE = @suite/evaluate.EvalConfig()
+suite/evaluate.EvalConfig.mixture_or_task_name = '{}'
+"""
+
+MODEL = """\
+from __gin__ import dynamic_registration
+
+include 'models/encoder_decoder.gin'
+
+EMBED_DIM = 16
+NUM_HEADS = 2
+HEAD_DIM = 8
+MLP_DIM = 32
+NUM_ENCODER_LAYERS = 1
+NUM_DECODER_LAYERS = 1
+MLP_ACTIVATIONS = ('gelu', 'linear')
+LOGITS_VIA_EMBEDDING = True
+ACTIVATION_DTYPE = 'float32'
+"""
+BYTES = MODEL + "include 'models/byte_vocabulary.gin'\n"
+WORDS = (
+    MODEL
+    + "from promot_t5x.data import vocabularies\n"
+    + "VOCABULARY = @vocabularies.tiny_world()\nNUM_EMBEDDINGS = 416\n"
+)
+SETTINGS = f"""\
+from __gin__ import dynamic_registration
+
+from promot_t5x import decoding
+
+MIXTURE_OR_TASK_MODULE = '{TASKS}'
+MIXTURE_OR_TASK_NAME = 'run_signs'
+TASK_FEATURE_LENGTHS = {{'inputs': 16, 'targets': 6}}
+BATCH_SIZE = 8
+DROPOUT_RATE = 0.0
+DECODING = @decoding.Greedy()
+"""
+TRAINING = (
+    SETTINGS
+    + """\
+TRAIN_STEPS = 4
+EVAL_PERIOD = 2
+EVAL_NUM_EXAMPLES = 4
+"""
+)
+PROMPT = "PROMPT_LENGTH = 4\n"
+PROMPT_TUNING = "PROMPT_STEPS = 4\nPROMPT_EVAL_PERIOD = 2\n"
+# ProMoT without the baseline.
+TWO_STAGES = """\
+from __gin__ import dynamic_registration
+from promot_t5x import promot
+from promot_t5x import stages
+STAGES = [@prompt_tuning/stages.Stage(), @stage_two/stages.Stage()]
+ROWS = [@prompt_tuning/promot.Row(), @stage_two/promot.Row()]
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Lab:
+    """A directory with a user's gin files, and command lines that use them."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.write("bytes.gin", BYTES)
+        self.write("words.gin", WORDS)
+        self.write("eval.gin", SETTINGS)
+        self.write("train.gin", TRAINING)
+        self.write("joint.gin", TRAINING + PROMPT)
+        self.write("prompt.gin", TRAINING + PROMPT + PROMPT_TUNING)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.directory / name
+        path.write_text(text)
+        return path
+
+    def words(
+        self, verb: str, run: str, settings: str, *files: str, model: str = "bytes", **macros: Any
+    ) -> list[str]:
+        """`promot-t5x VERB` on a model file, a shipped run file and the user's own settings."""
+        names = (f"{model}.gin", f"runs/{run}.gin", f"{settings}.gin", *files)
+        return [
+            verb,
+            f"--gin_search_paths={self.directory}",
+            *(f"--gin_file={name}" for name in names),
+            *(f"--gin.{name}={gin_value(value)}" for name, value in macros.items()),
+        ]
+
+
+def gin_value(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Path) else repr(value)
+
+
+def here(words: list[str]) -> Done:
+    """Run a command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    path = list(sys.path)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), compilation_cached():
+        try:
+            status = main.main(words)
+        finally:
+            sys.path[:] = path
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def succeed(words: list[str]) -> str:
+    """Run a command line in this process that must end well; what it prints."""
+    done = here(words)
+    assert done.status == 0, done.err
+    return done.out
+
+
+@contextlib.contextmanager
+def compilation_cached() -> Iterator[None]:
+    before = {name: jax.config.values[name] for name in COMPILATION}
+    compilation_cache.reset_cache()
+    for name, value in COMPILATION.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """That of a process with so many virtual CPU devices."""
+    return {
+        **os.environ,
+        **{name.upper(): str(value) for name, value in COMPILATION.items()},
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+
+
+def command(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", "promot_t5x", *words]
+
+
+def process(words: list[str], *, devices: int = 1, cwd: Path | None = None) -> Done:
+    """Run a command line in a process of its own."""
+    done = subprocess.run(
+        command(words), env=environment(devices), cwd=cwd, capture_output=True, text=True
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(stage: Path) -> list[float]:
+    return [row["loss"] for row in json_lines(stage / "train" / "metrics.jsonl")]
+
+
+def write_t5x_base(directory: Path, params: Mapping[str, Any]) -> None:
+    """Parameters, a nested dict of numpy arrays, as a legacy T5X checkpoint of one file."""
+    directory.mkdir(exist_ok=True)
+    state = {"step": np.int32(7), "param_states": {}}
+    tree = {"version": 3, "optimizer": {"target": dict(params), "state": state}}
+    (directory / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
+
+
+def checkpoint_arrays(step_directory: Path) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, the optimiser's included."""
+    manifest = restoring.manifests.read(restoring.absolute(step_directory))
+    like = {
+        path: jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))
+        for path, record in manifest.arrays.items()
+    }
+    return restoring.read_verified(restoring.absolute(step_directory), like, manifest)
+
+
+def trained(step_directory: Path) -> dict[str, np.ndarray]:
+    """What a checkpoint's stage trained, by path."""
+    arrays = checkpoint_arrays(step_directory)
+    return {p.removeprefix("target/"): a for p, a in arrays.items() if p.startswith("target/")}
+
+
+def assert_same_arrays(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+    """Equal by name, type and bytes."""
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype, name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file under a directory and what is in it."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }

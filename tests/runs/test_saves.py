@@ -1,0 +1,138 @@
+"""Saving and going on where something is wrong or different: the disk, the data, the devices."""
+
+import json
+import signal
+
+import fork_helpers
+import numpy as np
+import pytest
+import run_helpers
+from checkpoint_helpers import flip_arrays
+from fork_helpers import Death
+
+from promot_t5x import errors
+from promot_t5x.checkpoints import restoring
+
+WRITTEN = Death("promot_t5x.checkpoints.manifest:write", after=True)
+TASKS = """\
+import run_tasks
+
+run_tasks.add("saved_signs", "sign", {answers})
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return run_helpers.Lab(tmp_path_factory.mktemp("saves"))
+
+
+@pytest.fixture(scope="module")
+def server(lab):
+    with fork_helpers.Server(run_helpers.environment(), lab.directory) as server:
+        yield server
+
+
+def training(lab, name, **macros):
+    """(words, stage directory) of four steps of a whole model, saved after two and four."""
+    directory = lab.directory / name
+    return lab.words("train", "pretrain", "train", MODEL_DIR=directory, **macros), directory
+
+
+def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server):
+    words, directory = training(lab, "full")
+    assert server.run(words, death=WRITTEN).status == -signal.SIGKILL
+    before = run_helpers.tree(directory / "checkpoint_2")
+    ended = server.run(words, file_limit=40_000)
+    assert ended.status == errors.EXIT_NOT_SAVED
+    message = ended.said.splitlines()[-1]  # after what the libraries' own threads have to say
+    assert message.startswith("promot-t5x: error: ")
+    assert f"Saving step 4 in {directory} failed: " in message and "File too large" in message
+    assert "the same command goes on from the newest" in message
+    assert restoring.complete_steps(directory) == [2]
+    assert not list(directory.glob("checkpoint_4*")) and not list(directory.glob("pending_*"))
+    after = run_helpers.tree(directory / "checkpoint_2")
+    assert {name: after[name] for name in before} == before
+    ended = server.run(words)
+    assert ended.status == 0 and "continues after step 2" in ended.said
+    assert 4 in restoring.complete_steps(directory)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
+    words, directory = training(lab, "damaged", KEEP=None)
+    death = Death("promot_t5x.checkpoints.stage_result:StageResult.write")
+    assert server.run(words, death=death).status == -signal.SIGKILL
+    straight = run_helpers.tree(directory)
+    flip_arrays(directory / "checkpoint_4")
+    ended = server.run(words)
+    assert ended.status == 0
+    (warning,) = [line for line in ended.said.splitlines() if line.startswith("[train] warning")]
+    assert "checkpoint_4 is damaged" in warning and "target/" in warning
+    assert "continues after step 2" in ended.said
+    again = run_helpers.tree(directory)
+    for name in ("train/metrics.jsonl", "inference_eval/run_signs-000004.jsonl"):
+        assert again[name] == straight[name]
+
+
+def test_sigterm_before_there_is_anything_to_save_stops_at_once(lab, server):
+    words, directory = training(lab, "early")
+    ended = server.run(words, sign=directory / "config.gin", number=signal.SIGTERM)
+    assert ended.status == errors.EXIT_START_AGAIN
+    assert "stopped by SIGTERM; start it again to go on" in ended.said
+    assert restoring.complete_steps(directory) == []
+
+
+@pytest.mark.parametrize(("devices", "then"), [(1, 8), (8, 1)])
+def test_other_devices_go_on_with_the_same_batches_and_losses(lab, server, devices, then):
+    """Also with the model split otherwise; losses agree to float tolerance."""
+    layout = {1: {"NUM_PARTITIONS": 1}, 8: {"NUM_PARTITIONS": 2}}
+    names = {"name": f"from_{devices}", "DROPOUT_RATE": 0.1}
+    words, directory = training(lab, **names, **layout[devices])
+    assert server.run(words, devices=devices, death=WRITTEN).status == -signal.SIGKILL
+    words, _ = training(lab, **names, **layout[then])
+    ended = server.run(words, devices=then)
+    assert ended.status == 0, ended.said
+    assert "continues after step 2" in ended.said
+    words, straight = training(lab, f"straight_{then}", DROPOUT_RATE=0.1, **layout[then])
+    assert server.run(words, devices=then).status == 0
+    found, wanted = run_helpers.losses(directory), run_helpers.losses(straight)
+    assert len(found) == 4
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    rows = [run_helpers.json_lines(d / "train" / "metrics.jsonl") for d in (directory, straight)]
+    for name in ("real_tokens/encoder", "real_tokens/decoder"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+    positions = [
+        json.loads((d / "checkpoint_4" / "manifest.json").read_text())["metadata"]["position"]
+        for d in (directory, straight)
+    ]
+    assert positions[0] == positions[1]
+
+
+def test_data_that_changed_are_refused(lab, server):
+    lab.write("saved_tasks.py", TASKS.format(answers=("even", "odd")))
+    words, directory = training(lab, "data", MIXTURE_OR_TASK_NAME="saved_signs")
+    words += [f"--gin.MIXTURE_OR_TASK_MODULE={str(lab.directory / 'saved_tasks.py')!r}"]
+    ended = server.run(words, death=WRITTEN)
+    assert ended.status == -signal.SIGKILL, ended.said
+    lab.write("saved_tasks.py", TASKS.format(answers=("odd", "even")))
+    ended = server.run(words)
+    assert ended.status == errors.EXIT_USER_ERROR, ended.said
+    assert "The run that saved step 2 cannot go on as it was" in ended.said
+    assert "its data changed: examples: was {'saved_signs/train'" in ended.said
+
+
+def test_what_a_checkpoint_says_of_its_run(lab, server):
+    words, directory = training(lab, "told", OPTIMIZER_STEP=1000, RANDOM_SEED=3)
+    ended = server.run(words)
+    assert ended.status == 0, ended.said
+    assert "optimiser's state from scratch, counting from 1000" in ended.said
+    manifest = json.loads((directory / "checkpoint_4" / "manifest.json").read_text())
+    told = manifest["metadata"]
+    assert told["origins"] == ["28 arrays, 12,528 parameters from scratch (seed 3)"]
+    assert told["rng"]["random_seed"] == 3
+    assert told["data"]["examples"]["run_signs/train"]["examples"] == 48
+    assert told["position"]["next_batch"] == 4
+    arrays = run_helpers.checkpoint_arrays(directory / "checkpoint_4")
+    assert arrays["state/step"] == 4 and arrays["state/opt_state/count"] == 1004
+    # The schedule of `runs/pretrain.gin` decays from step 10,000 on; the rate is the count's.
+    rows = run_helpers.json_lines(directory / "train" / "metrics.jsonl")
+    assert [row["learning_rate"] for row in rows] == [pytest.approx(0.01)] * 4
