@@ -10,7 +10,7 @@ _OURS = "UserError: "
 
 
 def stated(error: Exception) -> str | None:
-    """The message of a check inside the pipeline that failed, whole in itself; None for others.
+    """Return the message of a check that failed inside the pipeline; None for other errors.
 
     Checks are `tf.debugging.Assert` and functions that raise `UserError`.
     """
@@ -23,7 +23,7 @@ def stated(error: Exception) -> str | None:
 
 
 def described(error: Exception) -> str:
-    """Any error in as few words as say what happened."""
+    """Return what happened in as few words as say it."""
     if (message := stated(error)) is not None:
         return message
     match = _RAISED.search(str(error))

@@ -20,7 +20,7 @@ _INT64 = range(-(2**63), 2**63)
 _TEXT, _INTEGER, _NUMBER = "text", "integer", "number"
 
 
-class _NoKind(Exception):
+class _NoKindError(Exception):
     """A column whose values no tensor can hold; the message says why."""
 
 
@@ -29,7 +29,7 @@ def dataset_of(
     left_out: MutableMapping[str, str] | None = None,
     name_row: NameRow = lambda place: f"row {place + 1}",
 ) -> Any:
-    """The rows, in order, as a `tf.data.Dataset` of one dict each.
+    """Make a `tf.data.Dataset` of the rows, in order.
 
     Text, numbers, truth values (as the text True or False), lists and nested objects of these
     become fields. A list of objects becomes an object of lists: `answers.text`. Text that is null
@@ -67,7 +67,7 @@ def _kinds_of_columns(
     reasons: MutableMapping[str, str],
     name_row: NameRow,
 ) -> dict[str, Any]:
-    """The kind of each column: a name, a list of one kind, or a dict of columns.
+    """Find the kind of each column: a name, a list of one kind, or a dict of columns.
 
     `places` are the places of the split's rows that these (perhaps nested) rows come from.
     """
@@ -80,7 +80,7 @@ def _kinds_of_columns(
             continue
         try:
             kinds[name] = _kind([row[name] for row in rows], where, places, reasons, name_row)
-        except _NoKind as reason:
+        except _NoKindError as reason:
             reasons[where] = str(reason)
     return {name: kind for name, kind in kinds.items() if kind not in ({}, [{}])}
 
@@ -104,7 +104,7 @@ def _kind(
         if isinstance(inner, list) or (
             isinstance(inner, dict) and not all(isinstance(each, str) for each in inner.values())
         ):
-            raise _NoKind(f"the field {where!r} holds lists within lists")
+            raise _NoKindError(f"the field {where!r} holds lists within lists")
         return [inner]
     if all_are(str, bool, type(None)) and any(value is not None for value in values):
         return _TEXT
@@ -115,7 +115,7 @@ def _kind(
     if numbers:
         whole = (value for value in values if isinstance(value, int))
         return _NUMBER if all(value in _INT64 for value in whole) else _TEXT
-    raise _NoKind(_mixed(values, where, places, name_row))
+    raise _NoKindError(_mixed(values, where, places, name_row))
 
 
 def _mixed(values: Sequence[Any], where: str, places: Sequence[int], name_row: NameRow) -> str:

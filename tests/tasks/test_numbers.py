@@ -58,7 +58,7 @@ def score(question, said, **settings):
     ],
 )
 def test_a_number_is_asked_and_answered_as_its_row_writes_it(written, asked, tmp_path):
-    path = write(tmp_path / "train.jsonl", ['{"q": %s}\n' % written])
+    path = write(tmp_path / "train.jsonl", [f'{{"q": {written}}}\n'])
     (question,) = questions(path, inputs="Add: {q} =", target="{q}")
     assert (question.text, question.answer) == (f"Add: {asked} =", asked)
 
