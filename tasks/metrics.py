@@ -44,6 +44,10 @@ _REGISTERED = {
 }
 
 
+# Larger arrays (images, sound) that a metric returns are described and not kept.
+_MOST_VALUES = 10_000
+
+
 class Metric(abc.ABC):
     """A metric whose scores are functions of sums over the examples.
 
@@ -256,6 +260,55 @@ def norm_avg(scores: Mapping[str, float]) -> float:
     if not scores:
         raise ValueError("no scores to average")
     return math.fsum(scores.values()) / len(scores)
+
+
+def numbers(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Sort what a metric function returned into scores and everything else.
+
+    **Arguments:**
+
+    - `found`: numbers, `seqio.metrics.Scalar`, and whatever else SeqIO takes: `Text`, `Histogram`,
+      arrays, lists.
+
+    **Returns:** the numbers by name, and the other values as JSON can hold them.
+    """
+    scores: dict[str, float] = {}
+    others: dict[str, Any] = {}
+    for name, given in found.items():
+        fields = _fields(given)
+        value = fields["value"] if fields.keys() == {"value"} else given
+        # Of arrays of any library, one without an axis is a number.
+        if isinstance(value, float | int) or (
+            hasattr(value, "__array__") and np.ndim(value) == 0 and np.asarray(value).dtype != "O"
+        ):
+            scores[name] = float(value)
+        else:
+            others[name] = _as_json(value)
+    return scores, others
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {}
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _as_json(value: Any) -> Any:
+    if fields := _fields(value):
+        kept = {name: _as_json(each) for name, each in fields.items() if each is not None}
+        return next(iter(kept.values())) if len(kept) == 1 else kept
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.size > _MOST_VALUES:
+            return f"an array of {array.dtype} of shape {list(array.shape)}"
+        return _as_json(array.tolist())
+    return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def first_word(text: str) -> str:

@@ -6,6 +6,7 @@ must get the top score, and empty answers must not.
 
 import argparse
 import collections
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,9 @@ from promot_t5x.data import sources
 from promot_t5x.data.lazy import import_seqio
 from promot_t5x.data.questions import Question
 from promot_t5x.errors import UserError
+from promot_t5x.evaluation.scoring import check_references
 from promot_t5x.tasks import registry
+from promot_t5x.tasks.metrics import numbers
 from promot_t5x.tasks.templates import Choice
 
 # What the project's own metrics report about the answers besides how good they are.
@@ -104,6 +107,10 @@ def _check_task(how: Asking, name: str, limit: int, report: _Report) -> None:
     if definition is not None:
         _check_labels(definition, read, limit, report)
         _check_output_length(how, definition, read, report)
+    for split, questions in read.items():
+        # Rows that are only trained on need nothing to be compared with.
+        if split in (task.scored_split, default_split(task)):
+            report.call("", functools.partial(check_references, task, split, questions))
     splits = [default_split(task), *task.splits]
     scored = next((read[split] for split in splits if read[split]), None)
     if scored is not None:
@@ -192,12 +199,15 @@ def _check_scores(
         given = [process(said(q), example=q.example, is_target=False) for q in questions]
         values: dict[str, float] = {}
         for metric in metrics:
-            values |= {key: float(value) for key, value in metric(targets, given).items()}
+            values |= numbers(metric(targets, given))[0]
         return values
 
     right = report.call("scoring its own answers fails", lambda: scored(spoken_answer_of))
     empty = report.call("scoring empty answers fails", lambda: scored(lambda _: ""))
     if right is None or empty is None:
+        return
+    if not right:
+        report.problems.append("its metrics return no number, so it has no score")
         return
     primary = next(iter(right))
     report.facts.append(

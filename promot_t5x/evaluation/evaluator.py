@@ -116,6 +116,12 @@ class Evaluator:
         self.tasks = self._resolve()
         for task in self.tasks:
             task.check_split(self._split(task))
+            if not task.task.predict_metric_fns and jax.process_index() == 0:
+                print(
+                    f"{task.name}: its answers are recorded but get no score, because the task has "
+                    "no metric function over (targets, predictions)",
+                    flush=True,
+                )
         if prompts and prompt_index is None and prompts != len(self.tasks):
             raise UserError(
                 f"{config.name!r} has {len(self.tasks)} tasks but NUM_PROMPTS = "
@@ -264,6 +270,7 @@ class Evaluator:
             room=self._room,
             answer_length=self._answer_length(task),
         )
+        scoring.check_references(task, self._split(task), questions)
         losses = {what: count for what, count in self._losses(task, questions).items() if count}
         if losses and jax.process_index() == 0:
             said = ", ".join(f"{what}: {count:,}" for what, count in losses.items())

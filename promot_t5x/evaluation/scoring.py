@@ -9,12 +9,15 @@ import numpy as np
 from promot_t5x.data.questions import Question
 from promot_t5x.data.sources import BoundTask
 from promot_t5x.data.tokenise import LOSSES
+from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.evaluation.records import TaskResult
 from promot_t5x.tasks import dialects
 from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.perplexity import Perplexity
+
+_NAMED = 3  # of the rows that have no reference
 
 
 def mark(
@@ -41,7 +44,7 @@ def mark(
     targets, predictions = [], []
     for question, answer in zip(questions, answers, strict=True):
         process = functools.partial(task.task.postprocess_fn, example=question.example)
-        targets.append(plain(process(question.answer, is_target=True)))
+        targets.append(target_of(task, question))
         if by_likelihood:
             tokens = len(answer["ids"][0])
             said.append(None)
@@ -54,9 +57,12 @@ def mark(
     if metrics:
         scores = records.example_scores(metrics[0], targets, predictions)
     values: dict[str, float] = {}
+    other_values: dict[str, Any] = {}
     signatures: dict[str, str] = {}
     for metric in metrics:
-        values |= {k: float(v) for k, v in metric(targets, predictions).items()}
+        numbers, others = task_metrics.numbers(metric(targets, predictions))
+        values |= numbers
+        other_values |= others
         if hasattr(metric, "signatures"):
             signatures |= metric.signatures(targets)
     if labels and not by_likelihood:
@@ -66,6 +72,7 @@ def mark(
         task=task.name,
         split=split,
         metrics=values,
+        other_values=other_values,
         metric_specs=[task_metrics.spec(metric) for metric in metrics],
         records=[
             {
@@ -89,6 +96,29 @@ def mark(
         labels=list(labels),
         answer_words=list(task.definition.answer_words) if task.definition else [],
     )
+
+
+def target_of(task: BoundTask, question: Question) -> Any:
+    """Return what the metrics compare the answer to a question with, as JSON can hold it."""
+    process = task.task.postprocess_fn
+    return plain(process(question.answer, example=question.example, is_target=True))
+
+
+def check_references(task: BoundTask, split: str, questions: Sequence[Question]) -> None:
+    """Raise `UserError` where a question has no right answer to compare with.
+
+    Asked before anything is decoded; metrics of the user's own may know what to do with none.
+    """
+    if not any(isinstance(each, task_metrics.Metric) for each in task.task.predict_metric_fns):
+        return
+    without = [question.id for question in questions if target_of(task, question) == []]
+    if without:
+        named = ", ".join(without[:_NAMED]) + (", …" if len(without) > _NAMED else "")
+        raise UserError(
+            f"Task {task.name!r}, split {split!r}: {len(without):,} of {len(questions):,} rows "
+            f"have no right answer, an empty list of references: {named}. Leave such rows out by a "
+            "preprocessor of the task, or name a field that always holds one."
+        )
 
 
 def _of_labels(labels: Sequence[str], answer: Answer, by_likelihood: bool) -> dict[str, Any]:
