@@ -11,6 +11,7 @@ Importing this package imports no TensorFlow; building a task's data set does.
 
 from promot_t5x.tasks.answers import Until, first_word
 from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.chrf import Chrf
 from promot_t5x.tasks.exact_match import squad, trivia_qa
 from promot_t5x.tasks.metrics import accuracy, macro_f1
 from promot_t5x.tasks.own import text_task
@@ -22,6 +23,7 @@ from promot_t5x.tasks.templates import Choice, Template
 __all__ = [
     "Bleu",
     "Choice",
+    "Chrf",
     "Mixture",
     "Rouge",
     "TaskDef",

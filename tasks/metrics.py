@@ -39,6 +39,7 @@ _REGISTERED = {
     "macro_f1": "promot_t5x.tasks.metrics:macro_f1",
     "short_answers": "promot_t5x.tasks.exact_match:ShortAnswers",
     "bleu": "promot_t5x.tasks.bleu:Bleu",
+    "chrf": "promot_t5x.tasks.chrf:Chrf",
     "rouge": "promot_t5x.tasks.rouge:Rouge",
     "perplexity": "promot_t5x.tasks.perplexity:Perplexity",
 }
@@ -81,6 +82,15 @@ class Metric(abc.ABC):
     def example_score(self, statistics: Float64[np.ndarray, "*b k"]) -> Float64[np.ndarray, "*b"]:
         """The primary score of each example alone, in percent."""
         return self.value(statistics)[self.scores[0]]
+
+    def check_ready(self) -> None:
+        """Raise `UserError` where something that the metric needs is not installed."""
+        return
+
+    def warnings(self, targets: Sequence[Any]) -> list[str]:
+        """Say what of these targets the metric cannot judge; an empty list where all is well."""
+        del targets
+        return []
 
     def __call__(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Every score of these answers, in percent."""

@@ -34,6 +34,7 @@ def text_task(
     prefix: str | None = None,
     postprocess: Callable[[str], str] | None = None,
     references: str | None = None,
+    language: str | None = None,
     output_length: int = 64,
     scored_split: str | None = None,
     shots_split: str = "train",
@@ -57,6 +58,8 @@ def text_task(
       prefix: how every question begins; the answer ends where the model starts another one.
       postprocess: the answer's text -> prediction, in place of what `labels` and `prefix` do.
       references: the field that holds all right answers, where the target is only one.
+      language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
+        `trivia_qa` then split words as the language does.
       output_length: tokens of an answer, at most.
       scored_split: what is scored where no split is named; the source's second by default.
       shots_split: where demonstrations come from.
@@ -91,6 +94,7 @@ def text_task(
         metrics=tuple(metrics or (known_metrics.exact_match,)),
         labels=tuple(labels or ()),
         references=references,
+        language=language,
         output_length=output_length,
         scored_split=scored_split or splits[min(1, len(splits) - 1)],
         shots_split=shots_split,

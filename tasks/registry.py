@@ -22,10 +22,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.tasks import dialects, sources, templates
+from promot_t5x.tasks import dialects, languages, sources, templates
 from promot_t5x.tasks.answers import keep
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.dialects import Dialect
+from promot_t5x.tasks.exact_match import ShortAnswers
 from promot_t5x.tasks.format import DEFAULT, Format
 from promot_t5x.tasks.metrics import AnyMetric
 from promot_t5x.tasks.rouge import Rouge
@@ -66,6 +67,8 @@ class TaskDef:
         language that no other task answers in: reports count the answers to other tasks that are
         made of them.
       output_length: how many tokens an answer may take when decoded (EOS and sentinels included).
+      language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
+        `trivia_qa` then split words as the language does. None takes them as they are.
       scored_split: the split that is scored when none is asked for.
       shots: demonstrations before each example.
       shots_split: where they come from.
@@ -85,11 +88,18 @@ class TaskDef:
     references: str | None = None
     labels: tuple[str, ...] = ()
     answer_words: tuple[str, ...] = ()
+    language: str | None = None
     scored_split: str = "validation"
     shots: int = 0
     shots_split: str = "train"
     listed_shots: tuple[int, ...] = ()
     base: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.language is not None:
+            code = languages.code(self.language)
+            metrics = tuple(_in_language(metric, code) for metric in self.metrics)
+            object.__setattr__(self, "metrics", metrics)
 
     def reference(self, example: Mapping[str, Any]) -> str | list[str]:
         """What the metrics compare the prediction of `example` with.
@@ -307,6 +317,17 @@ def _definitions() -> dict[str, TaskDef | Mixture]:
     for module in _DEFINING_MODULES:
         importlib.import_module(module)
     return _DEFINITIONS
+
+
+def _in_language(metric: AnyMetric, code: str) -> AnyMetric:
+    """Return `metric` with the words of a language, where it was left at its defaults."""
+    if metric == Bleu() and code in languages.BLEU_TOKENIZERS:
+        return Bleu(languages.BLEU_TOKENIZERS[code])
+    if metric == Rouge() and code != "en":
+        return Rouge(words="unicode")
+    if isinstance(metric, ShortAnswers) and code != "en":
+        return ShortAnswers(metric.normalisation, words="unicode")
+    return metric
 
 
 def _formatted(metric: AnyMetric, format: Format) -> AnyMetric:

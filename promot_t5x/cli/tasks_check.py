@@ -24,7 +24,7 @@ from promot_t5x.data import sources
 from promot_t5x.data.lazy import import_seqio
 from promot_t5x.data.questions import Question
 from promot_t5x.errors import UserError
-from promot_t5x.evaluation.scoring import check_references
+from promot_t5x.evaluation.scoring import check_targets
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.metrics import numbers
 from promot_t5x.tasks.templates import Choice
@@ -110,7 +110,7 @@ def _check_task(how: Asking, name: str, limit: int, report: _Report) -> None:
     for split, questions in read.items():
         # Rows that are only trained on need nothing to be compared with.
         if split in (task.scored_split, default_split(task)):
-            report.call("", functools.partial(check_references, task, split, questions))
+            report.call("", functools.partial(check_targets, task, split, questions))
     splits = [default_split(task), *task.splits]
     scored = next((read[split] for split in splits if read[split]), None)
     if scored is not None:

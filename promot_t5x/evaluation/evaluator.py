@@ -30,6 +30,7 @@ from promot_t5x.evaluation.records import EvalRun, TaskResult
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.tasks import dialects
+from promot_t5x.tasks.metrics import Metric
 from promot_t5x.training.state import Tree, flatten, unflatten
 
 
@@ -116,6 +117,9 @@ class Evaluator:
         self.tasks = self._resolve()
         for task in self.tasks:
             task.check_split(self._split(task))
+            for metric in task.task.predict_metric_fns:
+                if isinstance(metric, Metric):
+                    metric.check_ready()
             if not task.task.predict_metric_fns and jax.process_index() == 0:
                 print(
                     f"{task.name}: its answers are recorded but get no score, because the task has "
@@ -270,7 +274,7 @@ class Evaluator:
             room=self._room,
             answer_length=self._answer_length(task),
         )
-        scoring.check_references(task, self._split(task), questions)
+        scoring.check_targets(task, self._split(task), questions)
         losses = {what: count for what, count in self._losses(task, questions).items() if count}
         if losses and jax.process_index() == 0:
             said = ", ".join(f"{what}: {count:,}" for what, count in losses.items())

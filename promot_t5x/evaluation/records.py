@@ -71,9 +71,8 @@ class TaskResult:
 
 
 def mean_score(results: Sequence[TaskResult]) -> float:
-    """Return the plain mean of the primary scores of the tasks that have one; NaN without any."""
-    scores = [result.score for result in results if result.primary is not None]
-    return float(np.mean(scores)) if scores else float("nan")
+    """The plain mean of the tasks' primary scores."""
+    return float(np.mean([result.score for result in results]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

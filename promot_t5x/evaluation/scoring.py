@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from promot_t5x.data.questions import Question
@@ -104,14 +105,16 @@ def target_of(task: BoundTask, question: Question) -> Any:
     return plain(process(question.answer, example=question.example, is_target=True))
 
 
-def check_references(task: BoundTask, split: str, questions: Sequence[Question]) -> None:
-    """Raise `UserError` where a question has no right answer to compare with.
+def check_targets(task: BoundTask, split: str, questions: Sequence[Question]) -> None:
+    """Raise `UserError` where a question has no right answer; print what metrics warn of.
 
     Asked before anything is decoded; metrics of the user's own may know what to do with none.
     """
-    if not any(isinstance(each, task_metrics.Metric) for each in task.task.predict_metric_fns):
+    metrics = [m for m in task.task.predict_metric_fns if isinstance(m, task_metrics.Metric)]
+    if not metrics:
         return
-    without = [question.id for question in questions if target_of(task, question) == []]
+    targets = [target_of(task, question) for question in questions]
+    without = [q.id for q, target in zip(questions, targets, strict=True) if target == []]
     if without:
         named = ", ".join(without[:_NAMED]) + (", …" if len(without) > _NAMED else "")
         raise UserError(
@@ -119,6 +122,9 @@ def check_references(task: BoundTask, split: str, questions: Sequence[Question])
             f"have no right answer, an empty list of references: {named}. Leave such rows out by a "
             "preprocessor of the task, or name a field that always holds one."
         )
+    for warning in (said for metric in metrics for said in metric.warnings(targets)):
+        if jax.process_index() == 0:
+            print(f"{task.name}: warning: {warning}", flush=True)
 
 
 def _of_labels(labels: Sequence[str], answer: Answer, by_likelihood: bool) -> dict[str, Any]:
