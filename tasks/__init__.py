@@ -9,7 +9,7 @@ your own, take what you need from here:
 Importing this package imports no TensorFlow; building a task's data set does.
 """
 
-from promot_t5x.tasks.answers import Until, first_word
+from promot_t5x.tasks.answers import LabelAtStart, Until, first_word
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.chrf import Chrf
 from promot_t5x.tasks.exact_match import squad, trivia_qa
@@ -24,6 +24,7 @@ __all__ = [
     "Bleu",
     "Choice",
     "Chrf",
+    "LabelAtStart",
     "Mixture",
     "Rouge",
     "TaskDef",

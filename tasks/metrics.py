@@ -134,7 +134,7 @@ class MeanOfExamples(Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy(MeanOfExamples):
-    """Share of predictions that equal their label, case-sensitively."""
+    """Share of predictions that equal their label, letter for letter but for space around it."""
 
     registered = "accuracy"
     scores = ("accuracy",)
@@ -144,7 +144,7 @@ class Accuracy(MeanOfExamples):
     ) -> Iterable[Sequence[float]]:
         """Whether each prediction is right."""
         for target, prediction in zip(targets, predictions, strict=True):
-            yield (prediction in references(target),)
+            yield (_stripped(prediction) in map(_stripped, references(target)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class ExactMatch(MeanOfExamples):
     ) -> Iterable[Sequence[float]]:
         """Whether each answer is right."""
         for target, prediction in zip(targets, predictions, strict=True):
-            yield (prediction.strip() in references(target),)
+            yield (_stripped(prediction) in map(_stripped, references(target)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +183,7 @@ class MacroF1(Metric):
     ) -> Float64[np.ndarray, "examples k"]:
         """For each class in turn: is it right, is it the target, is it the answer."""
         check(targets, predictions)
+        targets, predictions = (list(map(_stripped, each)) for each in (targets, predictions))
         if strange := sorted({str(target) for target in targets if target not in self.labels}):
             raise ValueError(f"targets {strange} are none of the labels {list(self.labels)}")
         asked = np.array([[t == label for label in self.labels] for t in targets], np.float64)
@@ -330,6 +331,11 @@ def first_word(text: str) -> str:
 def references(target: References) -> list[str]:
     """The answers of which any is right."""
     return [target] if isinstance(target, str) else list(target)
+
+
+def _stripped(text: Any) -> Any:
+    # Metrics of labels may be given integers.
+    return text.strip() if isinstance(text, str) else text
 
 
 def check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:

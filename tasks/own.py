@@ -16,7 +16,7 @@ from typing import Any
 
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import metrics as known_metrics
-from promot_t5x.tasks.answers import Until, first_word, keep
+from promot_t5x.tasks.answers import LabelAtStart, Until, keep
 from promot_t5x.tasks.registry import TaskDef
 from promot_t5x.tasks.templates import Choice, Template
 
@@ -49,8 +49,9 @@ def text_task(
       inputs: the question, `{field}` where a field of the row goes, up to the answer's cue.
       target: the answer, likewise. With `labels` and one field alone, that field may be an
         integer label; a field of text must hold one of the labels.
-      labels: all answers there are, in the order of integer labels. The first word of what the
-        model says is then compared with them, and answers that are none of them are counted.
+      labels: all answers there are, in the order of integer labels. What the model says is read
+        as the longest of them that it begins with (`answers.LabelAtStart`), and answers that
+        begin with none of them are counted.
       metrics: functions (targets, predictions) -> {name: percent}, the primary one first;
         accuracy with labels, else exact match.
       example_id: template of the id, unique within a split; every row has a `row_id`.
@@ -71,13 +72,14 @@ def text_task(
     """
     if labels is not None and prefix is not None:
         raise UserError(
-            f"task {name!r} has labels, whose answers are their first words, and a prefix, which "
+            f"task {name!r} has labels, which are read at the start of an answer, and a prefix, which "
             "cuts longer answers: give one of the two"
         )
     splits = tuple(source.splits)
     if labels is not None:
+        labels = _checked(name, labels)
         metrics = metrics or (known_metrics.accuracy,)
-        postprocess = postprocess or first_word
+        postprocess = postprocess or LabelAtStart(labels)
     return TaskDef(
         name=name,
         description=description or f"{name}, a task of your own",
@@ -99,6 +101,17 @@ def text_task(
         scored_split=scored_split or splits[min(1, len(splits) - 1)],
         shots_split=shots_split,
     )
+
+
+def _checked(name: str, labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"task {name!r}: labels are a list of texts, got {labels!r}")
+    stripped = tuple(label.strip() for label in labels)
+    if not stripped or not all(stripped):
+        raise UserError(f"task {name!r}: a label is empty in {labels!r}")
+    if twice := [label for label in stripped if stripped.count(label) > 1]:
+        raise UserError(f"task {name!r}: the label {twice[0]!r} is given twice in {labels!r}")
+    return stripped
 
 
 def _answer(target: str, labels: Sequence[str] | None) -> str | Choice:
