@@ -17,7 +17,7 @@ from promot_t5x.tasks.metrics import accuracy, macro_f1
 from promot_t5x.tasks.own import text_task
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
 from promot_t5x.tasks.rouge import Rouge
-from promot_t5x.tasks.sources import hugging_face, jsonl, tfds, tsv
+from promot_t5x.tasks.sources import csv, hugging_face, jsonl, parquet, tfds, tsv
 from promot_t5x.tasks.templates import Choice, Template
 
 __all__ = [
@@ -31,10 +31,12 @@ __all__ = [
     "Template",
     "Until",
     "accuracy",
+    "csv",
     "first_word",
     "hugging_face",
     "jsonl",
     "macro_f1",
+    "parquet",
     "register",
     "squad",
     "text_task",

@@ -35,6 +35,7 @@ def text_task(
     postprocess: Callable[[str], str] | None = None,
     references: str | None = None,
     language: str | None = None,
+    normal_form: bool = False,
     output_length: int = 64,
     scored_split: str | None = None,
     shots_split: str = "train",
@@ -61,6 +62,8 @@ def text_task(
       references: the field that holds all right answers, where the target is only one.
       language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
         `trivia_qa` then split words as the language does.
+      normal_form: compare answers as the model's vocabulary writes them, so that a character that
+        it lacks makes no right answer wrong; `tasks check` says whether that matters.
       output_length: tokens of an answer, at most.
       scored_split: what is scored where no split is named; the source's second by default.
       shots_split: where demonstrations come from.
@@ -97,6 +100,7 @@ def text_task(
         labels=tuple(labels or ()),
         references=references,
         language=language,
+        normal_form=normal_form,
         output_length=output_length,
         scored_split=scored_split or splits[min(1, len(splits) - 1)],
         shots_split=shots_split,

@@ -23,12 +23,13 @@ from typing import Any
 
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.tasks import dialects, languages, sources, templates
-from promot_t5x.tasks.answers import keep
+from promot_t5x.tasks.answers import LabelAtStart, keep
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.exact_match import ShortAnswers
 from promot_t5x.tasks.format import DEFAULT, Format
 from promot_t5x.tasks.metrics import AnyMetric
+from promot_t5x.tasks.normal_form import normal_form
 from promot_t5x.tasks.rouge import Rouge
 from promot_t5x.tasks.shots import Assembler, Pool, assemble, assemble_as_it_stands
 from promot_t5x.tasks.templates import Template
@@ -69,6 +70,8 @@ class TaskDef:
       output_length: how many tokens an answer may take when decoded (EOS and sentinels included).
       language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
         `trivia_qa` then split words as the language does. None takes them as they are.
+      normal_form: compare answers as the model's vocabulary writes them (`tasks.normal_form`), so
+        that a character that it lacks makes no right answer wrong.
       scored_split: the split that is scored when none is asked for.
       shots: demonstrations before each example.
       shots_split: where they come from.
@@ -89,6 +92,7 @@ class TaskDef:
     labels: tuple[str, ...] = ()
     answer_words: tuple[str, ...] = ()
     language: str | None = None
+    normal_form: bool = False
     scored_split: str = "validation"
     shots: int = 0
     shots_split: str = "train"
@@ -154,13 +158,15 @@ class TaskDef:
                     template=self._template,
                     task=self.name,
                     keep=kept,
-                    left_out=getattr(source, "left_out", {}),
+                    left_out=getattr(source, "left_out", None),
                 ),
                 self._assembly(vocabulary, dialect, format),
                 functools.partial(dialects.speak, vocabulary=vocabulary, dialect=dialect),
                 seqio.preprocessors.append_eos_after_trim,
             ],
-            postprocess_fn=functools.partial(_seqio_postprocess, task=self, dialect=dialect),
+            postprocess_fn=functools.partial(
+                _seqio_postprocess, task=self, dialect=dialect, vocabulary=vocabulary
+            ),
             metric_fns=[_formatted(metric, format) for metric in self.metrics],
         )
 
@@ -346,10 +352,24 @@ def _seqio_postprocess(
     *,
     task: TaskDef,
     dialect: Dialect,
+    vocabulary: Any,
 ) -> Any:
     if is_target and example is not None:
-        return task.reference(example)
-    return task.postprocess(dialect.read(_text(text)))
+        reference = task.reference(example)
+        if not task.normal_form or task.labels:
+            return reference
+        if isinstance(reference, list):
+            return [normal_form(vocabulary, each) for each in reference]
+        return normal_form(vocabulary, reference)
+    said = dialect.read(_text(text))
+    if not task.normal_form:
+        return task.postprocess(said)
+    said = normal_form(vocabulary, said)
+    if not isinstance(task.postprocess, LabelAtStart):
+        return task.postprocess(said)
+    forms = {normal_form(vocabulary, label): label for label in task.labels}
+    read = LabelAtStart(tuple(forms))(said)
+    return forms.get(read, read)
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError
+from promot_t5x.tasks.files import lone_surrogate
 
 Row = Mapping[str, Any]
 # How a row is spoken of, by its place from 0.
@@ -20,13 +21,25 @@ _INT64 = range(-(2**63), 2**63)
 _TEXT, _INTEGER, _NUMBER = "text", "integer", "number"
 
 
+class LeftOut:
+    """Why fields of the rows are none of the data set, by field; filled when a split is opened.
+
+    It has slots so that a data set is recognized by what it reads, and not by what was found in it.
+    """
+
+    __slots__ = ("reasons",)
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+
 class _NoKindError(Exception):
     """A column whose values no tensor can hold; the message says why."""
 
 
 def dataset_of(
     rows: Sequence[Row],
-    left_out: MutableMapping[str, str] | None = None,
+    left_out: LeftOut | None = None,
     name_row: NameRow = lambda place: f"row {place + 1}",
 ) -> Any:
     """Make a `tf.data.Dataset` of the rows, in order.
@@ -50,8 +63,7 @@ def dataset_of(
     reasons: dict[str, str] = {}
     kinds = _kinds_of_columns(rows, "", list(range(len(rows))), reasons, name_row)
     if left_out is not None:
-        left_out.clear()
-        left_out.update(reasons)
+        left_out.reasons = reasons
     if not kinds:
         raise UserError(f"no field of the rows can be read: {'; '.join(reasons.values())}")
     signature = _specs(kinds)
@@ -76,7 +88,10 @@ def _kinds_of_columns(
         where = f"{inside}{name}"
         lacking = next((n for n, row in zip(places, rows, strict=True) if name not in row), None)
         if lacking is not None:
-            reasons[where] = f"{name_row(lacking)} has no field {where!r}, which other rows have"
+            reasons[where] = (
+                f"row {lacking + 1} has no field {where!r}, which other rows have "
+                f"({name_row(lacking)})"
+            )
             continue
         try:
             kinds[name] = _kind([row[name] for row in rows], where, places, reasons, name_row)
@@ -107,6 +122,11 @@ def _kind(
             raise _NoKindError(f"the field {where!r} holds lists within lists")
         return [inner]
     if all_are(str, bool, type(None)) and any(value is not None for value in values):
+        for place, value in zip(places, values, strict=True):
+            if isinstance(value, str) and (half := lone_surrogate(value)):
+                raise _NoKindError(
+                    f"the field {where!r} holds half a character, {half}, in {name_row(place)}"
+                )
         return _TEXT
     # To Python a truth value is an integer too.
     numbers = all_are(int, float) and not any(isinstance(value, bool) for value in values)

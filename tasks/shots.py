@@ -84,7 +84,7 @@ class Pool:
             ) from error
         for step in self.preprocessors:
             data = step(data)
-        left_out = getattr(source, "left_out", {})
+        left_out = getattr(source, "left_out", None)
         data = templates.rendered(
             data, template=self.template, task=self.task, keep={}, left_out=left_out
         )

@@ -8,16 +8,40 @@ the line, and `{{`, `}}` are braces.
 import dataclasses
 import functools
 import string
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from promot_t5x.errors import UserError
-from promot_t5x.tasks.rows import WRITTEN
+from promot_t5x.tasks.rows import WRITTEN, LeftOut
 
 BREAK = "br"
+
+
+def _check_placeholders(template: str) -> None:
+    """Raise `UserError` for a placeholder that means more or less than a field's text."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(
+            f"the template {template!r} cannot be read: {error}. A brace itself is written {{{{ or "
+            "}}."
+        ) from error
+    for _, field, form, conversion in parts:
+        if field is None:
+            continue
+        written = field + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+        if conversion or form:
+            raise UserError(
+                f"the template {template!r} asks for {{{written}}}: a template takes a field as it "
+                f"is, {{{field}}}; change its form with a preprocessor of the task"
+            )
+        if not field.strip():
+            raise UserError(
+                f"the template {template!r} has a placeholder without a name, {{{field}}}: name "
+                "the field that goes there, or write {{}} for braces"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +79,9 @@ class Template:
     article: str | None = None
 
     def __post_init__(self) -> None:
+        for text in (self.question, self.answer, self.example_id):
+            if isinstance(text, str):
+                _check_placeholders(text)
         if self.article is not None and self.article not in self.fields:
             raise UserError(
                 f"a template's article is {self.article!r}, which its question does not have: "
@@ -81,7 +108,7 @@ def rendered(
     template: Template,
     task: str,
     keep: Mapping[str, str],
-    left_out: Mapping[str, str] = types.MappingProxyType({}),
+    left_out: LeftOut | None = None,
 ) -> Any:
     """A preprocessor: from rows to the texts that a template needs of them.
 
@@ -122,7 +149,8 @@ def rendered(
     spec = dataset.element_spec
     missing = [path for path in _named(template, keep) if not _has(spec, path)]
     if missing:
-        reasons = [r for field, r in left_out.items() if any(_within(p, field) for p in missing)]
+        known = {} if left_out is None else left_out.reasons
+        reasons = [r for field, r in known.items() if any(_within(p, field) for p in missing)]
         raise UserError(
             f"task {task!r} needs the field{'s' * (len(missing) > 1)} {', '.join(missing)} of its "
             f"rows, which have {', '.join(sorted(n for n in spec if not n.endswith(WRITTEN)))}"
@@ -277,7 +305,12 @@ def _label(row: Any, choice: Choice, example_id: Any) -> Any:
     if value.dtype == tf.string:
         value = tf.strings.strip(value)
         known = tf.equal(value, tf.constant(words))
-        label, right = tf.argmax(known, output_type=tf.int64), tf.reduce_any(known)
+        # In text files a label is text too; a word that is a number counts as a word.
+        whole = tf.strings.regex_full_match(value, r"\d{1,9}(\.0+)?")
+        number = tf.strings.to_number(tf.where(whole, value, "-1"), tf.float64)
+        named = tf.reduce_any(known)
+        label = tf.where(named, tf.argmax(known, output_type=tf.int64), tf.cast(number, tf.int64))
+        right = named | (whole & (label < len(words)))
     else:
         label = tf.cast(value, tf.int64)
         whole = tf.equal(tf.cast(label, value.dtype), value)

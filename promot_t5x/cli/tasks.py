@@ -148,11 +148,17 @@ def _add_check(actions: "argparse._SubParsersAction[Parser]") -> None:
         actions,
         "check",
         "task_check:check",
-        "a module of your own tasks, before it costs a run",
+        "a task, or a module of your own tasks, before it costs a run",
         "Splits exist and can be read, ids are unique, labels match, the right answers get the top "
         "score and empty ones do not. Exit status 1 with a list of problems, 0 with a summary.",
     )
-    parser.add_argument("module", help="a dotted name or a path to a .py file")
+    parser.add_argument(
+        "subject",
+        metavar="NAME_OR_MODULE",
+        help="a task, a mixture, or a module whose tasks are all checked: a dotted name or a path "
+        "to a .py file",
+    )
+    _add_module(parser)
     parser.add_argument(
         "--n", type=_count, default=1000, help="examples of each split to read (default 1000)"
     )

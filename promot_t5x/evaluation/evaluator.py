@@ -18,7 +18,7 @@ from promot_t5x import decoding, versions
 from promot_t5x.checkpoints import hashing
 from promot_t5x.config import config, validation
 from promot_t5x.data import sources
-from promot_t5x.data.questions import Question, read_questions, trim
+from promot_t5x.data.questions import Question, answer_text, read_questions, trim
 from promot_t5x.data.tokenise import LOSSES
 from promot_t5x.decoding import decoder
 from promot_t5x.distributed.partitioning import Partitioner
@@ -29,7 +29,7 @@ from promot_t5x.evaluation.journal import Journal
 from promot_t5x.evaluation.records import EvalRun, TaskResult
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
-from promot_t5x.tasks import dialects
+from promot_t5x.tasks import dialects, normal_form
 from promot_t5x.tasks.metrics import Metric
 from promot_t5x.training.state import Tree, flatten, unflatten
 
@@ -275,11 +275,20 @@ class Evaluator:
             answer_length=self._answer_length(task),
         )
         scoring.check_targets(task, self._split(task), questions)
+        self._say_what_cannot_be_written(task, questions)
         losses = {what: count for what, count in self._losses(task, questions).items() if count}
         if losses and jax.process_index() == 0:
             said = ", ".join(f"{what}: {count:,}" for what, count in losses.items())
             print(f"{task.name}: {len(questions):,} questions ({said})", flush=True)
         return questions
+
+    def _say_what_cannot_be_written(
+        self, task: sources.BoundTask, questions: Sequence[Question]
+    ) -> None:
+        answers = [answer_text(question) for question in questions]
+        found = normal_form.described(self.model.vocabulary, answers)
+        if found is not None and jax.process_index() == 0:
+            print(f"{task.name}: {found[1]}", flush=True)
 
     def _losses(self, task: sources.BoundTask, questions: Sequence[Question]) -> dict[str, int]:
         """How many of a task's questions lost what, and how many rows make no question."""
@@ -293,6 +302,25 @@ class Evaluator:
                 if name in questions[0].example
             },
             "inputs cut": sum(len(question.inputs) > self._room for question in questions),
+            **{
+                what: count
+                for what, count in self._answers_out_of_reach(task, questions).items()
+                if count
+            },
+        }
+
+    def _answers_out_of_reach(
+        self, task: sources.BoundTask, questions: Sequence[Question]
+    ) -> dict[str, int]:
+        """Count the right answers that no model could give."""
+        limit = self._answer_length(task)
+        answers = [answer_text(question) for question in questions]
+        unwritten = normal_form.described(self.model.vocabulary, answers)
+        return {
+            "answers longer than the limit": sum(
+                len(question.example["targets"]) > limit for question in questions
+            ),
+            "answers that the vocabulary changes": unwritten[0] if unwritten else 0,
         }
 
     def _check_labels(self) -> None:

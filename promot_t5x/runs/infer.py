@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from promot_t5x.config import config, validation
+from promot_t5x.data import vocabularies
 from promot_t5x.data.questions import trim
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
@@ -175,6 +176,7 @@ def _asks(
 ) -> tuple[list[Ask], list[bool]]:
     """The inputs as the model gets them, and which of them were cut."""
     vocabulary, lengths = model.vocabulary, questions.task_feature_lengths
+    vocabularies.check(vocabulary)
     prompt = np.zeros(0, np.int32)
     if model.config.num_virtual_ids:
         if questions.prompt_index >= model.config.num_prompts:
