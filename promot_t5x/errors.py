@@ -1,11 +1,12 @@
 """Errors that are the user's to mend, and the hints that go with them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_USER_ERROR = 2
 EXIT_NOT_SAVED = 74  # sysexits' EX_IOERR: results could not be written; mend the disk, start again
 EXIT_START_AGAIN = 75  # sysexits' EX_TEMPFAIL: stopped by SIGTERM, nothing lost; start it again
+EXIT_NON_FINITE = 76  # training diverged: the same command would diverge again
 
 
 class UserError(Exception):
@@ -23,6 +24,22 @@ class SaveError(Exception):
     """
 
 
+class NonFiniteError(Exception):
+    """Training produced numbers that are not finite; what was saved before is as it was.
+
+    The command line prints the message alone and exits with status `EXIT_NON_FINITE`, which
+    launchers do not answer by starting the command again.
+
+    **Attributes:**
+
+    - `arrays`: paths of the arrays that hold such numbers, where it is known.
+    """
+
+    def __init__(self, message: str, arrays: Iterable[str] = ()):
+        super().__init__(message)
+        self.arrays = tuple(arrays)
+
+
 class Preempted(BaseException):
     """SIGTERM asked the process to end, and what had been done is safe.
 
@@ -34,3 +51,18 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest candidate, or an empty string."""
     near = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> str:
+    """Join the first names of a list for a message, and say how many more there are.
+
+    **Arguments:**
+
+    - `names`: what to list; anything that `str` makes readable.
+    - `limit`: how many are named.
+    - `separator`: what stands between them.
+
+    **Returns:** `a, b and 3 more`; `nothing` for an empty list.
+    """
+    shown = separator.join(map(str, names[:limit])) or "nothing"
+    return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

@@ -22,7 +22,7 @@ from promot_t5x.cli.tasks_questions import (
 from promot_t5x.data import sources
 from promot_t5x.data.lazy import import_seqio
 from promot_t5x.data.questions import Question, answer_text
-from promot_t5x.errors import UserError
+from promot_t5x.errors import UserError, listed
 from promot_t5x.evaluation.scoring import check_targets
 from promot_t5x.tasks import normal_form, registry
 from promot_t5x.tasks.metrics import numbers
@@ -147,13 +147,14 @@ def _check_rows(split: str, questions: Sequence[Question], report: _Report) -> N
     ids = collections.Counter(question.id for question in questions)
     again = [f"{name!r} ({count} times)" for name, count in ids.items() if count > 1]
     if again:
-        report.problems.append(f"ids of {split!r} are not unique: {_some(again)}")
+        report.problems.append(f"ids of {split!r} are not unique: {listed(again, _NAMED)}")
     for said, blank in (
         ("question", [q.id for q in questions if not q.text.strip()]),
         ("answer", [q.id for q in questions if not answer_text(q).strip()]),
     ):
         if blank:
-            report.problems.append(f"{split!r} has rows with an empty {said}: ids {_some(blank)}")
+            ids = listed(blank, _NAMED)
+            report.problems.append(f"{split!r} has rows with an empty {said}: ids {ids}")
 
 
 def _check_labels(
@@ -168,7 +169,8 @@ def _check_labels(
         # Of a split that was not read to its end, some classes may stand in the rest.
         if questions and missing and len(questions) < limit:
             report.problems.append(
-                f"no row of {split!r} has the label{'s' * (len(missing) > 1)} {_some(missing)}: "
+                f"no row of {split!r} has the label{'s' * (len(missing) > 1)} "
+                f"{listed(missing, _NAMED)}: "
                 f"is {list(answer.words)} what the field {answer.field!r} counts?"
             )
     report.facts.append(f"labels {', '.join(answer.words)}")
@@ -296,11 +298,6 @@ def _check_percentages(
             report.facts.append(f"{key} of these answers is {value:g} at best")
     if empty[primary] != 0.0:
         report.problems.append(f"empty answers score {primary} {empty[primary]:g} instead of 0")
-
-
-def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return ", ".join(map(str, items[:_NAMED])) + more
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from promot_t5x.cli.tasks_questions import Asking, asking, default_split
 from promot_t5x.data.questions import Question, answer_text
+from promot_t5x.tasks import normal_form
 
 _PERCENTILES = (50, 90, 95, 99)
 # Answers are labels where there are few of them and each comes back often.

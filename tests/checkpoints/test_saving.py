@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from promot_t5x.checkpoints import hashing, manifest, restoring
 from promot_t5x.checkpoints.saving import Checkpoints
-from promot_t5x.errors import SaveError, UserError
+from promot_t5x.errors import NonFiniteError, SaveError, UserError
 
 INFO = {"base_path": "/bases/t5", "base_hash": "ab12", "seed": 3}
 
@@ -53,7 +53,7 @@ def load(directory, **options):
 
 def test_round_trip_is_bit_exact(tmp_path):
     trainable, opt_state = make_state(5)
-    trainable["odd"] = jnp.array([np.nan, -0.0, np.inf, 1e-45], jnp.float32)
+    trainable["odd"] = jnp.array([3e38, -0.0, -1.5, 1e-45], jnp.float32)
     with Checkpoints(tmp_path) as saver:
         saver.save(5, trainable=trainable, opt_state=opt_state, metadata=INFO)
         found = saver.restore(trainable=abstract(trainable), opt_state=abstract(opt_state))
@@ -113,6 +113,41 @@ def test_reading_only_what_trains(tmp_path):
     assert isinstance(found.trainable["decoder"]["kernel"], np.ndarray)
     assert raw(found.trainable) == raw(trainable)
     assert raw(restoring.read_trainable(tmp_path, 1)) == raw(trainable)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path, number, sharded):
+    save(tmp_path, 1)
+    rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
+    trainable, opt_state = make_state(2, rows if sharded else None)
+    trainable["decoder"]["kernel"] = trainable["decoder"]["kernel"].at[15, 7].set(number)
+    trainable["encoder"]["scale"] = trainable["encoder"]["scale"].at[0].set(number)
+    opt_state.v["kernel"] = np.full((16, 8), number, np.float32)
+    with Checkpoints(tmp_path, keep=None) as saver:
+        with pytest.raises(
+            NonFiniteError, match="Step 2 is not saved.* 3 of its 7 arrays"
+        ) as error:
+            saver.save(2, trainable=trainable, opt_state=opt_state, metadata={})
+        assert set(error.value.arrays) == {
+            "target/decoder/kernel",
+            "target/encoder/scale",
+            "state/opt_state/v/kernel",
+        }
+        assert saver.latest() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
+def test_a_scalar_of_the_optimizer_may_be_infinite_but_not_nan(tmp_path):
+    params = {"a": jnp.ones(3)}
+    opt_state = optax.contrib.reduce_on_plateau().init(params)
+    assert np.isinf(opt_state.best_value)
+    with Checkpoints(tmp_path, keep=None) as saver:
+        saver.save(1, trainable=params, opt_state=opt_state, metadata={})
+        assert saver.steps() == [1]
+        opt_state = opt_state._replace(best_value=jnp.float32(np.nan))
+        with pytest.raises(NonFiniteError, match="opt_state/best_value"):
+            saver.save(2, trainable=params, opt_state=opt_state, metadata={})
 
 
 def test_nothing_there(tmp_path):
