@@ -1,8 +1,8 @@
 """Files of rows: JSON Lines, tab-separated and comma-separated text, Parquet; plain or compressed.
 
-Everything that a file may hold is read rightly or refused with the file and the line. Text is UTF-8
-with or without a byte order mark; lines end in LF, CRLF or CR; `.gz` and `.zst` files, told by their
-first bytes, are decompressed.
+Everything that a file may hold is read rightly or refused with the file and the line. Text is
+UTF-8 with or without a byte order mark; lines end in LF, CRLF or CR; files that gzip or zstd has
+compressed, told by their first bytes, are decompressed.
 """
 
 import csv
@@ -10,12 +10,13 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from promot_t5x.errors import UserError
+from promot_t5x.paths import user_path
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -36,7 +37,7 @@ def found(pattern: str, suffixes: Iterable[str]) -> list[str]:
 
     **Raises:** `UserError` where there is none.
     """
-    path = epath.Path(pattern)
+    path = user_path(pattern, "a task's file of rows")
     if path.is_dir():
         listed = [each for each in path.iterdir() if _matches(each.name, suffixes)]
         what = f"the directory {pattern} holds no file ending in {' or '.join(suffixes)}"
@@ -44,7 +45,7 @@ def found(pattern: str, suffixes: Iterable[str]) -> list[str]:
         listed = list(path.parent.glob(path.name))
         what = f"no file matches {pattern}"
     else:
-        return [os.fspath(pattern)]
+        return [os.fspath(path)]
     if not listed:
         raise UserError(f"{what}.")
     return sorted(os.fspath(each) for each in listed)
@@ -96,8 +97,8 @@ def lines(path: str, data: bytes) -> list[str]:
 def json_lines(path: str) -> Iterator[Numbered]:
     """Yield the rows of a file with a JSON object a line, or with one JSON array of objects."""
     listed = lines(path, content(path))
-    if listed and next((text for text in listed if text.strip()), "").lstrip().startswith("[{"):
-        yield from _json_array(path, "\n".join(listed))
+    if (rows := json_array(listed)) is not None:
+        yield from enumerate(rows, start=1)
         return
     for number, text in enumerate(listed, start=1):
         if not text.strip():
@@ -109,6 +110,28 @@ def json_lines(path: str) -> Iterator[Numbered]:
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object: {text[:_SHOWN]!r}")
         yield number, row
+
+
+def is_json(name: str) -> bool:
+    """Return whether a file of this name holds JSON, of which a line or an item is a row."""
+    return _matches(name, KINDS["jsonl"][1])
+
+
+def json_array(listed: Sequence[str]) -> list[Any] | None:
+    """Return the items of a file that is one JSON array; None for a file with an object a line.
+
+    **Arguments:**
+
+    - `listed`: the lines of the file.
+    """
+    if not next((text for text in listed if text.strip()), "").lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads("\n".join(listed))
+    # A line of its own may be an array, which is then no object.
+    except json.JSONDecodeError:
+        return None
+    return found if found and all(isinstance(item, dict) for item in found) else None
 
 
 def tab_separated(path: str) -> Iterator[Numbered]:
@@ -175,7 +198,7 @@ KINDS: dict[str, tuple[Callable[[str], Iterator[Numbered]], tuple[str, ...]]] = 
 
 
 def lone_surrogate(text: str) -> str | None:
-    r"""Return the half of a character pair that `text` holds without its other half, as `\ud83d`."""
+    r"""Return the half of a character pair that `text` holds alone, as in `\ud83d`."""
     if text.isascii():
         return None
     half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
@@ -203,14 +226,3 @@ def _column_names(path: str, names: list[str]) -> list[str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{path}: line 1 names the column {twice[0]!r} twice")
     return names
-
-
-def _json_array(path: str, text: str) -> Iterator[Numbered]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: item {number} of the array is not an object")
-        yield number, row

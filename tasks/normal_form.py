@@ -1,7 +1,7 @@
 """What a vocabulary makes of an answer: no model can say more than its vocabulary can write.
 
-T5's SentencePiece models have no `<`, `{` or line break and turn `½` into `1/2`. An answer with one of
-these is something else once it has been encoded and decoded, its *normal form*.
+T5's SentencePiece models have no `<`, `{` or line break and turn `½` into `1/2`. An answer with one
+of these is something else once it has been encoded and decoded, its *normal form*.
 """
 
 from collections.abc import Iterable

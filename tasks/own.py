@@ -36,7 +36,7 @@ def text_task(
     references: str | None = None,
     language: str | None = None,
     normal_form: bool = False,
-    output_length: int = 64,
+    output_length: int | None = 64,
     scored_split: str | None = None,
     shots_split: str = "train",
     preprocessors: Sequence[Callable[[Any], Any]] = (),
@@ -46,7 +46,7 @@ def text_task(
 
     Args:
       name: what MIXTURE_OR_TASK_NAME calls it; `<name>_4shot` asks after 4 demonstrations.
-      source: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv` or `hugging_face`.
+      source: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv`, `csv`, `parquet` or `hugging_face`.
       inputs: the question, `{field}` where a field of the row goes, up to the answer's cue.
       target: the answer, likewise. With `labels` and one field alone, that field may be an
         integer label; a field of text must hold one of the labels.
@@ -64,7 +64,7 @@ def text_task(
         `trivia_qa` then split words as the language does.
       normal_form: compare answers as the model's vocabulary writes them, so that a character that
         it lacks makes no right answer wrong; `tasks check` says whether that matters.
-      output_length: tokens of an answer, at most.
+      output_length: tokens of an answer, at most; None is room for 99% of the training answers.
       scored_split: what is scored where no split is named; the source's second by default.
       shots_split: where demonstrations come from.
       preprocessors: functions on the `tf.data.Dataset` of rows, applied first.
@@ -75,8 +75,8 @@ def text_task(
     """
     if labels is not None and prefix is not None:
         raise UserError(
-            f"task {name!r} has labels, which are read at the start of an answer, and a prefix, which "
-            "cuts longer answers: give one of the two"
+            f"task {name!r} has labels, which are read at the start of an answer, and a prefix, "
+            "which cuts longer answers: give one of the two"
         )
     splits = tuple(source.splits)
     if labels is not None:

@@ -179,10 +179,10 @@ def _check_labels(
 def _check_output_length(
     how: Asking, definition: registry.TaskDef, read: dict[str, list[Question]], report: _Report
 ) -> None:
-    if how.unit != "tokens":
+    limit = definition.output_length
+    if how.unit != "tokens" or limit is None:
         return
     lengths = [len(q.example["targets"]) for questions in read.values() for q in questions]
-    limit = definition.output_length
     beyond = sum(length > limit for length in lengths)
     if not beyond:
         return

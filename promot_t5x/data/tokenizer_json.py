@@ -74,7 +74,7 @@ class TokenizerJsonVocabulary(seqio.Vocabulary):
 
     @property
     def sp_model(self) -> bytes:
-        """Return the file's content, which identifies the vocabulary as a SentencePiece model does."""
+        """Return the file's content, by which vocabularies are told apart."""
         return self._content.encode()
 
     @property

@@ -33,6 +33,10 @@ from promot_t5x.tasks import dialects, normal_form
 from promot_t5x.tasks.metrics import Metric
 from promot_t5x.training.state import Tree, flatten, unflatten
 
+# A task that does not say how long its answers are gets room for this share of so many of them.
+_ANSWERED, _ANSWERS_MEASURED = 0.99, 1000
+_ANY_LENGTH = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -136,6 +140,7 @@ class Evaluator:
         if isinstance(method, decoding.RankClassification) and method.others is None:
             self._check_labels()
         self._questions: list[list[Question]] = []
+        self._measured_lengths: dict[str, int] = {}
         self._answerer = Answerer(model, config.decoding_method, config.batch_size, partitioner)
 
     def _resolve(self) -> list[sources.BoundTask]:
@@ -265,7 +270,28 @@ class Evaluator:
                 f"Task {task.name!r} does not say how long its answers are: set "
                 "TASK_FEATURE_LENGTHS['targets']."
             )
-        return task.definition.output_length
+        if task.definition.output_length is not None:
+            return task.definition.output_length
+        if task.name not in self._measured_lengths:
+            self._measured_lengths[task.name] = self._measured_length(task)
+        return self._measured_lengths[task.name]
+
+    def _measured_length(self, task: sources.BoundTask) -> int:
+        """Return the tokens that nearly all training answers take, EOS and sentinels included."""
+        trained_on = task.definition.shots_split
+        split = trained_on if trained_on in task.splits else self._split(task)
+        read = read_questions(
+            task, split, limit=_ANSWERS_MEASURED, room=self._room, answer_length=_ANY_LENGTH
+        )
+        lengths = [len(question.example["targets"]) for question in read]
+        longest = int(np.quantile(lengths, _ANSWERED, method="higher"))
+        if jax.process_index() == 0:
+            print(
+                f"{task.name}: an answer may take {longest} tokens, which is room for "
+                f"{_ANSWERED:.0%} of the first {len(lengths):,} answers of {split!r}",
+                flush=True,
+            )
+        return longest
 
     def _read(self, task: sources.BoundTask) -> list[Question]:
         questions = read_questions(

@@ -200,3 +200,52 @@ def test_a_mixture_whose_source_has_no_counts_says_so(tmp_path):
     finally:
         seqio.MixtureRegistry.remove("uncounted_mix")
         seqio.TaskRegistry.remove("uncounted")
+
+
+# ------------------------------------------------------------------- limits from the data
+
+
+def test_a_limit_of_answers_comes_from_the_training_answers(tmp_path, capsys):
+    from promot_t5x import decoding
+    from promot_t5x.data.sources import BoundTask
+    from promot_t5x.distributed.partitioning import Partitioner
+    from promot_t5x.evaluation import evaluator as evaluate
+    from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+    from promot_t5x.network import transformer
+    from promot_t5x.planning.planned_runs import answer_length
+
+    # Of 200 answers of 1 to 200 letters, 99% take at most 199 tokens with their EOS.
+    rows = [{"q": str(n), "a": "x" * n} for n in range(1, 201)]
+    task(tmp_path, "measured_answers", rows, output_length=None)
+    vocabulary = lazy.import_seqio().ByteVocabulary(125)
+    shape = transformer.T5Config(
+        vocab_size=384,
+        emb_dim=8,
+        num_heads=1,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=8,
+    )
+    model = EncoderDecoderModel(
+        module=transformer.Transformer(config=shape),
+        input_vocabulary=vocabulary,
+        output_vocabulary=vocabulary,
+    )
+    config = evaluate.EvalConfig(
+        mixture_or_task_name="measured_answers",
+        split="train",
+        task_feature_lengths={"inputs": 16},
+        batch_size=8,
+        method=decoding.Greedy(),
+    )
+    evaluator = evaluate.Evaluator(model, config, Partitioner(num_partitions=1))
+    (bound,) = evaluator.tasks
+    assert isinstance(bound, BoundTask)
+    assert evaluator._answer_length(bound) == 200
+    said = "measured_answers: an answer may take 200 tokens, which is room for 99% of the first 200"
+    assert capsys.readouterr().out.count(said) == 1
+    assert evaluator._answer_length(bound) == 200
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="set TASK_FEATURE_LENGTHS\\['targets'\\]"):
+        answer_length(config)
