@@ -4,7 +4,9 @@ import codecs
 import re
 
 # A Python function of the pipeline failed: its error's type and message, then a traceback.
-_RAISED = re.compile(r"(?:^|[ .])(\w+: .*?)\nTraceback \(most recent call last\)", re.DOTALL)
+_RAISED = re.compile(
+    r"(?:^|\}\} |Iterator::\S+: )(\w[\w.]*: .*?)\nTraceback \(most recent call last\)", re.DOTALL
+)
 _ASSERTED = re.compile(r"assertion failed: \[(.*)\]\n\t \[\[\{\{node", re.DOTALL)
 _OURS = "UserError: "
 

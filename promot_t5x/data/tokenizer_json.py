@@ -102,8 +102,10 @@ class TokenizerJsonVocabulary(seqio.Vocabulary):
         )
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def encode(text: bytes) -> np.ndarray:
-            return np.array(self._encode(text.decode("utf-8")), np.int32)
+        def encode(text: Any) -> np.ndarray:
+            # Bytes, or outside of `tf.data` an array without axes that holds them.
+            raw: bytes = text if isinstance(text, bytes) else text.item()
+            return np.array(self._encode(raw.decode("utf-8", "replace")), np.int32)
 
         ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
         ids.set_shape([None])

@@ -69,7 +69,8 @@ def test_answers_that_the_vocabulary_cannot_write_are_named(vocabulary):
 
 
 def test_check_show_stats_and_runs_say_what_cannot_be_written(pieces, vocabulary, tmp_path, capsys):
-    rows = [{"q": "two words", "a": answer} for answer in ANSWERS]
+    questions = ("two", "words", "cup", "line", "new", "spaces")
+    rows = [{"q": q, "a": answer} for q, answer in zip(questions, ANSWERS, strict=True)]
     task(tmp_path, "unwritable", rows)
     task(tmp_path, "unwritable_normal", rows, normal_form=True)
     model = f"--gin_file={pieces}"

@@ -1,6 +1,8 @@
 """Vocabularies of other makes: what is read, and what is refused before anything is written."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -133,7 +135,7 @@ def test_special_tokens_in_text_are_text_and_sentinels_are_ids(tokenizer_file):
 def test_two_of_one_content_are_one_vocabulary(tokenizer_file, tmp_path):
     path = tokenizer_file("tokenizer.json")
     copy = tmp_path / "copy.json"
-    copy.write_text(json.dumps(json.loads(open(path).read()), ensure_ascii=False))
+    copy.write_text(json.dumps(json.loads(Path(path).read_text()), ensure_ascii=False))
     one, again = (vocabularies.tokenizer_json(path) for _ in range(2))
     assert one == again
     assert hash(one) == hash(again)
@@ -157,7 +159,7 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer_file, first, said):
 
 
 def test_an_ordinary_piece_at_0_is_refused(tokenizer_file, tmp_path):
-    content = json.loads(open(tokenizer_file("tokenizer.json")).read())
+    content = json.loads(Path(tokenizer_file("tokenizer.json")).read_text())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<pad>"]
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
@@ -171,7 +173,7 @@ def test_what_is_no_tokenizer_and_a_package_that_is_missing(tmp_path, monkeypatc
     path.write_text('{"model": 1}')
     with pytest.raises(UserError, match="is no tokenizer.json"):
         vocabularies.tokenizer_json(str(path))
-    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match="needs the package `tokenizers`"):
         vocabularies.tokenizer_json(str(path))
 
