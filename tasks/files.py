@@ -22,6 +22,7 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN = 80
+_LOOKED_AT = 1 << 16
 _COMPRESSED = (".gz", ".zst", ".gzip", ".zstd")
 
 # A row with the line that it stands on, counted from 1, or its place in a file without lines.
@@ -104,12 +105,31 @@ def json_lines(path: str) -> Iterator[Numbered]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object: {text[:_SHOWN]!r}")
-        yield number, row
+            yield number, parsed(text)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is {error}") from error
+
+
+def parsed(line: str | bytes) -> dict[str, Any]:
+    """Read the JSON object of a line; `ValueError` says what the line is instead."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"not a JSON object: {line[:_SHOWN]!r}")
+    return row
+
+
+def is_plain_lines(path: str) -> bool:
+    """Return whether a file is local text without a byte order mark, an object in each line."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        start = file.read(_LOOKED_AT)
+    first = start.lstrip().split(b"\n")[0]
+    # A CR within the first line may end it.
+    return first.startswith(b"{") and b"\r" not in first[:-1]
 
 
 def is_json(name: str) -> bool:

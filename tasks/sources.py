@@ -79,7 +79,17 @@ class Files:
 
     def __call__(self) -> Any:
         """Make the `seqio.DataSource`; directories and globs are looked into now."""
-        return _source_of_rows(self._resolved().rows, self.splits)
+        resolved = self._resolved()
+        source = _source_of_rows(resolved.rows, self.splits)
+        # For who reads the files in another way.
+        source.files = resolved
+        return source
+
+    def lines_of(self, split: str) -> str | None:
+        """Return the file of a split whose rows are its lines; None where it is no such file."""
+        paths = dict(self.paths)[split]
+        single = self.kind == "jsonl" and len(paths) == 1 and files.is_plain_lines(paths[0])
+        return paths[0] if single else None
 
     def _resolved(self) -> "Files":
         """Return the same with files alone, by which a data set is recognized."""

@@ -232,9 +232,11 @@ def _filled(template: str, values: Mapping[str, Any]) -> list[Any]:
     return filled
 
 
-def _parts(template: str) -> Iterator[tuple[str, str | None]]:
-    for literal, field, _, _ in string.Formatter().parse(template):
-        yield literal, field
+@functools.cache
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Take a template apart; it is filled in once a row."""
+    parts = string.Formatter().parse(template)
+    return tuple((literal, field) for literal, field, _, _ in parts)
 
 
 def _named(template: Template, keep: Mapping[str, str]) -> Sequence[str]:

@@ -23,7 +23,7 @@ from promot_t5x.data import sources
 from promot_t5x.data.lazy import import_seqio
 from promot_t5x.data.questions import Question, answer_text
 from promot_t5x.errors import UserError, listed
-from promot_t5x.evaluation.scoring import check_targets
+from promot_t5x.evaluation.target_checks import check_targets
 from promot_t5x.tasks import normal_form, registry
 from promot_t5x.tasks.metrics import numbers
 from promot_t5x.tasks.templates import Choice

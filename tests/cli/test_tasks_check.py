@@ -243,10 +243,10 @@ def test_a_limit_of_answers_comes_from_the_training_answers(tmp_path, capsys):
     evaluator = evaluate.Evaluator(model, config, Partitioner(num_partitions=1))
     (bound,) = evaluator.tasks
     assert isinstance(bound, BoundTask)
-    assert evaluator._answer_length(bound) == 200
+    assert evaluator.questions.answer_length(bound) == 200
     said = "measured_answers: an answer may take 200 tokens, which is room for 99% of the first 200"
     assert capsys.readouterr().out.count(said) == 1
-    assert evaluator._answer_length(bound) == 200
+    assert evaluator.questions.answer_length(bound) == 200
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="set TASK_FEATURE_LENGTHS\\['targets'\\]"):
         answer_length(config)

@@ -12,7 +12,8 @@ from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import evaluator as evaluate
-from promot_t5x.evaluation import records, scoring
+from promot_t5x.evaluation import records, scoring, target_checks
+from promot_t5x.evaluation.question_set import TaskQuestions
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import transformer
 from promot_t5x.tasks import jsonl, metrics, register, squad, text_task
@@ -68,7 +69,10 @@ def marked(name, vocabulary, said):
     (task,) = resolve_tasks(name, vocabulary)
     questions = read_questions(task, "validation", limit=None, room=20, answer_length=8)
     answers = [{"ids": [vocabulary.encode(text)], "log_probs": [-1.0]} for text in said]
-    return scoring.mark(task, "validation", vocabulary, questions, answers, {}, by_likelihood=False)
+    asked = TaskQuestions(
+        task=task, split="validation", questions=questions, encoded=[], truncation_counts={}
+    )
+    return scoring.score_answers(asked, answers, vocabulary, by_likelihood=False)
 
 
 def test_what_is_no_number_is_kept_in_the_records_and_is_no_score(seqio_task, vocabulary, tmp_path):
@@ -176,7 +180,7 @@ def test_an_empty_list_is_what_a_metric_of_the_users_own_may_want(tmp_path, voca
     )
     (task,) = resolve_tasks("own_metric_of_none", vocabulary)
     questions = read_questions(task, "train", limit=None, room=20, answer_length=8)
-    scoring.check_targets(task, "train", questions)
+    target_checks.check_targets(task, "train", questions)
 
 
 def test_plain_numbers_stay_the_numbers_they_are():
