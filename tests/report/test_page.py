@@ -1,7 +1,7 @@
 """What people look at: figures, curves, changed examples and the page that holds them."""
 
-import itertools
 import dataclasses
+import itertools
 import json
 import math
 import re
