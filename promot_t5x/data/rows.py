@@ -50,8 +50,10 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
 
     **Raises:** `UserError` where the rows cannot be read.
     """
-    from promot_t5x.data import tfds_rows
+    from promot_t5x.data import slices, tfds_rows
 
+    if not slices.parse(split).is_whole:
+        return None
     if hasattr(source, "open_rows"):
         return source.open_rows(split, cache_dir)
     return tfds_rows.open_rows(source, split, cache_dir)
