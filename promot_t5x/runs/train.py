@@ -83,6 +83,13 @@ def trained_steps(finished: StageResult) -> int:
     return max((int(row["step"]) for row in rows), default=finished.step)
 
 
+def remove_events(directory: epath.Path, step: int, folders: Sequence[str]) -> None:
+    """Remove a step's events, and those of later ones, of the tasks in some folders."""
+    for folder in folders:
+        for path in sorted(directory.glob(f"{folder}/*/{metric_writer.EVENTS}*")):
+            metric_writer.remove_events_from(path, step)
+
+
 def newest_checkpoint(saver: saving.Checkpoints) -> str:
     """Return a sentence on the newest checkpoint, once the save under way is done."""
     newest = saver.latest()
@@ -356,11 +363,13 @@ class Trainer:
             if processes.leads():
                 step_directory = restoring.step_directory(directory, last)
                 (step_directory / restoring.METRICS_FILE).unlink(missing_ok=True)
-                records.forget_after(directory, last - 1)
+                records.remove_from(directory, last)
                 keep_until(directory / alignment.FILE, last - 1)
+                remove_events(directory, last, (records.DIRECTORY, TRAINING_EVAL))
         if processes.leads():
             if self._suite is not None and last % (self.stage.suite_period or 1):
-                records.forget_after(directory / SUITE_DIRECTORY, last - 1)
+                records.remove_from(directory / SUITE_DIRECTORY, last)
+                remove_events(directory / SUITE_DIRECTORY, last, (records.DIRECTORY,))
             (directory / RESULT_FILE).unlink()
         processes.wait_for_leader()
         self._say(f"finished before at step {last}; goes on to step {self.stage.train_steps}")
