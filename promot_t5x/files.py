@@ -7,10 +7,16 @@ from typing import Any
 from etils import epath
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Replace the file at `path` by `text` in one step."""
+def write_atomically(path: epath.Path, contents: str | bytes) -> None:
+    """Replace the file at `path` by `contents` in one step: a kill leaves the old file or the new.
+
+    **Arguments:**
+
+    - `path`: local or on `gs://`; its directory exists.
+    - `contents`: text, written as UTF-8, or bytes.
+    """
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     part.replace(path)
 
 

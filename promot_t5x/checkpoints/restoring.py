@@ -103,7 +103,8 @@ def step_metrics(directory: str | os.PathLike, step: int) -> dict[str, float]:
     return known
 
 
-TIES = ("earliest", "latest")
+TIES = ("loss", "earliest", "latest")
+LOSS = "validation_loss"  # among a step's metrics
 
 
 def best_step(
@@ -113,16 +114,21 @@ def best_step(
     mode: str = "max",
     ties: str = "earliest",
 ) -> int | None:
-    """Return the step with the best value of a metric, of equals the `earliest` or the `latest`.
+    """Return the step with the best value of a metric, of equals the one that `ties` names.
 
+    `ties` is the `earliest`, the `latest`, or the one with the least validation `loss`: of equal
+    losses, and where there is none, the earliest.
     Steps without the metric, or where it is not a number, do not take part; None if no
     step does. `mode` is 'max' or 'min'.
     """
-    scores = {s: step_metrics(directory, s).get(metric, math.nan) for s in steps}
+    metrics = {s: step_metrics(directory, s) for s in steps}
+    scores = {s: metrics[s].get(metric, math.nan) for s in steps}
     sign = 1 if mode == "max" else -1
     taking_part = [s for s in steps if not math.isnan(scores[s])]
     later = 1 if ties == "latest" else -1
-    return max(taking_part, key=lambda s: (sign * scores[s], later * s), default=None)
+    losses = {s: metrics[s].get(LOSS, math.inf) if ties == "loss" else 0.0 for s in steps}
+    order = {s: (sign * scores[s], -losses[s], later * s) for s in taking_part}
+    return max(taking_part, key=order.__getitem__, default=None)
 
 
 def _entry_name(entry: Any) -> str:

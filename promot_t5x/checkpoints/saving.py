@@ -32,6 +32,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from promot_t5x import versions
+from promot_t5x.checkpoints import finite
 from promot_t5x.checkpoints import manifest as manifests
 from promot_t5x.checkpoints import restoring as reading
 from promot_t5x.checkpoints.formats import read_arrays
@@ -39,7 +40,7 @@ from promot_t5x.checkpoints.manifest import ArrayRecord, BrokenCheckpointError, 
 from promot_t5x.checkpoints.restoring import Restored
 from promot_t5x.checkpoints.restoring import read_trainable as read_trainable
 from promot_t5x.distributed import processes
-from promot_t5x.errors import SaveError, UserError
+from promot_t5x.errors import NonFiniteError, SaveError, UserError, listed
 
 PIN_FILE = "PINNED"
 _PEER_TIMEOUT_SECONDS = 1200.0
@@ -211,11 +212,14 @@ class Checkpoints:
 
         Raises:
           SaveError: the save before this one failed.
+          NonFiniteError: an array holds NaN or an infinity. Nothing is written. A scalar of the
+            optimizer's state may be infinite: it may stand for "none yet".
         """
         told = json.loads(json.dumps({**metadata, **({_TEMPORARY: True} if temporary else {})}))
         leaves = reading.state_leaves(np.asarray(step, np.int32), trainable, opt_state)
         if step in self.steps():
             return False
+        self._refuse_non_finite(step, leaves)
         blocks = _host_copies(leaves)
         with processes.agreement(SaveError):
             self._check_room(step, blocks)
@@ -228,6 +232,18 @@ class Checkpoints:
         self._orbax.save(target, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
         self._pending = self._pool.submit(self._finish, step, blocks, told)
         return True
+
+    def _refuse_non_finite(self, step: int, leaves: Mapping[str, Any]) -> None:
+        found = finite.non_finite(leaves)
+        scalars = {p: leaves[p] for p in found if p.startswith("state/") and not leaves[p].ndim}
+        infinite = {path for path, x in scalars.items() if not np.isnan(x)}
+        if wrong := [path for path in found if path not in infinite]:
+            raise NonFiniteError(
+                f"Step {step} is not saved in {self.directory}: {len(wrong)} of its {len(leaves)} "
+                f"arrays hold numbers that are not finite: {listed(wrong)}. The checkpoints before "
+                "it are as they were.",
+                wrong,
+            )
 
     def add_metrics(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Add evaluation results to a saved step, for `best`."""

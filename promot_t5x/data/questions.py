@@ -24,6 +24,7 @@ class Question:
         text: the text as asked.
         answer: the reference answer's text.
         example: every field that the task's pipeline yields, for its post-processing.
+
     """
 
     id: str
@@ -46,6 +47,7 @@ def read_questions(
         answer_length: likewise of the answer.
 
     Raises `UserError` for a split without examples, and one that cannot be read.
+
     """
     bound.check_split(split)
     lengths = {"inputs": room, "targets": answer_length}
@@ -58,6 +60,11 @@ def read_questions(
     if not questions:
         raise UserError(f"Split {split!r} of task {bound.name!r} has no examples to evaluate.")
     return questions
+
+
+def answer_text(question: Question) -> str:
+    """Return the right answer's text, without what the dialect puts around it."""
+    return _text(question.example.get("answer", question.answer))
 
 
 def trim(

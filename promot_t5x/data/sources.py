@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from promot_t5x.data import prepared
+from promot_t5x.data import prepared, slices, vocabularies
 from promot_t5x.data.fingerprint import vocabulary_identity
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio
-from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.errors import UserError, did_you_mean, listed
 from promot_t5x.tasks.dialects import PLAIN, Dialect
 from promot_t5x.tasks.format import DEFAULT, Format
 
@@ -38,6 +38,7 @@ class BoundTask:
         splits: names of the splits that it has.
         scored_split: the split that is scored where none is named.
         definition: the `tasks.registry.TaskDef` that it was built from, if it is no SeqIO task.
+
     """
 
     name: str
@@ -49,23 +50,27 @@ class BoundTask:
     definition: Any = None
 
     def check_split(self, split: str) -> None:
-        """Raise `UserError` unless the task has a split of that name."""
-        if split not in self.splits:
+        """Raise `UserError` unless this is one of the task's splits, or a slice of one."""
+        name = slices.parse(split).name
+        if name not in self.splits:
             raise UserError(
                 f"Task {self.name!r} has no split {split!r}; it has "
                 f"{', '.join(repr(name) for name in self.splits)}."
-                f"{did_you_mean(split, self.splits)}"
+                f"{did_you_mean(name, self.splits)}"
             )
         if self.task is not None:
-            prepared.check(self.name, self.task.source, split)
+            prepared.check(self.name, self.task.source, name)
 
     def num_input_examples(self, split: str) -> int | None:
         """Raw examples of the split before preprocessing, or None if the source cannot tell."""
         try:
-            count = self.task.num_input_examples(split)
+            count = self.task.num_input_examples(slices.parse(split).name)
         except (KeyError, ValueError):
             return None
-        return int(count) if count and math.isfinite(count) else None
+        if not count or not math.isfinite(count):
+            return None
+        start, stop = slices.parse(split).bounds(int(count))
+        return stop - start
 
 
 def resolve_tasks(
@@ -92,9 +97,11 @@ def resolve_tasks(
     Raises `UserError` for a module that fails to import, an unknown name, another vocabulary
     than the model's or one without the dialect's sentinels, rates that are not positive or of
     tasks that the mixture does not have, and a missing split.
+
     """
     if module:
         import_task_module(module)
+    vocabularies.check(vocabulary)
     members = _rated(list(_members(name, vocabulary, dialect, task_format)), name, rates or {})
     for member in members:
         _check_rate(member, name)
@@ -241,7 +248,20 @@ def _mixture_members(mixture: Any) -> Iterator[_Member]:
         task = tasks[name]
         # SeqIO's own arithmetic: a nested mixture's rate is divided among its tasks, and the
         # rates of a task that is reached on several ways are added.
-        yield _Member(task, float(mixture.get_rate(task)), _splits(task))
+        yield _Member(task, _rate(mixture, task), _splits(task))
+
+
+def _rate(mixture: Any, task: Any) -> float:
+    # A rate may be any function of the user's; SeqIO's own ask the source how many examples it has.
+    try:
+        return float(mixture.get_rate(task))
+    except Exception as error:
+        raise UserError(
+            f"The rate of task {task.name!r} in mixture {mixture.name!r} cannot be computed: "
+            f"{type(error).__name__}: {error}. A rate by size needs a source that says how many "
+            "examples each split has (num_input_examples of the source), or give the rate as a "
+            "number, there or in RATES."
+        ) from error
 
 
 def _leaf_names(mixture: Any, tasks: dict[str, Any]) -> Iterator[str]:
@@ -256,11 +276,10 @@ def _leaf_names(mixture: Any, tasks: dict[str, Any]) -> Iterator[str]:
 
 
 def _unknown(name: str, known: set[str]) -> UserError:
-    listed = ", ".join(sorted(known)[:_NAMES_SHOWN])
-    more = f" and {len(known) - _NAMES_SHOWN} more" if len(known) > _NAMES_SHOWN else ""
+    names = listed(sorted(known), _NAMES_SHOWN)
     return UserError(
         f"No task or mixture is named {name!r} (MIXTURE_OR_TASK_NAME)."
-        f"{did_you_mean(name, known)} Known names: {listed}{more}. A task of your own needs "
+        f"{did_you_mean(name, known)} Known names: {names}. A task of your own needs "
         "MIXTURE_OR_TASK_MODULE, the module that registers it."
     )
 

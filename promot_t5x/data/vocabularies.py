@@ -16,12 +16,10 @@ _BINDING = "vocabularies.sentencepiece.path"
 def sentencepiece(path: str, extra_ids: int = 0) -> Any:
     """Return a `seqio.SentencePieceVocabulary` whose file has been read.
 
-    **Arguments:**
+    Args:
+        path: the `.model` file, local or `gs://`.
+        extra_ids: sentinels to add; T5's `…100extra` models hold theirs already.
 
-    - `path`: the `.model` file, local or `gs://`.
-    - `extra_ids`: sentinels to add; T5's `…100extra` models hold theirs already.
-
-    **Raises** `UserError` where the file does not exist, is out of reach or is no such model.
     """
     place = user_path(path, _BINDING)
     if not is_remote(place) and not place.is_file():
@@ -50,8 +48,71 @@ def _advice(path: str) -> str:
     )
 
 
+def tokenizer_json(path: str, eos_token: str | None = None) -> Any:
+    """Read a Hugging Face `tokenizer.json` as a `seqio.Vocabulary`; needs `pip install tokenizers`.
+
+    Args:
+        path: the file, local or remote.
+        eos_token: the token that ends a text; by default `</s>` or another usual name.
+
+    """
+    lazy.import_seqio()
+    from promot_t5x.data.tokenizer_json import TokenizerJsonVocabulary
+
+    return TokenizerJsonVocabulary(path, eos_token)
+
+
+def check(vocabulary: Any) -> None:
+    """Raise `UserError` for a vocabulary that no model here can be trained or asked with.
+
+    Texts end in its EOS, and batches are filled up with id 0, which counts for nothing in the
+    loss: an ordinary piece of that id would never be learned.
+
+    Args:
+        vocabulary: a `seqio.Vocabulary`.
+
+    """
+    name = _described(vocabulary)
+    try:
+        eos, size = vocabulary.eos_id, vocabulary.vocab_size
+    except UserError:
+        raise
+    # Files that are not there, or not what their name says, show when they are first read.
+    except Exception as error:
+        raise UserError(f"The vocabulary {name} cannot be read: {error}") from error
+    if eos is None or not 0 < eos < size:
+        raise UserError(
+            f"The vocabulary {name} has no end-of-text token (its eos_id is {eos}): training "
+            "targets would not end, and answers never would. Train it again with one "
+            "(SentencePiece: --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1)."
+        )
+    if (piece := _ordinary_piece_at_0(vocabulary)) is not None:
+        raise UserError(
+            f"The vocabulary {name} has {piece!r} at id 0, which batches are filled up with and "
+            "which counts for nothing in the loss. Id 0 must be the padding: train it again "
+            "with one (SentencePiece: --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1)."
+        )
+
+
+def _ordinary_piece_at_0(vocabulary: Any) -> str | None:
+    """Return the piece of id 0 where text can have that id; None where it cannot."""
+    if hasattr(vocabulary, "is_special"):
+        return None if vocabulary.is_special(0) else str(vocabulary.id_to_piece(0))
+    tokenizer = getattr(vocabulary, "tokenizer", None)
+    if tokenizer is None or not hasattr(tokenizer, "is_control"):
+        return None
+    if tokenizer.is_control(0) or tokenizer.is_unused(0):
+        return None
+    return str(tokenizer.id_to_piece(0))
+
+
+def _described(vocabulary: Any) -> str:
+    file = getattr(vocabulary, "sentencepiece_model_file", None)
+    return str(file or vocabulary)
+
+
 def tiny_world() -> Any:
-    """Return the demonstration's `tasks.tiny.vocabulary.WordVocabulary`: 416 words."""
+    """The demonstration's `tasks.tiny.vocabulary.WordVocabulary`: 416 words."""
     lazy.import_seqio()
     from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
@@ -59,10 +120,10 @@ def tiny_world() -> Any:
 
 
 def byte_level(extra_ids: int = 125) -> Any:
-    """Return a `seqio.ByteVocabulary`: 3 special ids, 256 bytes, then the sentinels.
+    """A `seqio.ByteVocabulary`: 3 special ids, 256 bytes, then the sentinels (ByT5 has 125).
 
-    **Arguments:**
+    Args:
+        extra_ids: number of sentinels.
 
-    - `extra_ids`: number of sentinels; ByT5 has 125.
     """
     return lazy.import_seqio().ByteVocabulary(extra_ids)

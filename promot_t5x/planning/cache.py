@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from promot_t5x.files import write_atomically
 from promot_t5x.planning import compiler
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -27,19 +28,20 @@ def directory() -> epath.Path:
 
 
 def key(*parts: Any) -> str:
-    """A hash of `parts` (by their JSON), this package's code and the compiler."""
+    """Hash `parts` (by their JSON), this package's code and the compiler."""
     return _hash(*parts, _code(), _compiler())
 
 
 def program_key(lowered: Any, *parts: Any) -> str:
-    """A hash of a lowered program, `parts` and the compiler."""
+    """Hash a lowered program, `parts` and the compiler."""
     return _hash(lowered.as_text(), *parts, _compiler())
 
 
 def load(name: str) -> dict[str, Any] | None:
-    """What `save` kept under a key; none if there is nothing that can be read."""
+    """Read what `save` kept under a key; None if there is nothing that can be read."""
     try:
-        return json.loads(gzip.decompress(_path(name).read_bytes()))
+        kept: dict[str, Any] = json.loads(gzip.decompress(_path(name).read_bytes()))
+        return kept
     except (OSError, EOFError, ValueError):
         return None
 
@@ -48,9 +50,7 @@ def save(name: str, value: dict[str, Any]) -> None:
     """Keep a value that JSON can hold."""
     path = _path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(gzip.compress(json.dumps(value).encode()))
-    part.replace(path)
+    write_atomically(path, gzip.compress(json.dumps(value).encode()))
 
 
 def _path(name: str) -> epath.Path:

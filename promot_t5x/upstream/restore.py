@@ -11,12 +11,11 @@ import jax
 from flax import traverse_util
 
 from promot_t5x.checkpoints import pretrained, sharded_reading
-from promot_t5x.errors import UserError
+from promot_t5x.errors import UserError, listed
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.network.scan import LAYER_AXIS, layer_axis, layer_paths
 
 _SPEC_KEYS = {"driver", "kvstore", "metadata"}
-_SHOWN = 5
 
 
 def weights_only(
@@ -76,11 +75,10 @@ def _weights(
             "stage that had one."
         )
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise UserError(
             f"The checkpoint lacks {len(missing)} of the model's {len(wanted)} parameters: "
-            f"{', '.join(missing[:_SHOWN])}{more}. Choose the model configuration that the weights "
-            "are of. (This project's own stages save only what they train.)"
+            f"{listed(missing)}. Choose the model configuration that the weights are of. (This "
+            "project's own stages save only what they train.)"
         )
     return traverse_util.unflatten_dict({path: stored[path] for path in wanted}, sep="/")
 

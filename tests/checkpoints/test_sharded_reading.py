@@ -4,11 +4,11 @@ import engine_helpers as lab
 import jax
 import numpy as np
 import pytest
+from scan_helpers import scan_params
 
 from promot_t5x.checkpoints import sharded_reading
 from promot_t5x.checkpoints.formats import read_arrays
 from promot_t5x.distributed.partitioning import Partitioner, standard_logical_axis_rules
-from promot_t5x.network import scan
 from promot_t5x.runs.weights import Weights
 from promot_t5x.training import state
 
@@ -50,7 +50,7 @@ def test_every_device_holds_its_part_in_the_dtype_asked_for(stored, partitioner,
     found = sharded_reading.read(Stored(stored), like)
     whole = state.unflatten(stored)
     if scanned:
-        whole = scan.scan_params(whole, model.config)
+        whole = scan_params(whole)
     assert found.keys() == like.keys()
     for path, array in state.flatten(whole).items():
         assert found[path].sharding == like[path].sharding, path

@@ -1,5 +1,6 @@
 """The likeliest first mistakes, each through the command line: one message that says what to do."""
 
+import json
 import os
 import re
 import subprocess
@@ -212,34 +213,52 @@ def test_data_that_are_not_prepared(here):
 
 # ------------------------------------------------ values: a dry run refuses what a start refuses
 
+VALUES = {
+    "TASK_FEATURE_LENGTHS=None": 'as in {"inputs": 512, "targets": 8}',
+    "TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 4}": "must be a positive integer, got 0",
+    "RANDOM_SEED=4294967296": "a whole number from 0 to 2**31 - 1, got 4294967296",
+    "RANDOM_SEED=-1": "a whole number from 0 to 2**31 - 1, got -1",
+    "LEARNING_RATE=-0.1": "a finite number, not below 0, got -0.1",
+    "LEARNING_RATE='0.1'": "a finite number, not below 0, got '0.1'",
+    "LEARNING_RATE=1e999": "got inf",
+    "DROPOUT_RATE=1.5": "must be in [0, 1)",
+    "DROPOUT_RATE='none'": "a value of T5Config is wrong",
+    "BATCH_SIZE=True": "BATCH_SIZE must be a positive integer, got True",
+    "DECODING=@decoding.Greedy": "write @…Greedy() with the parentheses",
+    "DECODING='greedy'": "as in @decoding.Greedy()",
+    "DECODING=@decoding.Sample()": "Did you mean 'Sampling'?",
+    "INITIAL_CHECKPOINT_PATH=3": "INITIAL_CHECKPOINT_PATH = 3 is no path",
+    "MIXTURE_OR_TASK_NAME=7": "MIXTURE_OR_TASK_NAME = 7 is no name",
+    "MODEL_DIR=None": "MODEL_DIR = None is no path",
+    "MODEL_DIR=''": "MODEL_DIR = '' is empty",
+    "MODEL_DIR='gs:/bucket/run'": "write gs://bucket/directory",
+    "MODEL_DIR='$HOME/run'": "$HOME is the name of a variable",
+    "MODEL_DIR='https://host/run'": "not https://",
+}
+# One process for all: here, arguments of another type than a signature's are errors of the tests.
+ALL = """
+import contextlib, io, json, sys
+from promot_t5x.cli.main import main
+for words in json.load(sys.stdin):
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        status = main(words)
+    print(json.dumps([status, err.getvalue()]))
+"""
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ("TASK_FEATURE_LENGTHS=None", 'as in {"inputs": 512, "targets": 8}'),
-        ("TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 4}", "must be a positive integer, got 0"),
-        ("RANDOM_SEED=4294967296", "a whole number from 0 to 2**31 - 1, got 4294967296"),
-        ("RANDOM_SEED=-1", "a whole number from 0 to 2**31 - 1, got -1"),
-        ("LEARNING_RATE=-0.1", "LEARNING_RATE"),
-        ("LEARNING_RATE='0.1'", "a finite number, not below 0, got '0.1'"),
-        ("LEARNING_RATE=1e999", "got inf"),
-        ("DROPOUT_RATE=1.5", "must be in [0, 1)"),
-        ("DROPOUT_RATE='none'", "a value of network.T5Config is wrong"),
-        ("BATCH_SIZE=True", "BATCH_SIZE must be a positive integer, got True"),
-        ("DECODING=@decoding.Greedy", "write @…Greedy() with the parentheses"),
-        ("DECODING='greedy'", "as in @decoding.Greedy()"),
-        ("DECODING=@decoding.Sample()", "Did you mean 'Sampling'?"),
-        ("INITIAL_CHECKPOINT_PATH=3", "INITIAL_CHECKPOINT_PATH = 3 is no path"),
-        ("MIXTURE_OR_TASK_NAME=7", "MIXTURE_OR_TASK_NAME = 7 is no name"),
-        ("MODEL_DIR=None", "MODEL_DIR = None is no path"),
-        ("MODEL_DIR=''", "MODEL_DIR = '' is empty"),
-        ("MODEL_DIR='gs:/bucket/run'", "write gs://bucket/directory"),
-        ("MODEL_DIR='$HOME/run'", "$HOME is the name of a variable"),
-        ("MODEL_DIR='https://host/run'", "not https://"),
-    ],
-)
-def test_values_that_no_run_can_have(capsys, value, said):
-    assert said in refusal(capsys, "train", *COMPLETE, f"--gin.{value}", "--dry_run")
+
+def test_values_that_no_run_can_have(here):
+    lines = [["train", *COMPLETE, f"--gin.{value}", "--dry_run"] for value in VALUES]
+    done = subprocess.run(
+        [sys.executable, "-c", ALL], input=json.dumps(lines), capture_output=True, text=True
+    )
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == len(VALUES), done.stderr
+    for (value, said), (status, err) in zip(VALUES.items(), results, strict=True):
+        assert status == 2, value
+        assert err.startswith("promot-t5x: error: "), value
+        assert said in err, value
+    assert os.listdir(here) == []
 
 
 def test_a_start_refuses_them_too(capsys):
@@ -249,7 +268,7 @@ def test_a_start_refuses_them_too(capsys):
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("['encoder/layer_0/.*']", "The nearest is 'encoder/layers_0/"),
+        ("['encoder/layer_0/.*']", "The nearest is 'encoder/layer"),
         ("['encoder/prompt/.*']", "A prompt exists only where PROMPT_LENGTH and NUM_PROMPTS"),
         ("['(']", "which is no regular expression"),
         ("'encoder/.*'", "must be a list of patterns"),

@@ -18,10 +18,12 @@ from fork_helpers import Death
 from promot_t5x import errors
 from promot_t5x.checkpoints import restoring
 
+pytestmark = pytest.mark.slow
+
 STEPS, PERIOD = 30, 3
 STAGES = ("stage_one", "stage_two")
 # What may differ: wall-clock times, and how orbax names and dates its files.
-FREE = ("timing.jsonl", "events.out.tfevents", "/state/", "_CHECKPOINT_METADATA")
+FREE = ("timing.jsonl", "launches.jsonl", "events.out.tfevents", "/state/", "_CHECKPOINT_METADATA")
 
 SAVER = "promot_t5x.checkpoints.saving:Checkpoints"
 MANIFEST = "promot_t5x.checkpoints.manifest"
@@ -99,7 +101,7 @@ def runs(tmp_path_factory):
             assert not (place / "stage.json").exists()
             for death in ENDING if stage == "stage_one" else ():
                 trial(death=death)
-        trial(death=Death("promot_t5x.runs.promot:Judge.row", call=2))
+        trial(death=Death("promot_t5x.runs.comparison:ComparisonEvaluator.evaluate", call=2))
         trial(status=0)
     return straight, model_dir, trials
 
@@ -139,8 +141,8 @@ def test_there_were_enough_deaths_and_each_left_something_to_go_on_from(runs):
     _, _, trials = runs
     assert sum(ended.status == -signal.SIGKILL for _, ended in trials) >= 20
     stops = [ended.said for _, ended in trials if ended.status == errors.EXIT_START_AGAIN]
-    assert len(stops) == 2 and all("start it again to go on" in said for said in stops)
-    assert sum("continues after step" in ended.said for _, ended in trials) >= 15
+    assert len(stops) == 2 and all("start it again to resume" in said for said in stops)
+    assert sum("resumes after step" in ended.said for _, ended in trials) >= 15
     assert not any("is damaged" in ended.said for _, ended in trials)
     assert "step compiled" not in trials[-1][1].said
 
