@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-from promot_t5x.data import sources, store, tokenise
+from promot_t5x.data import example_store, sources, tokenise
 from promot_t5x.data.batches import Batches
 from promot_t5x.runs.stages import DatasetConfig
 
@@ -13,7 +13,7 @@ _SEARCHED = 100_000  # examples of a split that are read again to find ids
 def describe(
     task: sources.BoundTask,
     split: str,
-    examples: store.Store,
+    examples: example_store.Store,
     trimmed: Mapping[str, int],
 ) -> str:
     """Return how many examples a store holds, and how many lost what.
@@ -36,7 +36,7 @@ def names(
     data: Batches,
     tasks: Sequence[sources.BoundTask],
     dataset: DatasetConfig,
-    stores: Sequence[store.Store],
+    stores: Sequence[example_store.Store],
     step: int,
 ) -> list[str]:
     """Return the examples of the batch that a step trained on, by their ids.

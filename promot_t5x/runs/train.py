@@ -15,7 +15,7 @@ from etils import epath
 from promot_t5x import config
 from promot_t5x.checkpoints import prompt_file, saving
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.data import batches, sources, store
+from promot_t5x.data import batches, example_store, sources, store
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import Preempted, UserError
@@ -331,7 +331,7 @@ class Trainer:
 
     def _open_data(
         self, token_cache: epath.Path | None
-    ) -> tuple[batches.Batches, list[store.Store]]:
+    ) -> tuple[batches.Batches, list[example_store.Store]]:
         dataset = self.stage.train_dataset
         prompts, prompt_length, _ = self._model.prompt_shape
         lengths = dict(dataset.task_feature_lengths)
