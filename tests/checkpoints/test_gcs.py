@@ -15,6 +15,8 @@ from promot_t5x.checkpoints import pretrained, restoring
 from promot_t5x.checkpoints.formats import read_arrays
 from promot_t5x.checkpoints.hashing import content_hash
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 PUBLIC = "t5-data/pretrained_models/t5x"
 

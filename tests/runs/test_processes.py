@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import run_helpers
+from clean_environment import xla_flags
 from engine_helpers import model_of, random_params
 from flax import serialization
 
 from promot_t5x import errors
 from promot_t5x.checkpoints import restoring
 from promot_t5x.network.config import T5Config
+
+pytestmark = pytest.mark.slow
 
 STEPS, PERIOD = 6, 2
 # A stage without validation; the settings of one are then unused.
@@ -43,8 +46,7 @@ class Processes:
             [sys.executable, Path(run_helpers.__file__).with_name("forked.py")],
             env={
                 **run_helpers.environment(),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=1 "
-                "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+                "XLA_FLAGS": xla_flags(optimized=False),
                 "OPENBLAS_NUM_THREADS": "1",  # so that there is one thread to fork
             },
             stdin=subprocess.PIPE,
