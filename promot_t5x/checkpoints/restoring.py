@@ -25,6 +25,7 @@ from promot_t5x.checkpoints.formats import read_arrays
 from promot_t5x.checkpoints.manifest import BrokenCheckpointError, Manifest
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
+from promot_t5x.paths import is_remote, user_path
 
 PREFIX = "checkpoint_"
 PENDING = "pending_"
@@ -57,9 +58,9 @@ class Restored:
 
 def absolute(path: str | os.PathLike) -> epath.Path:
     """Return a path that orbax accepts: absolute, or a bucket's as it is."""
-    place = epath.Path(path)
+    place = user_path(path, "a checkpoint's path")
     # etils would make '<current directory>/gs:/bucket' of it.
-    return place if "://" in str(place) else place.expanduser().resolve()
+    return place if is_remote(place) else place.resolve()
 
 
 def step_directory(directory: str | os.PathLike, step: int) -> epath.Path:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from promot_t5x.checkpoints.formats import safetensors
 from promot_t5x.errors import UserError
 from promot_t5x.files import write_json
+from promot_t5x.paths import user_path
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -31,7 +32,7 @@ def save_adapters(
     Raises:
       UserError: one of them holds an adapter already, or two names are the same.
     """
-    place = epath.Path(directory)
+    place = user_path(directory, "an adapter's directory")
     places = [place] if len(prompts) == 1 else [place / name for name in names]
     if len(set(places)) < len(prompts):
         raise UserError(f"{directory}: the tasks {list(names)} are not all different.")
@@ -60,7 +61,7 @@ def save_peft(
       prompt: float32, of one task.
       base_model: the Hugging Face model that it belongs to, for the adapter's record.
     """
-    place = epath.Path(directory)
+    place = user_path(directory, "an adapter's directory")
     length, embed = prompt.shape
     place.mkdir(parents=True, exist_ok=True)
     writer = safetensors.FileWriter(place / WEIGHTS_FILE, {_VECTORS: prompt})
