@@ -92,6 +92,7 @@ def begin(
     told = {
         "config": config.resolved_str(),
         "base_path": stage.base,
+        "prompt_path": None if stage.prompt is None else str(stage.prompt),
         "frozen_hash": frozen_hash,
         "origins": restored.metadata["origins"] if restored else loaded.summary(),
         "rng": {

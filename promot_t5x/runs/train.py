@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import prompt_file, restoring, saving
+from promot_t5x.checkpoints import prompt_file, saving
+from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.config import config
 from promot_t5x.data import batches, sources, store
@@ -346,7 +347,7 @@ class Trainer:
 
     def _eval_run(self, directory: epath.Path, number: int, params: state.Tree) -> EvalRun:
         origin = f"this run: stage {self.stage.name}, step {number}"
-        path = str(directory / f"{restoring.PREFIX}{number}")
+        path = str(directory / f"{CHECKPOINT_PREFIX}{number}")
         return eval_run(directory, number, params, path=path, origin=origin, prompt_origin=origin)
 
     def _align(

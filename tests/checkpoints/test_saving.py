@@ -18,8 +18,9 @@ from checkpoint_helpers import array_files, cut, flip, flip_arrays, make_state
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from promot_t5x.checkpoints import hashing, manifest, restoring
+from promot_t5x.checkpoints import checksums, hashing, manifest, restoring
 from promot_t5x.checkpoints.saving import Checkpoints
+from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.errors import NonFiniteError, SaveError, UserError
 
 INFO = {"base_path": "/bases/t5", "base_hash": "ab12", "seed": 3}
@@ -112,7 +113,6 @@ def test_reading_only_what_trains(tmp_path):
     assert found.opt_state is None
     assert isinstance(found.trainable["decoder"]["kernel"], np.ndarray)
     assert raw(found.trainable) == raw(trainable)
-    assert raw(restoring.read_trainable(tmp_path, 1)) == raw(trainable)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -178,7 +178,7 @@ def test_cut_or_missing_file_is_named_and_passed_over(tmp_path, harm, caplog):
     assert raw(found.trainable) == raw(make_state(10)[0])
     (warning,) = found.warnings
     assert str(file) in warning and warning in caplog.text
-    assert restoring.complete_steps(tmp_path) == [10]
+    assert complete_steps(tmp_path) == [10]
 
 
 def test_flipped_bit_is_passed_over(tmp_path):
@@ -314,9 +314,9 @@ def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
     save(tmp_path, 10, 20)
     for step in (10, 20):
         cut(array_files(tmp_path / f"checkpoint_{step}")[0])
-    with pytest.raises(UserError, match="No sound checkpoint.*checkpoint_20.*checkpoint_10"):
+    with pytest.raises(UserError, match="No valid checkpoint.*checkpoint_20.*checkpoint_10"):
         load(tmp_path)
-    with pytest.raises(UserError, match="No sound checkpoint.*checkpoint_10"):
+    with pytest.raises(UserError, match="No valid checkpoint.*checkpoint_10"):
         load(tmp_path, step=10)
 
 
@@ -383,13 +383,13 @@ def test_a_temporary_step_goes_with_the_next_one_and_displaces_none(tmp_path):
 
 def test_a_step_counts_only_once_its_arrays_have_been_read_again(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    inner = manifest.damage
+    inner = checksums.find_damage
 
     def after_a_bit_rotted(state, records):
         flip_arrays(Path(state.parent))
         return inner(state, records)
 
-    monkeypatch.setattr(manifest, "damage", after_a_bit_rotted)
+    monkeypatch.setattr("promot_t5x.checkpoints.saving.find_damage", after_a_bit_rotted)
     trainable, opt_state = make_state(2)
     with pytest.raises(SaveError, match="Saving step 2 .*cannot be read"):
         with Checkpoints(tmp_path, keep=None) as saver:
@@ -414,7 +414,7 @@ def test_other_programs_checkpoints_are_never_removed(tmp_path):
     (other / "_METADATA").write_text("{}")
     save(tmp_path, 1, 2, 3, keep=1)
     assert (tmp_path / "set_aside_checkpoint_1.0" / "state" / "_METADATA").read_text() == "{}"
-    assert restoring.complete_steps(tmp_path) == [3]
+    assert complete_steps(tmp_path) == [3]
 
 
 def test_leavings_are_removed_and_ignored(tmp_path):
@@ -424,7 +424,7 @@ def test_leavings_are_removed_and_ignored(tmp_path):
     (tmp_path / "pending_3").mkdir()
     (tmp_path / "checkpoint_3.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "pending_1").mkdir()
-    assert restoring.complete_steps(tmp_path) == [1]
+    assert complete_steps(tmp_path) == [1]
     with Checkpoints(tmp_path) as saver:
         assert saver.latest() == 1
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_1"]
@@ -440,7 +440,7 @@ def test_failed_save_is_raised_by_the_next_call(tmp_path):
         raise OSError("disk full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("promot_t5x.checkpoints.manifest.write", fail)
+        patch.setattr("promot_t5x.checkpoints.saving.write_manifest", fail)
         saver.save(2, trainable=trainable, opt_state=opt_state, metadata={})
         with pytest.raises(SaveError, match="step 2 .*disk full"):
             saver.save(3, trainable=trainable, opt_state=opt_state, metadata={})
@@ -474,9 +474,9 @@ def test_saving_does_not_wait_for_the_write(tmp_path, monkeypatch):
         began = time.monotonic()
         saver.save(1, trainable=trainable, opt_state=opt_state, metadata={})
         assert time.monotonic() - began < 0.25
-        assert restoring.complete_steps(tmp_path) == []
+        assert complete_steps(tmp_path) == []
         saver.wait()
-        assert restoring.complete_steps(tmp_path) == [1]
+        assert complete_steps(tmp_path) == [1]
 
 
 def test_prompt_stage_writes_only_its_prompt(tmp_path):
@@ -511,11 +511,11 @@ KILLED = """
 import json, os, random, signal, sys, time
 import numpy as np
 import jax, jax.numpy as jnp
-from promot_t5x import manifest
-from promot_t5x.checkpoints import Checkpoints
+from promot_t5x.checkpoints import saving
+from promot_t5x.checkpoints.saving import Checkpoints
 
-PLACES = [(manifest, "record_arrays"), (Checkpoints, "_complete"), (manifest, "write"),
-          (Checkpoints, "_retain"), (Checkpoints, "_remove"), (manifest, "file_sizes")]
+PLACES = [(saving, "record_arrays"), (Checkpoints, "_complete"), (saving, "write_manifest"),
+          (Checkpoints, "_retain"), (Checkpoints, "_remove"), (saving, "file_sizes")]
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -579,4 +579,4 @@ def test_kill_at_any_moment_loses_at_most_the_save_under_way(tmp_path):
         assert saved == list(range(start + 1, start + 1 + len(saved)))
         reached = saved[-1] if saved else start
     assert reached > 3
-    assert restoring.complete_steps(tmp_path)[-1] >= reached
+    assert complete_steps(tmp_path)[-1] >= reached

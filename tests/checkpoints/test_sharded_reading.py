@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from promot_t5x.checkpoints import sharded_reading
 from promot_t5x.checkpoints.formats import read_arrays
+from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.distributed.partitioning import Partitioner, standard_logical_axis_rules
 from promot_t5x.network import scan
 from promot_t5x.runs.weights import Weights
@@ -20,6 +20,7 @@ class Stored:
         self.arrays = arrays
         self.shapes = {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in arrays.items()}
         self.asked = []
+        self.directory = "/some/base"
 
     def read(self, wanted):
         self.asked.append(list(wanted))
@@ -47,7 +48,7 @@ def wanted(model, partitioner, dtype=None):
 def test_every_device_holds_its_part_in_the_dtype_asked_for(stored, partitioner, scanned):
     model = lab.tiny_model(scan_layers=scanned)
     like = wanted(model, partitioner, "bfloat16")
-    found = sharded_reading.read(Stored(stored), like)
+    found = read_sharded(Stored(stored), like)
     whole = state.unflatten(stored)
     if scanned:
         whole = scan.scan_params(whole, model.config)
@@ -62,7 +63,7 @@ def test_reading_takes_a_bounded_portion_at_a_time(stored, partitioner, monkeypa
     monkeypatch.setattr(read_arrays, "PORTION_BYTES", 20_000)
     source = Stored(stored)
     like = wanted(lab.tiny_model(scan_layers=True), partitioner)
-    sharded_reading.read(source, like)
+    read_sharded(source, like)
     largest = max(array.nbytes for array in stored.values())
     assert len(source.asked) > 20 and largest > 20_000
     for paths in source.asked:
@@ -79,7 +80,7 @@ def test_what_a_host_needs_of_an_array_is_counted(partitioner):
 
 def test_only_what_is_asked_for_is_read(stored, partitioner, monkeypatch):
     source = Stored(stored)
-    monkeypatch.setattr("promot_t5x.checkpoints.pretrained.open_source", lambda path: source)
+    monkeypatch.setattr("promot_t5x.checkpoints.opening.open_stored", lambda path: source)
     one = "encoder/layers_1/mlp/wo/kernel"
     like = {one: wanted(lab.tiny_model(), partitioner)[one]}
     loaded = Weights(lab.tiny_model()).read("/some/base", like, seed=0)

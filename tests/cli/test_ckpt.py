@@ -97,7 +97,7 @@ def test_a_base_is_verified_as_far_as_it_can_be(tmp_path):
     run_helpers.write_t5x_base(directory, params)
     out = run_helpers.succeed(["ckpt", "verify", str(directory)])
     assert "sound, 1 arrays readable and finite, 32 B (no checksums there)" in out
-    assert "a base" in run_helpers.succeed(["ckpt", "show", str(directory)])
+    assert "of the format t5x-legacy" in run_helpers.succeed(["ckpt", "show", str(directory)])
     params["token_embedder"]["embedding"][0, 1] = np.nan
     run_helpers.write_t5x_base(directory, params)
     done = run_helpers.here(["ckpt", "verify", str(directory)])

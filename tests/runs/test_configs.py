@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import run_helpers
 
-from promot_t5x.checkpoints import hashing, pretrained, prompt_file
+from promot_t5x.checkpoints import hashing, prompt_file
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.distributed import partitioning
 from promot_t5x.training import state
 
@@ -90,7 +91,7 @@ def columns(report):
 
 
 def test_stage_one_leaves_the_model_alone(promot, base):
-    weights = state.flatten(pretrained.read_params(base))
+    weights = state.flatten(open_checkpoint(base).read_tree())
     assert run_helpers.trained(chosen(promot / "stage_one")).keys() == {run_helpers.PROMPT_PATH}
     assert frozen_hash(chosen(promot / "stage_one")) == hashing.content_hash(
         state.unflatten(weights)
