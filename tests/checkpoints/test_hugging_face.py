@@ -136,7 +136,17 @@ def test_a_configuration_that_differs_is_refused_with_the_difference():
         ({"relative_attention_num_buckets": 16}, "num_buckets is 16; this network has 32"),
         ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'; there are relu"),
-        ({"feed_forward_proj": "relu"}, "lacks .*DenseReluDense.wi.weight, which its config"),
+        (
+            {"feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False},
+            "lacks .*DenseReluDense.wi.weight, which its config",
+        ),
+        ({"dense_act_fn": "relu"}, "dense_act_fn is 'relu' and feed_forward_proj 'gated-gelu'"),
+        ({"dense_act_fn": "gelu"}, "'gated-gelu', with which it is 'gelu_new'"),
+        (
+            {"feed_forward_proj": "gated-silu"},
+            "dense_act_fn is 'gelu_new'.* with which it is 'silu'",
+        ),
+        ({"is_gated_act": False}, "is_gated_act is False"),
         ({"num_layers": 3}, r"lacks encoder.block.2"),
         ({"num_layers": 1}, "tensors that are no part of a mt5 model.*: encoder.block.1"),
         ({"d_ff": 60}, r"wi_0.weight is \[64, 32\].*would be \[32, 60\]"),

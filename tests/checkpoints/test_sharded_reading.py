@@ -4,8 +4,11 @@ import engine_helpers as lab
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from promot_t5x.checkpoints.formats import read_arrays
+from promot_t5x.checkpoints.formats.t5x import T5xLegacyCheckpoint
+from promot_t5x.checkpoints.formats.t5x_writing import write_inline
 from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.distributed.partitioning import Partitioner, standard_logical_axis_rules
 from promot_t5x.network import scan
@@ -20,7 +23,6 @@ class Stored:
         self.arrays = arrays
         self.shapes = {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in arrays.items()}
         self.asked = []
-        self.directory = "/some/base"
 
     def read(self, wanted):
         self.asked.append(list(wanted))
@@ -78,15 +80,21 @@ def test_what_a_host_needs_of_an_array_is_counted(partitioner):
     assert read_arrays.local_bytes(jax.ShapeDtypeStruct((3,), np.int16)) == 6
 
 
-def test_only_what_is_asked_for_is_read(stored, partitioner, monkeypatch):
-    source = Stored(stored)
-    monkeypatch.setattr("promot_t5x.checkpoints.opening.open_stored", lambda path: source)
+def test_only_what_is_asked_for_is_read(stored, partitioner, monkeypatch, tmp_path):
+    write_inline(epath.Path(tmp_path), state.unflatten(stored), 0)
+    asked, inner = [], T5xLegacyCheckpoint.read
+
+    def noted(self, wanted):
+        asked.append(list(wanted))
+        return inner(self, wanted)
+
+    monkeypatch.setattr(T5xLegacyCheckpoint, "read", noted)
     one = "encoder/layers_1/mlp/wo/kernel"
     like = {one: wanted(lab.tiny_model(), partitioner)[one]}
-    loaded = Weights(lab.tiny_model()).read("/some/base", like, seed=0)
-    assert source.asked == [[one]]
+    loaded = Weights(lab.tiny_model()).read(str(tmp_path), like, seed=0)
+    assert [paths for paths in asked if paths] == [[one]]
     np.testing.assert_array_equal(loaded.arrays[one], stored[one])
-    assert loaded.summary() == ["1 arrays, 2,048 parameters from the base /some/base"]
+    assert loaded.summary() == [f"1 arrays, 2,048 parameters from the base {tmp_path}"]
 
 
 def test_random_parameters_do_not_depend_on_the_mesh(partitioner):
