@@ -10,7 +10,7 @@ TPU_COMPILER := $(VENV)/libtpu/.installed
 HF_VENV := .venv-hf
 T5X_VENV := .venv-t5x
 
-.PHONY: demo demo-pretrain test test-hf test-t5x lint format bench plan-table plan-record install clean
+.PHONY: demo demo-pretrain docs test test-hf test-t5x lint format bench plan-table plan-record install clean
 
 # The demonstration: docs/demo.md. Whatever is done already is not done again.
 .PHONY: demo-confirm demo-sensitivity
@@ -83,14 +83,18 @@ test-hf: $(HF_VENV)/.installed  ## converted models and prompts against transfor
 test-t5x: $(T5X_VENV)/.installed  ## runs under upstream T5X: make test-t5x T5X_PATH=… (docs/t5x.md)
 	T5X_PATH='$(T5X_PATH)' $(T5X_VENV)/bin/pytest tests/t5x
 
-lint: $(INSTALLED)  ## style, format and types
+lint: $(INSTALLED)  ## style, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## the pages of docs/ and the reference, as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(INSTALLED)  ## time training, saves and decoding on this machine
 	$(BIN)/promot-t5x bench
@@ -109,7 +113,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	  echo "promot-t5x needs Python 3.11 or 3.12, and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
 	touch $@
 
 $(TPU_COMPILER): constraints.txt | $(INSTALLED)

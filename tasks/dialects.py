@@ -23,6 +23,7 @@ from promot_t5x.errors import UserError, did_you_mean
 KINDS = ("span_corruption", "lm", "instruction")
 SENTINELS = ("none", "targets", "both")
 FIRST = "<extra_id_0>"
+_SPELLED = "<extra_id_"
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 # T5's vocabularies have 100, ByT5's 125.
 _MOST_SENTINELS = 1000
@@ -114,14 +115,26 @@ def sentinel_ids(vocabulary: Any) -> dict[int, int]:
     return found
 
 
+def text_ids(vocabulary: Any, text: str) -> Sequence[int]:
+    """The ids of a row's own text, in which no sentinel is meant.
+
+    Text that spells `<extra_id_0>` out becomes the sentinel in a vocabulary that has it as a
+    piece; there the ids are those of `< extra_id_0>`.
+    """
+    ids = vocabulary.encode(text)
+    if _SPELLED in text and not sentinel_ids(vocabulary).keys().isdisjoint(ids):
+        return vocabulary.encode(text.replace(_SPELLED, f"< {_SPELLED[1:]}"))
+    return ids
+
+
 def question_ids(vocabulary: Any, dialect: Dialect, text: str) -> Int32[np.ndarray, " tokens"]:
     """`text` as the ids that a model is asked it with, EOS included."""
-    return _spoken(vocabulary, vocabulary.encode(text), last=dialect.marks_inputs)
+    return _spoken(vocabulary, text_ids(vocabulary, text), last=dialect.marks_inputs)
 
 
 def target_ids(vocabulary: Any, dialect: Dialect, answer: str) -> Int32[np.ndarray, " tokens"]:
     """`answer` as the ids that a model is trained to give it with, EOS included."""
-    return _spoken(vocabulary, vocabulary.encode(answer), first=dialect.marks_targets)
+    return _spoken(vocabulary, text_ids(vocabulary, answer), first=dialect.marks_targets)
 
 
 def _spoken(
@@ -151,38 +164,3 @@ def decode(vocabulary: Any, ids: Sequence[int]) -> str:
             plain.append(token)
     parts.append(vocabulary.decode(plain))
     return " ".join(part.strip() for part in parts if part.strip()) if len(parts) > 1 else parts[0]
-
-
-def speak(dataset: Any, *, vocabulary: Any, dialect: Dialect) -> Any:
-    """A preprocessor: from the texts `inputs` and `targets` to token ids in a dialect.
-
-    Adds `answer`, the target's plain text, and `inputs_pretokenized`, `targets_pretokenized`, the
-    texts as the model sees them.
-    """
-    import seqio
-    import tensorflow as tf
-
-    dialect.check(vocabulary)
-    first = [i for i, number in sentinel_ids(vocabulary).items() if number == 0]
-
-    def spoken(row: dict[str, Any]) -> dict[str, Any]:
-        inputs, targets = (
-            tf.cast(vocabulary.encode_tf(row[name]), tf.int32) for name in ("inputs", "targets")
-        )
-        text, answer = row["inputs"], row["targets"]
-        if dialect.marks_inputs:
-            inputs = tf.concat([inputs, first], 0)
-            text = tf.strings.join([text, f" {FIRST}"])
-        if dialect.marks_targets:
-            targets = tf.concat([first, targets], 0)
-            answer = tf.strings.join([f"{FIRST} ", answer])
-        return {
-            **row,
-            "inputs": inputs,
-            "targets": targets,
-            "inputs_pretokenized": text,
-            "targets_pretokenized": answer,
-            "answer": row["targets"],
-        }
-
-    return seqio.map_over_dataset(spoken)(dataset)

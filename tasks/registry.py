@@ -26,10 +26,11 @@ from promot_t5x.tasks import dialects, sources, templates
 from promot_t5x.tasks.answers import keep
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.dialects import Dialect
+from promot_t5x.tasks.encoding import Encode, EncodeWhole
 from promot_t5x.tasks.format import DEFAULT, Format
 from promot_t5x.tasks.metrics import AnyMetric
 from promot_t5x.tasks.rouge import Rouge
-from promot_t5x.tasks.shots import Assembler, Pool, assemble, assemble_as_it_stands
+from promot_t5x.tasks.shots import Assembler, Pool
 from promot_t5x.tasks.templates import Template
 
 _DEFINING_MODULES = (
@@ -141,8 +142,7 @@ class TaskDef:
                 functools.partial(
                     templates.rendered, template=self._template, task=self.name, keep=kept
                 ),
-                self._assembly(vocabulary, dialect, format),
-                functools.partial(dialects.speak, vocabulary=vocabulary, dialect=dialect),
+                self._encoding(vocabulary, dialect, format),
                 seqio.preprocessors.append_eos_after_trim,
             ],
             postprocess_fn=functools.partial(_seqio_postprocess, task=self, dialect=dialect),
@@ -153,7 +153,7 @@ class TaskDef:
     def _template(self) -> Template:
         return self.template or templates.AS_IT_STANDS
 
-    def _assembly(self, vocabulary: Any, dialect: Dialect, format: Format) -> Any:
+    def _encoding(self, vocabulary: Any, dialect: Dialect, format: Format) -> EncodeWhole:
         assembler = Assembler(
             task=self.base or self.name,
             template=self._template,
@@ -163,10 +163,8 @@ class TaskDef:
             pool=self._pool(format) if self.shots else None,
             cuts=self.template is not None,
         )
-        if self.template is None and not self.shots:
-            return functools.partial(assemble_as_it_stands, assembler=assembler)
-        taken = 2 if dialect.marks_inputs else 1
-        return functools.partial(assemble, assembler=assembler, taken=taken)
+        whole = self.template is None and not self.shots
+        return (EncodeWhole if whole else Encode)(assembler=assembler, dialect=dialect)
 
     def _pool(self, format: Format) -> Pool:
         split = format.shot_split or self.shots_split

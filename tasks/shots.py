@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError
-from promot_t5x.tasks import templates
+from promot_t5x.tasks import dialects, templates
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.templates import Template
 
@@ -160,6 +160,7 @@ class Prompt:
     """A question as it is asked, and what it lost: its shots are those that are left."""
 
     text: str
+    ids: Sequence[int]
     shots: tuple[str, ...]
     dropped_shots: int
     cut_articles: int
@@ -202,12 +203,17 @@ class Assembler:
         rows = [*shown, query]
         if self.longest_article is not None:
             rows = [self._cut(row, self.longest_article) for row in rows]
-        if room is not None and not self._fits(rows, room):
+        text = self._text(rows)
+        ids = self._ids(text)
+        if room is not None and len(ids) > room:
             rows = self._squeezed(rows, room)
+            text = self._text(rows)
+            ids = self._ids(text)
         changed = [row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False)]
         changed.append(rows[-1] is not query)
         return Prompt(
-            text=self._text(rows),
+            text=text,
+            ids=ids,
             shots=tuple(row.id for row in rows[:-1]),
             dropped_shots=len(shown) - len(rows) + 1,
             cut_articles=sum(changed),
@@ -297,7 +303,10 @@ class Assembler:
         return self._count(self._text(rows)) <= room
 
     def _count(self, text: str) -> int:
-        return len(self.vocabulary.encode(text))
+        return len(self._ids(text))
+
+    def _ids(self, text: str) -> Sequence[int]:
+        return dialects.text_ids(self.vocabulary, text)
 
 
 def shortened(text: str, tokens: int, count: Callable[[str], int]) -> str:
@@ -315,95 +324,6 @@ def shortened(text: str, tokens: int, count: Callable[[str], int]) -> str:
     if not text[fits].isspace() and " " in kept:
         kept = kept[: kept.rindex(" ")]
     return kept.rstrip()
-
-
-def assemble(
-    dataset: Any,
-    sequence_length: Mapping[str, int] | None = None,
-    *,
-    assembler: Assembler,
-    taken: int,
-) -> Any:
-    """A preprocessor: from what `templates.rendered` makes to whole prompts.
-
-    Args:
-      dataset: rows with `fields`, `targets`, `id`, `label` and what scoring needs.
-      sequence_length: room by feature; None for as much as is wanted.
-      assembler: of the task.
-      taken: tokens of `inputs` that are not the prompt's text: EOS and sentinels.
-
-    Returns:
-      Rows with `inputs`, `targets` and `id` as text, `shots` (ids of the demonstrations left),
-      `dropped_shots` and `cut_articles` (how many), and what scoring needs.
-    """
-    room = None if sequence_length is None else sequence_length["inputs"] - taken
-    assembler.check(room)
-    return _mapped(dataset, functools.partial(_assembled, assembler, room))
-
-
-def assemble_as_it_stands(dataset: Any, *, assembler: Assembler) -> Any:
-    """`assemble` for questions that nothing can be taken from: their lengths play no part."""
-    return _mapped(dataset, functools.partial(_whole, assembler))
-
-
-def _mapped(dataset: Any, prompt_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
-    import seqio
-
-    def assembled(row: Mapping[str, Any]) -> dict[str, Any]:
-        rest = {name: value for name, value in row.items() if name not in ("fields", "label")}
-        return {**rest, **prompt_of(row)}
-
-    return seqio.map_over_dataset(assembled)(dataset)
-
-
-def _whole(assembler: Assembler, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt without demonstrations, nothing cut."""
-    import tensorflow as tf
-
-    return {
-        "inputs": templates.ask(assembler.template, row["fields"], assembler.format.line_break),
-        "shots": tf.zeros([0], tf.string),
-        "dropped_shots": tf.constant(0),
-        "cut_articles": tf.constant(0),
-    }
-
-
-def _assembled(assembler: Assembler, room: int | None, row: Mapping[str, Any]) -> dict[str, Any]:
-    if assembler.pool is not None:
-        return _in_python(assembler, room, row)
-    import tensorflow as tf
-
-    # Millions of rows without demonstrations stay inside TensorFlow; only a question that may
-    # be too long is worth a call of Python.
-    whole = _whole(assembler, row)
-    limits = [limit for limit in (room, assembler.longest_article) if limit is not None]
-    if not limits:
-        return whole
-    fits = tf.size(assembler.vocabulary.encode_tf(whole["inputs"])) <= min(limits)
-    return tf.cond(fits, lambda: whole, lambda: _in_python(assembler, room, row))
-
-
-def _in_python(assembler: Assembler, room: int | None, row: Mapping[str, Any]) -> dict[str, Any]:
-    import numpy as np
-    import tensorflow as tf
-
-    names = assembler.template.fields
-
-    def prompt(fields: Any, example_id: bytes, label: Any) -> tuple[Any, ...]:
-        values = dict(zip(names, map(_text, fields), strict=True))
-        query = Row(fields=values, answer="", id=_text(example_id), label=int(label))
-        made = assembler.prompt(query, room)
-        shots = np.array([shot.encode() for shot in made.shots], dtype=object)
-        return made.text.encode(), shots, np.int32(made.dropped_shots), np.int32(made.cut_articles)
-
-    kinds = [tf.string, tf.string, tf.int32, tf.int32]
-    text, shots, dropped, cut = tf.numpy_function(
-        prompt, [row["fields"], row["id"], row["label"]], kinds, stateful=False
-    )
-    for scalar in (text, dropped, cut):
-        scalar.set_shape([])
-    shots.set_shape([None])
-    return {"inputs": text, "shots": shots, "dropped_shots": dropped, "cut_articles": cut}
 
 
 def _blank(fields: Sequence[str]) -> Row:

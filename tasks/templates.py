@@ -132,14 +132,6 @@ def fill(template: str, row: Mapping[str, Any]) -> Any:
     return tf.strings.join(parts)
 
 
-def ask(template: Template, fields: Any, line_break: str) -> Any:
-    """`Template.ask` inside `tf.data`, from the stacked texts of `template.fields`."""
-    import tensorflow as tf
-
-    values = {name: fields[i] for i, name in enumerate(template.fields)}
-    return tf.strings.join(_filled(template.question, values | {BREAK: line_break}))
-
-
 def field_of(row: Any, path: str) -> Any:
     """`row["a"]["b"]` for the path `a.b`; a number picks from a list. `KeyError` if absent."""
     if isinstance(row, Mapping) and path in row:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import __version__
-from promot_t5x.config import config
+from promot_t5x import __version__, config
 from promot_t5x.launch import package
 from promot_t5x.launch.commands import Redactor, Shell
 
@@ -48,8 +47,10 @@ def test_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     wheel.extractall(tmp_path / "site")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "from promot_t5x import bases, config, tasks\n"
-        "assert bases.param_shapes('tiny_world')\n"
+        "from promot_t5x import tasks\n"
+        "from promot_t5x.checkpoints import open_checkpoint\n"
+        "from promot_t5x.config import config\n"
+        "assert open_checkpoint('tiny_world').shapes\n"
         "print(config.gin_root(), tasks.__file__, sep='\\n')\n"
         "config.parse(['models/t5_1_1_small.gin', 'gin/models/byte_vocabulary.gin'])"
     )
@@ -61,7 +62,10 @@ def test_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     assert tasks_file == str(tmp_path / "site/promot_t5x/tasks/__init__.py")
 
 
-WHERE = "from promot_t5x import config, launch, tasks; print(config.gin_root(), tasks.__file__)"
+WHERE = (
+    "from promot_t5x import launch, tasks; from promot_t5x.config import config; "
+    "print(config.gin_root(), tasks.__file__)"
+)
 
 
 def test_editable_install_finds_tasks_and_gin_from_anywhere(tmp_path):

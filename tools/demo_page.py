@@ -22,7 +22,7 @@ def parts() -> dict[str, str]:
 
 
 def suite() -> str:
-    """The first test question of each in-context task."""
+    """Tabulate the first test question of each in-context task."""
     rows = []
     for name in families.EVALUATED:
         made = episodes.shot_rows(name, 1, shots=1, split="test")
@@ -31,7 +31,7 @@ def suite() -> str:
 
 
 def targets() -> str:
-    """The first test questions of each target."""
+    """Tabulate the first test questions of each target."""
     rows = []
     for name, family in TARGETS.items():
         made = episodes.target_rows(family, 2, split="test")
@@ -64,7 +64,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def filled(text: str) -> str:
-    """The page with every generated part as it should be."""
+    """Return the page with every generated part up to date."""
     for name, made in parts().items():
         start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
         before, found, rest = text.partition(start)

@@ -62,7 +62,7 @@ def ship(run: epath.Path, result: StageResult) -> dict[str, Any]:
 
 
 def platform_name() -> str:
-    """What decides, with the packages' versions, whether a run's numbers are the same bits."""
+    """Name what decides, with the packages' versions, whether a run's numbers are the same bits."""
     cpu = "AVX-512" if _has_avx512() else "no AVX-512"
     return f"{platform.system()} {platform.machine()}, {cpu}"
 
@@ -73,13 +73,13 @@ def _has_avx512() -> bool:
 
 
 def token_hashes(run: epath.Path) -> dict[str, str]:
-    """The content hash of each token store that a run trained on, by task and split."""
+    """Read the content hash of each token store that a run trained on, by task and split."""
     told = [json.loads(path.read_text()) for path in (run / "token_cache").glob("*/store.json")]
     return {meta["name"]: meta["content_hash"] for meta in told}
 
 
 def scores(suites: Sequence[str] = SUITES) -> Mapping[str, Mapping[str, float]]:
-    """The shipped base's exact match on the test split, {mixture: {task: percent}}."""
+    """Measure the shipped base's exact match on the test split, {mixture: {task: percent}}."""
     found: dict[str, dict[str, float]] = {}
     for suite in suites:
         with tempfile.TemporaryDirectory() as output:

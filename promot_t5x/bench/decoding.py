@@ -17,6 +17,7 @@ from promot_t5x.decoding import search
 from promot_t5x.decoding.batched import BatchedProgram
 from promot_t5x.decoding.length_buckets import Batch
 from promot_t5x.network import transformer
+from promot_t5x.network.config import T5Config
 
 INPUT_LENGTH, OUTPUT_LENGTH, FEW_STEPS, MANY_STEPS = 1024, 64, 4, 36
 BEAMS = search.BeamSearch(num_decodes=4)
@@ -46,7 +47,7 @@ def show(batch_size: int) -> None:
 
 
 def _show_steps(batch_size: int) -> None:
-    """What a step costs where beams share the encoder's keys and values, and where not."""
+    """Measure what a step costs where beams share the encoder's keys and values, and where not."""
     print(f"\nbeam search, inputs of {INPUT_LENGTH} tokens, {BEAMS.num_decodes} beams")
     print(f"{'':34}{'ms/step':>9}{'peak MiB':>10}")
     module, params = _network(CONFIG)
@@ -84,7 +85,7 @@ def _shared(module: Any, params: Any, tokens: Tokens, limit: Int[Array, ""]) -> 
 def _repeated(
     module: Any, params: Any, tokens: Tokens, limit: Int[Array, ""], *, projected_once: bool
 ) -> search.Decodes:
-    """The same search with a row of the encoder's output, or of its projections, for each beam."""
+    """Search with a row of the encoder's output, or of its projections, for each beam."""
     variables = {"params": params}
     encoded = module.apply(variables, tokens, enable_dropout=False, method="encode")
     encoded, rows = (jnp.repeat(a, BEAMS.num_decodes, axis=0) for a in (encoded, tokens))
@@ -187,7 +188,7 @@ def _show_suite(batch_size: int) -> None:
     print(f"one after the other / in one evaluation = {ratio:.2f} x the time")
 
 
-def _network(config: transformer.T5Config) -> tuple[transformer.Transformer, Any]:
+def _network(config: T5Config) -> tuple[transformer.Transformer, Any]:
     params, _ = transformer.initial_params(config, jax.random.key(0))
     return transformer.Transformer(config), params
 

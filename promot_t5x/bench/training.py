@@ -13,15 +13,16 @@ import jax
 import numpy as np
 
 from promot_t5x.data.batches import Batches, statistics
+from promot_t5x.data.example_store import ExampleStore
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.store import ExampleStore
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.models import encoder_decoder
 from promot_t5x.network import transformer
+from promot_t5x.network.config import T5Config
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.training import adafactor, state, step
 
-CONFIG = transformer.T5Config(
+CONFIG = T5Config(
     vocab_size=32128,
     emb_dim=512,
     num_heads=6,

@@ -28,6 +28,7 @@ from promot_t5x.checkpoints.paths import (
 from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.errors import UserError, listed
+from promot_t5x.paths import user_path
 
 StoredCheckpoint = (
     PromotCheckpoint | HuggingFaceCheckpoint | T5xLegacyCheckpoint | T5xOrbaxCheckpoint
@@ -48,7 +49,8 @@ def find_directory(path: str | os.PathLike[str]) -> epath.Path:
 
     **Raises:** `NotACheckpointError` where there is none, `UserError` where it may not be read.
     """
-    places = [absolute(place) for place in pretrained_names.resolve(str(path))]
+    given = pretrained_names.resolve(str(path))
+    places = [absolute(user_path(place, "the checkpoint")) for place in given]
     for directory in places:
         with reading(directory):
             if directory.name == t5x.LEGACY_FILE and directory.is_file():

@@ -26,6 +26,7 @@ from promot_t5x.checkpoints.opening import check_finite, open_checkpoint
 from promot_t5x.errors import UserError
 from promot_t5x.files import write_atomically
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 
 FILE_NAME = "prompt.npz"  # in the directory of a stage that trained a prompt
 FORMAT = "promot_t5x prompt 1"
@@ -73,7 +74,7 @@ def save_prompt(
 
     **Raises:** `UserError` for another suffix, and for two tasks of one name.
     """
-    place, array = epath.Path(path), np.ascontiguousarray(prompt)
+    place, array = user_path(path, "the prompt file"), np.ascontiguousarray(prompt)
     if array.dtype != np.float32:
         raise ValueError(f"a prompt is float32, not {array.dtype}")
     if len(info.tasks) != len(array):
@@ -125,7 +126,7 @@ def load_prompt(
     if not isinstance(path, str | os.PathLike):
         array, info = _join([load_prompt(p) for p in path], [str(p) for p in path])
     else:
-        array, info = _load(epath.Path(path))
+        array, info = _load(user_path(path, "the prompt file"))
     wanted = shape or (None, None, None)
     if any(w is not None and w != n for w, n in zip(wanted, array.shape, strict=True)):
         text = ", ".join("any" if w is None else str(w) for w in wanted)

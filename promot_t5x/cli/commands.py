@@ -1,4 +1,4 @@
-"""What `promot-t5x` can do: one entry a verb, with the page that `--help` shows.
+"""What `promot-t5x` can do: one entry per command, with the page that `--help` shows.
 
 Imports nothing heavy: `promot-t5x --help` must answer at once.
 """
@@ -16,44 +16,52 @@ class Macro:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verb:
+class Command:
     """One thing that the command line does.
 
     **Attributes:**
 
     - `name`, `help`: as listed by `promot-t5x --help`.
-    - `target`: `module:function`, imported only when the verb runs.
+    - `target`: `module:function`, imported only when the command runs.
     - `takes_gin`: gin configures the function, which is called without arguments; otherwise it is
       called with the rest of the command line and shows its own help.
-    - `description`: what it does and where the results go.
-    - `macros`: the commonest values to give.
+    - `check`: `module:function`, which refuses values that the function would refuse, before there
+      are devices; it takes the function's arguments but the partitioner.
+    - `run_files`: the shipped gin files that configure the function, commonest first.
+    - `description`: a paragraph, and where the results go.
+    - `macros`: the common settings.
     - `examples`: command lines.
-    - `listed`: whether the overview names it.
     """
 
     name: str
     help: str
     target: str
     takes_gin: bool = True
+    check: str = ""
+    run_files: tuple[str, ...] = ()
     description: str = ""
     macros: tuple[Macro, ...] = ()
     examples: tuple[str, ...] = ()
-    listed: bool = True
 
 
-_MODEL_DIR = Macro(name="MODEL_DIR", meaning="the run's own directory; results go there")
-_BASE = Macro(name="INITIAL_CHECKPOINT_PATH", meaning="the pretrained checkpoint to start from")
+_MODEL_DIR = Macro(
+    name="MODEL_DIR", meaning="the run's own directory, local or gs://; results go there"
+)
+_BASE = Macro(
+    name="INITIAL_CHECKPOINT_PATH",
+    meaning="pretrained checkpoint, by path or name; None: random weights",
+)
 _TASK = Macro(
     name="MIXTURE_OR_TASK_NAME",
     meaning="the task to fine-tune on; `promot-t5x tasks list` shows them",
 )
 _LENGTHS = Macro(
     name="TASK_FEATURE_LENGTHS",
-    meaning="tokens of inputs (the prompt's vectors included) and targets",
+    meaning="tokens of inputs (the soft prompt included) and targets",
 )
-_BATCH = Macro(name="BATCH_SIZE", meaning="examples a step, over all devices", default="64")
+_BATCH = Macro(name="BATCH_SIZE", meaning="global batch size", default="64")
 _DROPOUT = Macro(name="DROPOUT_RATE", meaning="dropout while weights train", default="0.1")
-_PROMPT_LENGTH = Macro(name="PROMPT_LENGTH", meaning="vectors of the prompt", default="100")
+_PROMPT_LENGTH = Macro(name="PROMPT_LENGTH", meaning="soft prompt length in tokens", default="100")
 
 OVERVIEW = """\
 Fine-tunes a T5-family model on one task without losing what it can do on all the others
@@ -61,18 +69,25 @@ Fine-tunes a T5-family model on one task without losing what it can do on all th
 with that prompt attached and frozen, and the prompt is then removed.\
 """
 
-VERBS = (
-    Verb(
+COMMANDS = (
+    Command(
         name="train",
         help="run one stage: prompt tuning, fine-tuning, or a stage of your own",
         target="promot_t5x.runs.train:train",
+        check="promot_t5x.runs.preflight:train",
+        run_files=(
+            "runs/finetune.gin",
+            "runs/prompt_tune.gin",
+            "runs/stage_two.gin",
+            "runs/pretrain.gin",
+        ),
         description="""\
 Runs one stage: trains what the stage says (a prompt, the model, or both) from a checkpoint on
 a task, and keeps the checkpoint that is best on the task's validation split. Interrupted, the
-same command goes on from the newest checkpoint; finished, it does nothing.
+same command resumes from the newest checkpoint; finished, it does nothing.
 
 Results, under MODEL_DIR: config.gin (the configuration, as --dry_run prints it),
-checkpoint_<step>/, train/ (metrics), inference_eval/ (an answer a line).\
+checkpoint_<step>/, train/ (metrics), inference_eval/ (one answer per line).\
 """,
         macros=(
             _MODEL_DIR,
@@ -95,17 +110,25 @@ promot-t5x train --gin_file=/data/rte/config.gin --gin.MODEL_DIR='"/data/rte_low
     --gin.BATCH_SIZE=16 --dry_run""",
         ),
     ),
-    Verb(
+    Command(
         name="promot",
-        help="run ProMoT from base to table: both stages, then the comparison",
+        help="run the whole experiment: both stages, the baseline and the comparison",
         target="promot_t5x.runs.promot:promot",
+        check="promot_t5x.runs.preflight:promot",
+        run_files=(
+            "runs/promot.gin",
+            "runs/multitask.gin",
+            "runs/sequential.gin",
+            "runs/joint.gin",
+            "runs/fixed_random_prompt.gin",
+        ),
         description="""\
 Runs the stages of a method in order, then measures every model of the comparison: on the
 fine-tuned task with its prompt, and on the in-context tasks without any. Stages that have
-finished are not repeated; after an interruption the same command goes on where it was.
+finished are not repeated; after an interruption the same command resumes the run.
 
 Results, under MODEL_DIR: report.md (the table), <stage>/ (as `train` writes
-them), comparison/ (an answer a line for every model and task), config.gin.\
+them), comparison/ (one answer per line for every model and task), config.gin.\
 """,
         macros=(_MODEL_DIR, _BASE, _TASK, _LENGTHS, _PROMPT_LENGTH, _BATCH, _DROPOUT),
         examples=(
@@ -117,26 +140,28 @@ promot-t5x promot --gin_file=models/mt5_xxl.gin --gin_file=runs/promot.gin \\
     --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 16}\"""",
         ),
     ),
-    Verb(
+    Command(
         name="eval",
-        help="ask checkpoints the questions of tasks, with or without a prompt",
+        help="evaluate checkpoints on tasks, with or without the soft prompt",
         target="promot_t5x.runs.eval:evaluate",
+        check="promot_t5x.runs.preflight:evaluate",
+        run_files=("runs/eval.gin",),
         description="""\
 Decodes checkpoints' answers to the examples of tasks or mixtures and scores them. Interrupted,
-the same command goes on where it was: what has been answered is not asked again.
+the same command resumes: what has been answered is not asked again.
 
-Results, under EVAL_OUTPUT_DIR: config.gin and inference_eval/ with <task>-<step>.jsonl (an answer
-a line), <task>-<step>.json (scores, and all they rest on) and <task>-metrics.jsonl; a directory
-of each, with its own inference_eval/, where there are several checkpoints or both prompt modes.\
+Results, under EVAL_OUTPUT_DIR: config.gin and inference_eval/ with <task>-<step>.jsonl (one answer
+per line), <task>-<step>.json (scores and provenance) and <task>-metrics.jsonl; a directory
+for each, with its own inference_eval/, where there are several checkpoints or both prompt modes.\
 """,
         macros=(
             Macro(
-                name="CHECKPOINT_PATH", meaning="the checkpoint to measure, or several in a list"
+                name="CHECKPOINT_PATH", meaning="the checkpoint to evaluate, or several in a list"
             ),
-            Macro(name="EVAL_OUTPUT_DIR", meaning="where the results go"),
+            Macro(name="EVAL_OUTPUT_DIR", meaning="directory of the results"),
             Macro(
                 name="MIXTURE_OR_TASK_NAME",
-                meaning="what is asked, or several; `promot-t5x tasks list` shows them",
+                meaning="task or mixture, or several; `promot-t5x tasks list` shows them",
             ),
             _LENGTHS,
             Macro(
@@ -144,7 +169,7 @@ of each, with its own inference_eval/, where there are several checkpoints or bo
                 meaning="'all': every checkpoint in those directories",
                 default="'specific'",
             ),
-            Macro(name="PROMPT_FILE", meaning="the prompt to attach", default="None"),
+            Macro(name="PROMPT_FILE", meaning="the soft prompt to attach", default="None"),
             Macro(
                 name="PROMPT_MODE",
                 meaning="with a prompt: 'kept' (so by default), 'removed' or 'both'",
@@ -163,25 +188,29 @@ promot-t5x eval --gin_file=models/mt5_xl.gin --gin_file=runs/eval.gin \\
     --gin.SPLIT=None --gin.TASK_FEATURE_LENGTHS="{'inputs': 2304}\"""",
         ),
     ),
-    Verb(
+    Command(
         name="infer",
-        help="answer the questions of a file of your own",
+        help="answer the questions of a file",
         target="promot_t5x.runs.infer:infer",
+        check="promot_t5x.runs.preflight:infer",
+        run_files=("runs/infer.gin",),
         description="""\
-Answers a file: JSONL (text field `inputs`), text (a line each), or standard input ('-'). A line
-comes out for each that went in, in that order: its fields, the answer as the model put it
-(`output`), as it is read in the model's dialect (`prediction`), and its `log_prob`. Interrupted,
-the same command goes on where it was.
+Answers a file: JSONL (text field `inputs`), text (one question per line), or standard input ('-').
+Writes one line per question, in their order: its fields, the answer as the model put it (`output`),
+as it is read in the model's prompt format (`prediction`), and its `log_prob`. Interrupted, the same
+command resumes.
 
 Results, under INFER_OUTPUT_DIR: answers.jsonl, config.gin; where it is None, the answers go to
 standard output.\
 """,
         macros=(
-            Macro(name="CHECKPOINT_PATH", meaning="the checkpoint that answers"),
-            Macro(name="INPUT_FILE", meaning="what to answer"),
-            Macro(name="INFER_OUTPUT_DIR", meaning="where the answers go"),
+            Macro(name="CHECKPOINT_PATH", meaning="the checkpoint"),
+            Macro(name="INPUT_FILE", meaning="the questions"),
+            Macro(
+                name="INFER_OUTPUT_DIR", meaning="directory of the answers; None: standard output"
+            ),
             _LENGTHS,
-            Macro(name="PROMPT_FILE", meaning="the prompt to attach", default="None"),
+            Macro(name="PROMPT_FILE", meaning="the soft prompt to attach", default="None"),
             Macro(
                 name="ALL_DECODES",
                 meaning="every beam or sample, besides the best",
@@ -201,65 +230,64 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
     --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 64}\"""",
         ),
     ),
-    Verb(
+    Command(
         name="report",
-        help="compare what was recorded: tables, intervals, tests, plots, changed answers",
+        help="compare recorded runs: tables, intervals, tests, plots, changed answers",
         target="promot_t5x.cli.report:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="score",
-        help="compute scores again from the records of evaluations, without a model",
+        help="recompute scores from the records of evaluations, without a model",
         target="promot_t5x.cli.score:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="convert",
-        help="copy a checkpoint into another format: T5X's, Hugging Face's, this project's",
+        help="convert checkpoints between the formats of T5X, Hugging Face and this project",
         target="promot_t5x.cli.convert:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="launch",
         help="start a run on TPU slices, GKE, Slurm, or in several processes here",
         target="promot_t5x.cli.launch:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="tasks",
         help="list, show, measure, check and prepare tasks and mixtures",
         target="promot_t5x.cli.tasks:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="gin_path",
-        help="print where the shipped gin files are, for upstream T5X",
-        target="promot_t5x.config.config:print_gin_root",
+        help="print the directory of the shipped gin files, for upstream T5X",
+        target="promot_t5x.cli.gin_path:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="plan",
-        help="compile a run for a TPU slice without one: does it fit, what does it cost",
+        help="compile a run for a TPU slice that is not there: memory, time and cost",
         target="promot_t5x.cli.plan:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="ckpt",
-        help="show a checkpoint, compare two, verify checksums",
+        help="inspect, compare and verify checkpoints",
         target="promot_t5x.cli.ckpt:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="prompt",
-        help="show, export and import prompt files",
+        help="inspect, export and import soft prompts",
         target="promot_t5x.cli.prompt:main",
         takes_gin=False,
     ),
-    Verb(
+    Command(
         name="bench",
-        help="time training, saves and decoding on this machine",
+        help="measure throughput, and the speed-up of each design choice",
         target="promot_t5x.cli.bench:main",
         takes_gin=False,
-        listed=False,
     ),
 )

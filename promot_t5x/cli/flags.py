@@ -1,4 +1,4 @@
-"""Command-line flags that several verbs take, and the parser that reads them.
+"""Command-line flags that several commands take, and the parser that reads them.
 
 Bad flags are a `UserError`, as all bad input is. Imports nothing heavy.
 """
@@ -14,6 +14,7 @@ class Parser(argparse.ArgumentParser):
     """An `argparse` parser whose errors are `UserError`s that name the help page."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise `UserError` with the message and where to find help."""
         raise UserError(f"{message}. See `{self.prog} --help`.")
 
 
@@ -59,7 +60,7 @@ def add_tfds_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def rewrite_gin_flags(words: Sequence[str]) -> list[str]:
-    """T5X's `--gin.NAME=VALUE` as `--gin_bindings=NAME = VALUE`."""
+    """Rewrite T5X's `--gin.NAME=VALUE` as `--gin_bindings=NAME = VALUE`."""
     rewritten = []
     for word in words:
         if word.startswith("--gin."):

@@ -53,13 +53,13 @@ def _divided(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _check(command: list[str]) -> None:
-    from promot_t5x.cli.commands import VERBS
+    from promot_t5x.cli.commands import COMMANDS
 
-    verbs = [verb.name for verb in VERBS if verb.takes_gin]
-    if not command or command[0] not in verbs:
+    commands = [each.name for each in COMMANDS if each.takes_gin]
+    if not command or command[0] not in commands:
         found = repr(command[0]) if command else "nothing"
         raise UserError(
-            f"after `--` comes what to run, with its arguments: {', '.join(verbs)}; there is "
+            f"after `--` comes what to run, with its arguments: {', '.join(commands)}; there is "
             f"{found}. See `{_PROGRAM} --help`."
         )
 

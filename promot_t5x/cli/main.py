@@ -1,22 +1,24 @@
-"""The command line: `promot-t5x VERB …`.
+"""The command line: `promot-t5x COMMAND …`.
 
-A verb is an entry of `verbs.VERBS`; what it runs is imported only when it runs. A `UserError`
-becomes one message on stderr and exit status 2, a failed save one and status 74, SIGTERM status 75
-("start me again", see `preemption`), numbers that are not finite status 76, Ctrl-C status 130;
-anything else is a fault of the program and shows its traceback.
+A command is an entry of `commands.COMMANDS`; what it runs is imported only when it runs. Errors end
+in one message on stderr and an exit status: 2 for bad input (`UserError`, and files that may not be
+read or written), 74 for a failed save, 75 after SIGTERM ("start me again", see `preemption`), 76 for
+numbers that are not finite, 130 after Ctrl-C, and 1 for anything else, a fault of the program, whose traceback goes to a log file.
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from promot_t5x import quiet
 from promot_t5x.cli import flags
-from promot_t5x.cli.commands import OVERVIEW, VERBS, Verb
+from promot_t5x.cli.commands import COMMANDS, OVERVIEW, Command
 from promot_t5x.distributed import preemption, startup
 from promot_t5x.errors import (
     EXIT_NON_FINITE,
@@ -33,6 +35,8 @@ from promot_t5x.errors import (
 EXIT_FAULT = 1
 EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells count
 EXIT_BROKEN_PIPE = 141
+# What happens to a path that may not be read or written, and to nothing else.
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _PROGRAM = "promot-t5x"
 _FLAGS = (
     "--gin_file",
@@ -50,19 +54,16 @@ _FLAGS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status.
+    """Run one command line.
 
-    Args:
-        argv: the words after the program's name; by default the process's own.
+    **Arguments:**
+
+    - `argv`: the words after the program's name; by default the process's own.
+
+    **Returns:** the exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        status = _status_of(words)
-    except Exception:
-        if not startup.joined():
-            raise
-        traceback.print_exc()
-        status = EXIT_FAULT
+    status = _status_of(words)
     # What SIGTERM stops, it stops in all processes of a run at once; what fails may fail alone.
     if startup.joined() and status not in (0, EXIT_START_AGAIN):
         startup.leave(status)
@@ -94,6 +95,36 @@ def _status_of(words: list[str]) -> int:
         # The reader, `head` for one, has seen enough; flushing at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except Exception as error:
+        return _fault(words, error)
+
+
+def _fault(words: list[str], error: Exception) -> int:
+    """Report an exception that nothing foresaw: one message here, the traceback in a log file."""
+    start = f"{_PROGRAM}{startup.label()}: error: "
+    if isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
+        print(f"{start}{error.filename}: {error.strerror}.", file=sys.stderr)
+        return EXIT_USER_ERROR
+    text = f"{_PROGRAM} {' '.join(words)}\n\n{traceback.format_exc()}"
+    said = f"{type(error).__name__}: {_message(error).strip()}".splitlines()[0]
+    if startup.joined():
+        # What is on the disk of one of several hosts is seldom found; their output is collected.
+        print(text, file=sys.stderr)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="promot-t5x-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+        where = f"The traceback is in {file.name}"
+    except OSError:
+        print(text, file=sys.stderr)
+        where = "The traceback is above"
+    print(
+        f"{start}a fault of this program, or of a library or module that it called: {said}\n"
+        f"{where}; please report it with the command.",
+        file=sys.stderr,
+    )
+    return EXIT_FAULT
 
 
 def _run(words: list[str]) -> int:
@@ -105,58 +136,113 @@ def _run(words: list[str]) -> int:
 
         print(f"{_PROGRAM} {__version__}")
         return 0
-    verb = _find_verb(words[0])
-    if verb.takes_gin:
+    command = find_command(words[0])
+    if command.takes_gin:
         with preemption.watched():
-            return _run_gin(verb, _parse_flags(verb, words[1:]))
+            return _run_gin(command, parse_flags(command, words[1:]))
     quiet.set_defaults()
-    return _load(verb)(words[1:]) or 0
+    return _load(command.target)(words[1:]) or 0
 
 
-def _find_verb(name: str) -> Verb:
-    for verb in VERBS:
-        if verb.name == name:
-            return verb
-    names = [verb.name for verb in VERBS]
+def find_command(name: str) -> Command:
+    """Find a command by its name; raise `UserError` where there is none."""
+    names = [command.name for command in COMMANDS]
+    if name in names:
+        return COMMANDS[names.index(name)]
     if name.startswith("-"):
-        raise UserError(f"name a verb before {name}: {', '.join(_listed())}.")
+        raise UserError(f"name a command before {name}: {', '.join(names)}.")
     raise UserError(
-        f"there is no verb {name!r}.{did_you_mean(name, names)} There are: {', '.join(_listed())}."
+        f"there is no command {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}."
     )
 
 
-def _run_gin(verb: Verb, parsed: argparse.Namespace) -> int:
-    """Read the configuration, check it, and call the function that it configures."""
+def configure(command: Command, parsed: argparse.Namespace) -> Callable[[], Any]:
+    """Read and check the configuration of a command; start nothing.
+
+    **Returns:** the function that the configuration configures, to be called without arguments.
+
+    **Raises** `UserError` where the configuration is missing or wrong.
+    """
     if not parsed.gin_file and not parsed.gin_bindings:
         raise UserError(
-            f"{verb.name} needs a configuration: --gin_file=FILE. "
-            f"See `{_PROGRAM} {verb.name} --help`."
+            f"{command.name} needs a configuration: --gin_file=FILE. "
+            f"See `{_PROGRAM} {command.name} --help`."
         )
     quiet.set_defaults()
     if parsed.tfds_data_dir:
+        from promot_t5x.paths import user_path
+
         # tensorflow-datasets reads it when it is imported, which may be never in this run.
-        os.environ["TFDS_DATA_DIR"] = parsed.tfds_data_dir
+        os.environ["TFDS_DATA_DIR"] = str(user_path(parsed.tfds_data_dir, "--tfds_data_dir"))
     # Modules that gin files import may lie in the user's directory, as with `python -m`; last, so
     # that nothing there stands in for an installed package.
     sys.path.append(os.getcwd())
     with quiet.imports():
-        from promot_t5x.config import config
+        from promot_t5x import config
 
-        function = _load(verb)
+        function = _load(command.target)
         configured = config.configured(function)
         config.parse(parsed.gin_file, parsed.gin_bindings, parsed.gin_search_paths)
+    if command.run_files:
+        _check_run_file(command, parsed.gin_file)
     config.check([function])
+    if command.check:
+        _check_values(command, function)
+    return configured
+
+
+def _check_values(command: Command, function: Callable[..., Any]) -> None:
+    """Make the objects of the configuration, so that they refuse what a start would refuse.
+
+    What only the run's machines have is left out: devices, weights, data and the vocabulary.
+    """
+    from promot_t5x import config
+    from promot_t5x.planning.planned_runs import AnyVocabulary
+
+    values = config.arguments(
+        function, without=("partitioner",), stand_ins={"VOCABULARY": AnyVocabulary()}
+    )
+    _load(command.check)(**values)
+
+
+def _check_run_file(command: Command, files: Sequence[str]) -> None:
+    """Raise `UserError` where no file configures the command's function."""
+    from promot_t5x import config
+
+    if config.bound(command.target.replace(":", ".")):
+        return
+    for other in COMMANDS:
+        if other.run_files and config.bound(other.target.replace(":", ".")):
+            raise UserError(
+                f"{', '.join(files)} configure `{_PROGRAM} {other.name}`, not {command.name}. Run "
+                f"`{_PROGRAM} {other.name}` with them, or name a run file for {command.name} "
+                f"instead: {', '.join(command.run_files)}."
+            )
+    given = " ".join(f"--gin_file={file}" for file in files)
+    raise UserError(
+        f"no run file was named. Name one after the model's file, as in\n  {_PROGRAM} "
+        f"{command.name} {given} --gin_file={command.run_files[0]}\n"
+        f"Shipped for {command.name}: {', '.join(command.run_files)}."
+    )
+
+
+def _run_gin(command: Command, parsed: argparse.Namespace) -> int:
+    """Check a command's configuration, and run it or show it."""
+    configured = configure(command, parsed)
     if parsed.dry_run:
-        print(config.resolved_str())
-    else:
-        startup.start(parsed)
-        configured()
+        from promot_t5x import config
+
+        print(config.explained_str())
+        return 0
+    startup.start(parsed)
+    configured()
     return 0
 
 
-def _load(verb: Verb) -> Callable[..., Any]:
-    module, _, name = verb.target.partition(":")
-    return getattr(importlib.import_module(module), name)
+def _load(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _message(error: BaseException) -> str:
@@ -164,12 +250,13 @@ def _message(error: BaseException) -> str:
     return str(error).partition("\n  In call to configurable '")[0]
 
 
-def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
+def parse_flags(command: Command, words: Sequence[str]) -> argparse.Namespace:
+    """Read the flags of a command that takes gin; raise `UserError` for an unknown one."""
     parser = flags.Parser(
-        prog=f"{_PROGRAM} {verb.name}",
-        usage=f"{_PROGRAM} {verb.name} --gin_file=FILE … [--gin.NAME=VALUE …] [--dry_run]",
-        description=verb.description,
-        epilog=_epilog(verb),
+        prog=f"{_PROGRAM} {command.name}",
+        usage=f"{_PROGRAM} {command.name} --gin_file=FILE … [--gin.NAME=VALUE …] [--dry_run]",
+        description=command.description,
+        epilog=_epilog(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -184,34 +271,32 @@ def _parse_flags(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
         name = unknown[0].partition("=")[0]
         hint = did_you_mean(name, _FLAGS) if name.startswith("-") else ""
         raise UserError(
-            f"{verb.name} does not take {unknown[0]!r}.{hint} See `{_PROGRAM} {verb.name} --help`."
+            f"{command.name} does not take {unknown[0]!r}.{hint} "
+            f"See `{_PROGRAM} {command.name} --help`."
         )
     return parsed
 
 
-def _listed() -> list[str]:
-    return [verb.name for verb in VERBS if verb.listed]
-
-
 def _overview() -> str:
-    width = max(len(name) for name in _listed())
-    verbs = "\n".join(f"  {verb.name:{width}}  {verb.help}" for verb in VERBS if verb.listed)
+    width = max(len(command.name) for command in COMMANDS)
+    commands = "\n".join(f"  {command.name:{width}}  {command.help}" for command in COMMANDS)
     return (
-        f"usage: {_PROGRAM} VERB …\n\n{OVERVIEW}\n\nverbs:\n{verbs}\n\n"
-        f"`{_PROGRAM} VERB --help` says what a verb takes and where its results go.\n\n"
+        f"usage: {_PROGRAM} COMMAND …\n\n{OVERVIEW}\n\ncommands:\n{commands}\n\n"
+        f"`{_PROGRAM} COMMAND --help` shows a command's arguments and where its results go.\n\n"
         f"First try, a few minutes without any download:\n  {_PROGRAM} promot "
         "--gin_file=demo/promot.gin"
     )
 
 
-def _epilog(verb: Verb) -> str:
-    width = max(len(macro.name) for macro in verb.macros)
+def _epilog(command: Command) -> str:
+    width = max(len(macro.name) for macro in command.macros)
     macros = "\n".join(
         f"  {macro.name:{width}}  {macro.meaning}"
         + (f" (default {macro.default})" if macro.default else " (required)")
-        for macro in verb.macros
+        for macro in command.macros
     )
-    examples = "\n\n".join("  " + example.replace("\n", "\n  ") for example in verb.examples)
-    return f"commonest values (--gin.NAME=VALUE; --dry_run shows all):\n{macros}\n\n" + (
+    examples = "\n\n".join("  " + example.replace("\n", "\n  ") for example in command.examples)
+    return (
+        f"common settings (--gin.NAME=VALUE; --dry_run shows all):\n{macros}\n\n"
         f"examples:\n{examples}"
     )

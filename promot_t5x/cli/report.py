@@ -12,13 +12,14 @@ examples:
   promot-t5x report /data/rte_promot
   promot-t5x report /data/rte_promot --output /data/rte_promot/report
   promot-t5x report pretrained=/data/evals/base ProMoT=/data/evals/promot --format latex
-  promot-t5x report /data/run_a /data/run_b /data/run_c     rows of equal labels are seeds
+  promot-t5x report /data/run_a /data/run_b /data/run_c     rows that differ in the seed are one
+  promot-t5x report rte=/data/rte_promot cb=/data/cb_promot   rows "rte: ProMoT", "cb: ProMoT", …
   promot-t5x report /data/rte_promot --compare 'standard fine-tuning' ProMoT
   promot-t5x report /data/rte_promot --changed pretrained ProMoT --task cb --direction lost"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb; the exit status."""
+    """Run the command and return the exit status."""
     arguments = _parser().parse_args(argv)
     if arguments.changed and (arguments.compare or arguments.output):
         raise UserError("--changed prints examples only: leave out --compare and --output.")
@@ -26,8 +27,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--task and --direction choose among what --changed A B prints.")
     from promot_t5x.report import changed, comparison, output, pairs, runs, table
 
+    if arguments.module:
+        from promot_t5x.data.sources import import_task_module
+
+        import_task_module(arguments.module)
     found = runs.read(arguments.run, targets=arguments.targets, step=arguments.step)
-    made = comparison.compare(found, baseline=arguments.baseline)
+    groups = dict(arguments.group)
+    made = comparison.compare(found, baseline=arguments.baseline, groups=groups)
     if arguments.changed:
         first, second = arguments.changed
         print(
@@ -45,12 +51,13 @@ def main(argv: Sequence[str]) -> int:
     if arguments.format == "terminal":
         print(table.terminal(made, output.width()), *table.legend(made), sep="\n", end="\n\n")
         for pair in compared:
-            print(table.aligned(table.pair_lines(pair)), end="\n\n")
+            print(table.aligned(table.pair_lines(pair)), *pair.statements, sep="\n", end="\n\n")
     else:
         formats = {"markdown": table.markdown, "latex": table.latex, "csv": table.tidy_csv}
         print(formats[arguments.format](made).rstrip("\n"))
         for pair in compared if arguments.format == "markdown" else ():
-            print("\n" + table.markdown_table(table.pair_lines(pair)))
+            print("", table.markdown_table(table.pair_lines(pair)), sep="\n")
+            print(*(f"\n{statement}" for statement in pair.statements), sep="\n")
     if arguments.output:
         chosen = [tuple(labels) for labels in arguments.compare] or pairs.of_interest(made)
         output.write(arguments.output, made, arguments.run, chosen, title=arguments.title)
@@ -58,12 +65,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _group(text: str) -> tuple[str, list[str]]:
+    name, equals, tasks = text.partition("=")
+    if not name or not equals or not tasks:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=TASK,…")
+    return name, [task for task in tasks.split(",") if task]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="promot-t5x report",
         description="Compares models by what evaluations recorded; no model and no data needed. "
         "RUN is the directory of a promot run, of one of its rows or stages, or what eval wrote; "
-        "LABEL=RUN names its row. Runs with equal labels are seeds of one row.",
+        "LABEL=RUN names its row, or goes before the names of its rows. Rows of one label are "
+        "seeds of one method where they differ in their seed and directory alone.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -116,6 +131,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TASK,…",
         help="the fine-tuned tasks, where the runs do not say (what eval asked without a prompt)",
     )
+    add(
+        "--group",
+        type=_group,
+        action="append",
+        default=[],
+        metavar="NAME=TASK,…",
+        help="show the mean of these tasks of the suite too, and their trade-off; may be repeated",
+    )
+    add("--module", help="a Python module (dotted name or file) that holds metrics of your own")
     add("--step", type=int, metavar="N", help="of a stage: this step (default: the chosen one)")
     add("--title", default="ProMoT: report", help="of the page")
     return parser

@@ -11,6 +11,7 @@ from etils import epath
 
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
+from promot_t5x.report import own_metrics
 
 _DESCRIPTION = """\
 Computes every score of every evaluation below the directories again from its records alone,
@@ -18,7 +19,7 @@ and says whether that gives what its summary states. The exit status is 1 where 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a line a score; 1 if any is not what its summary states."""
+    """Print a line for each score; return 1 if any is not what its summary states."""
     parser = argparse.ArgumentParser(
         prog="promot-t5x score",
         description=_DESCRIPTION,
@@ -57,8 +58,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(recorded: records.Recorded) -> int:
-    """Print one task's scores; how many are not what its summary states."""
+    """Print one task's scores; return how many are not what its summary states."""
     summary = recorded.summary()
+    own_metrics.load(summary)
     stated, found = summary["metrics"], records.recomputed(summary, recorded.records())
     print(f"{recorded.path.parent}  {recorded.task}  step {recorded.step}")
     different = 0

@@ -119,7 +119,7 @@ def configured_model(arguments: argparse.Namespace) -> Any:
     if "" not in sys.path:
         sys.path.append("")
     with quiet.imports():
-        from promot_t5x.config import config
+        from promot_t5x import config
 
         given = config.configured(_given_model)
         # A model file leaves dropout to the run file, and dropout asks nothing.

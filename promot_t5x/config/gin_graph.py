@@ -78,7 +78,7 @@ class Graph:
         )
 
     def scopes_of(self, selector: str) -> list[str]:
-        """The scopes in which the run calls a configurable; '' is no scope."""
+        """Return the scopes in which the run calls a configurable; '' is no scope."""
         return sorted(
             "/".join(node.scope)
             for node, time in self._lifetimes.items()
@@ -114,13 +114,13 @@ class Graph:
                 waiting.extend((each.target, each, each.evaluated) for each in self.edges(node))
 
     def edges(self, node: Node) -> Iterator[Edge]:
-        """The references that gin resolves in one call of the final configuration."""
+        """Yield the references that gin resolves in one call of the final configuration."""
         for selector in [node.selector, *self._methods(node.selector)]:
             for definition in self.effective(Node(selector, node.scope)).values():
                 yield from _edges_of(definition, node)
 
     def _called_from_anywhere(self, roots: Sequence[str]) -> Iterator[Node]:
-        """What is decorated in its own module is configured however it is called."""
+        """Yield what is decorated in its own module: it is configured however it is called."""
         for selector, indices in self._of.items():
             known = gin_reader.configurable(selector)
             builtin = selector in (MACRO, CONSTANT, SINGLETON)
@@ -157,7 +157,7 @@ class Graph:
 
 
 def find_cycle(graph: Graph) -> list[Definition]:
-    """The definitions along a circle of evaluated references, or an empty list."""
+    """Return the definitions along a circle of evaluated references, or an empty list."""
     finished: set[Node] = set()
 
     def visit(node: Node, path: list[Node], along: list[Definition]) -> list[Definition]:

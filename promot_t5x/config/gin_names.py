@@ -30,7 +30,7 @@ MOVED = {
 }
 
 
-class Unresolved(Exception):
+class UnresolvedError(Exception):
     """A name that no import provides; gin re-raises it wrapped, but lends the attribute."""
 
     def __init__(self, message: str):
@@ -38,7 +38,7 @@ class Unresolved(Exception):
         self.message = message
 
 
-class Context(gin_config.ParseContext):
+class Context(gin_config.ParseContext):  # type: ignore[misc]  # gin has no types
     """The names that one file can use."""
 
     def _register(self, attr_names: list[str], attr_values: list[Any]) -> Any:
@@ -51,6 +51,7 @@ class CommandLineContext(Context):
     """Names come from the files' imports, or are any unambiguous tail of a known selector."""
 
     def get_configurable(self, selector: str) -> Any:
+        """Find what a name stands for; None if nothing does."""
         try:
             return super().get_configurable(selector)
         except (NameError, AttributeError):
@@ -76,7 +77,7 @@ def located(name: str) -> Iterator[None]:
         raise UserError(
             f"{at(name, error.lineno)}: {message}: {shown}{_quoting_hint(name, shown)}"
         ) from error
-    except Unresolved as error:
+    except UnresolvedError as error:
         # gin appends the location to the text of its wrapper; only the line number is wanted.
         tail = str(error).removeprefix(error.message)
         line = tail.rpartition(" line ")[2].split("\n")[0]
@@ -93,16 +94,22 @@ def _quoting_hint(name: str, shown: str) -> str:
 
 
 def at(name: str, line: object) -> str:
+    """Return the place `file:line`; the command line has no lines."""
     return name if name == COMMAND_LINE else f"{name}:{line}"
 
 
 def place_of(name: str, location: config_parser.Location) -> str:
+    """Return the place of a statement that gin has parsed."""
     return at(name, location.line_num)
 
 
 def import_module(
     statement: config_parser.ImportStatement, context: gin_config.ParseContext, place: str
 ) -> None:
+    """Import a module for a file; one that has moved is found where it is now.
+
+    **Raises** `UserError` for a module that cannot be imported.
+    """
     if statement.is_from and statement.module in MOVED:
         statement = _current(statement, place)
     try:
@@ -119,7 +126,7 @@ def import_module(
 
 
 def _current(statement: config_parser.ImportStatement, place: str) -> config_parser.ImportStatement:
-    """The import of a module that has moved, bound to its old name, and a line that says so."""
+    """Return the import of a module that has moved, bound to its old name, and say so."""
     now = MOVED[statement.module]
     name = statement.alias or statement.module.rpartition(".")[2]
     parent, _, last = now.rpartition(".")
@@ -130,21 +137,23 @@ def _current(statement: config_parser.ImportStatement, place: str) -> config_par
 
 
 def resolve(context: gin_config.ParseContext, selector: str, place: str) -> Any:
+    """Find what a name stands for. **Raises** `UserError`, with the place, if nothing does."""
     try:
         return find(context, selector)
-    except Unresolved as error:
+    except UnresolvedError as error:
         raise UserError(f"{place}: {error.message}") from error
 
 
 def find(context: gin_config.ParseContext, selector: str) -> Any:
+    """Find what a name stands for. **Raises** `UnresolvedError` if nothing does."""
     try:
         found = context.get_configurable(selector)
     except (NameError, AttributeError) as error:
-        raise Unresolved(_why_unresolved(context, selector)) from error
+        raise UnresolvedError(_why_unresolved(context, selector)) from error
     except (KeyError, TypeError, ValueError) as error:
-        raise Unresolved(f"{selector}: {error.args[0]}") from error
+        raise UnresolvedError(f"{selector}: {error.args[0]}") from error
     if found is None:
-        raise Unresolved(
+        raise UnresolvedError(
             f"nothing is called {selector!r} here. A file that names a function or class starts "
             "with `from __gin__ import dynamic_registration` and imports its module."
         )
@@ -159,7 +168,23 @@ def _why_unresolved(context: gin_config.ParseContext, selector: str) -> str:
     owner, path = symbols[first], first
     for name in rest:
         if not hasattr(owner, name):
-            public = [each for each in dir(owner) if not each.startswith("_")]
-            return f"{path} has no {name!r}.{did_you_mean(name, public)}"
+            return f"{path} has no {name!r}.{did_you_mean(name, _bindable(owner, name))}"
         owner, path = getattr(owner, name), f"{path}.{name}"
     return f"{selector} is of type {type(owner).__name__}, not a function or a class."
+
+
+def _bindable(owner: Any, name: str) -> list[str]:
+    """Return what a user may have meant by a name: a class where it is written like one.
+
+    What a module imports from elsewhere for its own use is nothing to bind.
+    """
+    package = getattr(owner, "__name__", "").partition(".")[0]
+    public = [
+        each
+        for each, value in vars(owner).items()
+        if not each.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", "").partition(".")[0] == package
+    ]
+    alike = [each for each in public if each[0].isupper() == name[0].isupper()]
+    return alike or public

@@ -11,12 +11,14 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 from gin import config as gin_config
 from gin import config_parser
 
+import promot_t5x
+from promot_t5x import paths
 from promot_t5x.config import gin_names
 from promot_t5x.config.gin_names import COMMAND_LINE
 from promot_t5x.errors import UserError, did_you_mean
@@ -44,7 +46,10 @@ class Definition:
     - `parameter`: the bound parameter; `value` for macros.
     - `written`: the left-hand side as the user wrote it.
     - `value`: Python value, in which references are `gin.config.ConfigurableReference`.
-    - `place`: `file:line`, or `command line`.
+    - `place`: `file:line`, or `command line`. A shipped file goes by its name, `runs/stage.gin`.
+    - `file`: the file of the place; none for the command line.
+    - `named`: the file that was named on the command line, which is it or includes it.
+    - `shipped`: whether the file is one of the package's own.
     - `time`: order of reading; everything on the command line has one and the same time.
     """
 
@@ -54,14 +59,19 @@ class Definition:
     written: str
     value: Any
     place: str
+    file: str | None = None
+    named: str | None = None
+    shipped: bool = False
     time: int
 
     @property
     def key(self) -> tuple[str, str, str]:
+        """What a later definition must share to override this one."""
         return self.scope, self.selector, self.parameter
 
     @property
     def is_macro(self) -> bool:
+        """Whether it defines a macro."""
         return self.selector == MACRO
 
     @property
@@ -74,48 +84,78 @@ class Definition:
         )
 
 
+class _File(NamedTuple):
+    """The file being read: what messages call it, which named file led to it, whose it is."""
+
+    shown: str
+    named: str
+    shipped: bool
+
+
+def gin_root() -> Path:
+    """Return the directory of the shipped gin files."""
+    return Path(promot_t5x.__file__).resolve().parent / "gin"
+
+
+def shipped_name(path: Path) -> str | None:
+    """Return the name under which a shipped gin file is included; none for a user's file."""
+    root, real = gin_root().resolve(), path.resolve()
+    return real.relative_to(root).as_posix() if real.is_relative_to(root) else None
+
+
 class Reader:
     """Reads files, then the command line, into gin's configuration.
 
     **Attributes:**
 
     - `definitions`: every definition read so far, overridden ones included, in order.
+    - `files`: every file read so far, included ones too, in order.
     """
 
     def __init__(self, search_paths: Sequence[str | Path]):
         self.definitions: list[Definition] = []
-        self._search_paths = [Path(path) for path in search_paths]
+        self.files: list[Path] = []
+        self._search_paths = [
+            Path(paths.user_path(path, "--gin_search_paths")) for path in search_paths
+        ]
         self._imports: list[config_parser.ImportStatement] = []
         self._reading: list[Path] = []
+        self._file: _File | None = None
         self._clock = 0
         gin.clear_config()
 
     def read_file(self, name: str, wanted_at: str = COMMAND_LINE) -> None:
         """Read one gin file and what it includes.
 
-        Args:
-            name: path, absolute or under one of the search paths.
-            wanted_at: the place that named the file, for the message when it is missing.
+        **Arguments:**
 
-        Raises:
-            UserError: no such file, a syntax error, an unknown name or parameter.
+        - `name`: path, absolute or under one of the search paths.
+        - `wanted_at`: the place that named the file, for the message when it is missing.
+
+        **Raises** `UserError` for a missing file, a syntax error, an unknown name or parameter.
         """
         path = self._find(name, wanted_at)
         if path in self._reading:
             chain = " -> ".join(str(each) for each in [*self._reading, path])
             raise UserError(f"{wanted_at}: gin files include each other in a circle: {chain}")
+        outer = self._file
+        shipped = shipped_name(path)
+        shown = shipped or str(path)
+        self._file = _File(shown, outer.named if outer else shown, shipped is not None)
         self._reading.append(path)
-        with path.open(encoding="utf-8") as file:
+        self.files.append(path)
+        # A byte order mark, which some editors put in front, is no part of the text.
+        with path.open(encoding="utf-8-sig") as file:
             context = gin_names.Context()
-            self._read(file, context, str(path))
+            self._read(file, context, shown)
         self._reading.pop()
+        self._file = outer
         self._keep_imports(context)
 
     def read_command_line(self, bindings: Sequence[str]) -> None:
         """Read `NAME = VALUE` bindings; they know every module that the files import.
 
-        Raises:
-            UserError: as `read_file`.
+        **Raises** `UserError` as `read_file` does.
         """
         context = gin_names.CommandLineContext()
         for statement in [_DYNAMIC, *self._imports]:
@@ -129,12 +169,13 @@ class Reader:
         self._keep_imports(context)
 
     def _find(self, name: str, wanted_at: str) -> Path:
-        tried = [path / name for path in self._search_paths]
-        if Path(name).is_absolute():
-            tried = [Path(name)]
+        given = paths.user_path(name, "a gin file")
+        if paths.is_remote(given):
+            raise UserError(f"{wanted_at}: gin files are read from the local disk: copy {name}.")
+        tried = [path / given for path in self._search_paths]
         for path in tried:
             if path.is_file():
-                return path
+                return Path(path)
         siblings = [near.name for path in tried for near in path.parent.glob("*.gin")]
         raise UserError(
             f"{wanted_at}: no gin file {name!r}.{did_you_mean(Path(name).name, siblings)} "
@@ -203,12 +244,15 @@ class Reader:
                 written=written,
                 value=statement.value,
                 place=place,
+                file=self._file.shown if self._file else None,
+                named=self._file.named if self._file else None,
+                shipped=self._file is not None and self._file.shipped,
                 time=self._clock,
             )
         )
 
 
-class _Delegate(gin_config.ParserDelegate):
+class _Delegate(gin_config.ParserDelegate):  # type: ignore[misc]  # gin has no types
     """Makes references, with messages that name what is missing."""
 
     def __init__(self, context: gin_config.ParseContext):
@@ -231,7 +275,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 
 
 def configurable(selector: str) -> gin_config.Configurable:
-    """What gin knows about a complete selector: `wrapped`, `import_source`, `is_method`, …"""
+    """Return what gin knows about a complete selector: `wrapped`, `import_source` and more."""
     return gin_config._REGISTRY[selector]
 
 
@@ -245,7 +289,15 @@ def register_root(function: Callable[..., Any]) -> str:
         gin.external_configurable(function, module=function.__module__)
         known = gin_config._inverse_lookup(function)
         _ROOTS.add(known.selector)
-    return known.selector
+    selector: str = known.selector
+    return selector
+
+
+def shortest(definition: Definition) -> str:
+    """Return a binding's name as `gin.config_str` writes it."""
+    scope = f"{definition.scope}/" if definition.scope else ""
+    selector = gin_config._REGISTRY.minimal_selector(definition.selector)
+    return f"{scope}{selector}.{definition.parameter}"
 
 
 def is_root(selector: str) -> bool:
@@ -261,9 +313,20 @@ def forget(definition: Definition) -> None:
         del gin_config._CONFIG[definition.scope, definition.selector]
 
 
+@contextlib.contextmanager
+def replaced(definition: Definition, value: Any) -> Iterator[None]:
+    """Give a definition another value in the body."""
+    key = (definition.scope, definition.selector, definition.parameter)
+    gin.bind_parameter(key, value)
+    try:
+        yield
+    finally:
+        gin.bind_parameter(key, definition.value)
+
+
 def references(value: Any) -> Iterator[gin_config.ConfigurableReference]:
     """Every `@reference` and `%macro` inside a value, however deeply nested."""
-    return gin_config.iterate_references({"value": value})
+    yield from gin_config.iterate_references({"value": value})
 
 
 class _Plain:
@@ -276,7 +339,7 @@ class _Plain:
         return self._text
 
 
-class _PlainDelegate(config_parser.ParserDelegate):
+class _PlainDelegate(config_parser.ParserDelegate):  # type: ignore[misc]  # as above
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Plain:
         return _Plain(f"@{scoped_configurable_name}" + ("()" if evaluate else ""))
 
@@ -287,12 +350,12 @@ class _PlainDelegate(config_parser.ParserDelegate):
 def plain_bindings(text: str, name: str) -> dict[str, str]:
     """Left-hand side to value, both as text, without importing or resolving anything.
 
-    Args:
-        text: gin statements, such as the `config.gin` of a run.
-        name: what to call the text in a message.
+    **Arguments:**
 
-    Raises:
-        UserError: a syntax error.
+    - `text`: gin statements, such as the `config.gin` of a run.
+    - `name`: what to call the text in a message.
+
+    **Raises** `UserError` for a syntax error.
     """
     with gin_names.located(name):
         found = {}

@@ -6,14 +6,14 @@ nothing stands. A prompt is virtual tokens: task k's vector j has the id
 inside its segment, before rows are packed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Int32, Int64
 
-from promot_t5x.data.store import ExampleStore
-from promot_t5x.data.tokenise import FEATURES
+from promot_t5x.data.example_store import Store
+from promot_t5x.data.ragged import FEATURES, Ragged, joined_texts, spans
 from promot_t5x.errors import UserError
 
 Batch = dict[str, Int32[np.ndarray, "batch length"]]
@@ -58,7 +58,7 @@ class Assembler:
     def __init__(
         self,
         *,
-        stores: Sequence[ExampleStore],
+        stores: Sequence[Store],
         prompt_indices: Sequence[int],
         lengths: Mapping[str, int],
         vocab_size: int,
@@ -72,43 +72,47 @@ class Assembler:
         self._prompt_starts = vocab_size + np.asarray(prompt_indices, np.int64) * prompt_length
         self._text_lengths = _text_lengths(self.lengths, self._prompt_length)
         for store in self._stores:
-            _check_tokens(store, vocab_size)
-        full = {name: [store.lengths(name) for store in self._stores] for name in FEATURES}
-        self._full = {name: np.concatenate(parts) for name, parts in full.items()}
-        self._firsts = np.cumsum([0, *map(len, self._stores[:-1])])
+            _check_tokens(store.name, store.max_token, vocab_size)
+        self._vocab_size = vocab_size
         self.trimmed = {
             store.name: {
-                name: int((full[name][task] > self._text_lengths[name]).sum()) for name in FEATURES
+                name: int((lengths > self._text_lengths[name]).sum())
+                for name, lengths in store.lengths(store.sample).items()
             }
-            for task, store in enumerate(self._stores)
+            for store in self._stores
         }
 
     def sizes(
         self, tasks: Int64[np.ndarray, " examples"], examples: Int64[np.ndarray, " examples"]
     ) -> Int64[np.ndarray, "examples features"]:
         """Tokens that each example takes in a row: inputs with their prompt, and targets."""
-        text = [self._text(tasks, examples, name)[0] for name in FEATURES]
-        return np.stack([text[0] + self._prompt_length, text[1]], axis=1)
+        full = np.empty((len(tasks), len(FEATURES)), np.int64)
+        for task, chosen in self._by_task(tasks):
+            lengths = self._stores[task].lengths(examples[chosen])
+            full[chosen] = np.stack([lengths[name] for name in FEATURES], axis=1)
+        limits = np.array([self._text_lengths[name] for name in FEATURES])
+        return np.minimum(full, limits) + np.array([self._prompt_length, 0])
 
     def mean_sizes(self, rates: Sequence[float]) -> tuple[float, float]:
-        """Mean of `sizes` over the stream, the tasks weighted by their rates."""
+        """Mean of `sizes` over the stores' samples, the tasks weighted by their rates."""
         means = np.zeros(2)
         for task, rate in enumerate(rates):
-            count = len(self._stores[task])
-            every = np.arange(count)
-            means += rate / sum(rates) * self.sizes(np.full(count, task), every).mean(axis=0)
+            sample = self._stores[task].sample
+            means += rate / sum(rates) * self.sizes(np.full(len(sample), task), sample).mean(axis=0)
         return float(means[0]), float(means[1])
 
     def assemble(self, segments: Segments, *, rows: int, packed: bool) -> Batch:
         """The features of `rows` rows; a row without segments is all zeros."""
-        sizes = self.sizes(segments.tasks, segments.examples)
-        inputs = _Layout(segments, sizes[:, 0], rows, self.lengths["inputs"])
-        targets = _Layout(segments, sizes[:, 1], rows, self.lengths["targets"])
+        texts = self._texts(segments)
+        inputs = _Layout(
+            segments, texts["inputs"].lengths + self._prompt_length, rows, self.lengths["inputs"]
+        )
+        targets = _Layout(segments, texts["targets"].lengths, rows, self.lengths["targets"])
         encoder = inputs.empty()
         self._write_prompts(encoder, inputs, segments)
-        self._write_text(encoder, inputs.starts + self._prompt_length, segments, "inputs")
+        _write(encoder, inputs.starts + self._prompt_length, texts["inputs"])
         decoder = targets.empty()
-        self._write_text(decoder, targets.starts, segments, "targets")
+        _write(decoder, targets.starts, texts["targets"])
         batch = {
             "encoder_input_tokens": inputs.shaped(encoder),
             "decoder_target_tokens": targets.shaped(decoder),
@@ -121,35 +125,29 @@ class Assembler:
                 batch[f"{side}_positions"] = layout.shaped(layout.positions())
         return batch
 
-    def _text(
-        self, tasks: np.ndarray, examples: np.ndarray, feature: str
-    ) -> tuple[Int64[np.ndarray, " examples"], Bool[np.ndarray, " examples"]]:
-        """Tokens of each example's text after trimming, and whether it was trimmed."""
-        full = self._full[feature][self._firsts[tasks] + examples]
-        limit = self._text_lengths[feature]
-        return np.minimum(full, limit), full > limit
+    def _by_task(
+        self, tasks: Int64[np.ndarray, " examples"]
+    ) -> Iterator[tuple[int, Int64[np.ndarray, " chosen"]]]:
+        """Each task that occurs, and the places at which it does."""
+        for task in np.unique(tasks):
+            yield int(task), np.flatnonzero(tasks == task)
+
+    def _texts(self, segments: Segments) -> dict[str, Ragged]:
+        """The trimmed text of each example; a trimmed text still ends in EOS, if it did before."""
+        parts = {name: [] for name in FEATURES}
+        order = []
+        for task, chosen in self._by_task(segments.tasks):
+            store = self._stores[task]
+            order.append(chosen)
+            for name, text in store.texts(segments.examples[chosen]).items():
+                _check_tokens(store.name, int(text.tokens.max(initial=0)), self._vocab_size)
+                parts[name].append(_trimmed(text, self._text_lengths[name], store.eos_ids[name]))
+        return {name: _in_order(parts[name], order) for name in FEATURES}
 
     def _write_prompts(self, flat: np.ndarray, layout: "_Layout", segments: Segments) -> None:
         vector = np.arange(self._prompt_length)
         ids = self._prompt_starts[segments.tasks][:, None] + vector
         flat[layout.starts[:, None] + vector] = ids
-
-    def _write_text(
-        self, flat: np.ndarray, starts: np.ndarray, segments: Segments, feature: str
-    ) -> None:
-        lengths, trimmed = self._text(segments.tasks, segments.examples, feature)
-        for task in np.unique(segments.tasks):
-            store, chosen = self._stores[task], segments.tasks == task
-            offsets = store.offsets[feature]
-            sources = offsets[segments.examples[chosen]]
-            taken = _spans(sources, lengths[chosen])
-            flat[_spans(starts[chosen], lengths[chosen])] = store.tokens[feature][taken]
-            eos_id = store.eos_ids[feature]
-            if eos_id is not None:
-                # A trimmed text still ends in EOS, if it did before.
-                cut = chosen & trimmed
-                last = store.tokens[feature][offsets[segments.examples[cut] + 1] - 1]
-                flat[(starts + lengths - 1)[cut][last == eos_id]] = eos_id
 
 
 class _Layout:
@@ -173,13 +171,13 @@ class _Layout:
     def spread(self, values: np.ndarray) -> Int32[np.ndarray, " tokens"]:
         """One value of each example, at all its tokens."""
         flat = self.empty()
-        flat[_spans(self.starts, self.sizes)] = np.repeat(values, self.sizes)
+        flat[spans(self.starts, self.sizes)] = np.repeat(values, self.sizes)
         return flat
 
     def positions(self) -> Int32[np.ndarray, " tokens"]:
         """0, 1, 2, ... from each example's first token."""
         flat = self.empty()
-        flat[_spans(self.starts, self.sizes)] = _spans(np.zeros_like(self.sizes), self.sizes)
+        flat[spans(self.starts, self.sizes)] = spans(np.zeros_like(self.sizes), self.sizes)
         return flat
 
 
@@ -195,10 +193,27 @@ def _shifted(flat: np.ndarray, layout: _Layout, packed: bool) -> np.ndarray:
     return shifted
 
 
-def _spans(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " tokens"]:
-    """start, start + 1, ..., start + length - 1 of each span, one span after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+def _write(flat: Int32[np.ndarray, " tokens"], starts: np.ndarray, texts: Ragged) -> None:
+    flat[spans(starts, texts.lengths)] = texts.tokens
+
+
+def _trimmed(texts: Ragged, limit: int, eos_id: int | None) -> Ragged:
+    starts, lengths = texts.starts, np.minimum(texts.lengths, limit)
+    tokens = texts.tokens[spans(starts, lengths)]
+    cut = texts.lengths > limit
+    if eos_id is not None and cut.any():
+        last = texts.tokens[(starts + texts.lengths - 1)[cut]]
+        tokens[(np.cumsum(lengths) - 1)[cut][last == eos_id]] = eos_id
+    return Ragged(tokens, lengths)
+
+
+def _in_order(parts: Sequence[Ragged], places: Sequence[np.ndarray]) -> Ragged:
+    """The texts of all parts, each at its place."""
+    joined = joined_texts(parts)
+    if len(parts) < 2:
+        return joined
+    order = np.argsort(np.concatenate(places))
+    return joined.take(order)
 
 
 def _checked_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
@@ -220,10 +235,10 @@ def _text_lengths(lengths: Mapping[str, int], prompt_length: int) -> dict[str, i
     return {"inputs": lengths["inputs"] - prompt_length, "targets": lengths["targets"]}
 
 
-def _check_tokens(store: ExampleStore, vocab_size: int) -> None:
-    if store.max_token >= vocab_size:
+def _check_tokens(name: str, token: int, vocab_size: int) -> None:
+    if token >= vocab_size:
         raise UserError(
-            f"{store.name} holds token {store.max_token}, but the model's embedding has only "
+            f"{name} holds token {token}, but the model's embedding has only "
             f"{vocab_size} rows (T5Config.vocab_size): the model and the task's vocabulary do "
             "not belong together."
         )

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from promot_t5x.data.assembly import Assembler, Batch, Segments
+from promot_t5x.data.example_store import Store
 from promot_t5x.data.order import Stream
 from promot_t5x.data.packing import PackedRows, RowPlan, Windows, best_fit_decreasing
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.store import ExampleStore
 from promot_t5x.errors import UserError
 
 Rows = slice | Sequence[int] | np.ndarray
@@ -34,7 +34,7 @@ class Batches:
     def __init__(
         self,
         tasks: Sequence[BoundTask],
-        stores: Sequence[ExampleStore],
+        stores: Sequence[Store],
         *,
         batch_size: int,
         lengths: Mapping[str, int],
@@ -61,6 +61,7 @@ class Batches:
 
         Raises `UserError` for lengths that leave no room for text, tokens outside the
         embedding, and a batch size or prompt length that is not positive.
+
         """
         _check_batch_size(batch_size)
         self._contents: dict[str, dict[str, int | str]] = {
@@ -144,7 +145,7 @@ class EvalBatches:
     def __init__(
         self,
         tasks: Sequence[BoundTask],
-        stores: Sequence[ExampleStore],
+        stores: Sequence[Store],
         *,
         batch_size: int,
         lengths: Mapping[str, int],
@@ -234,6 +235,7 @@ def statistics(
     Args:
         batch: arrays, or their shapes only where `counted` is given.
         counted: its `counts`, if they are known.
+
     """
     found = {name: float(n) for name, n in (counted or counts(batch)).items()}
     sizes = {side: math.prod(ids.shape) for side, ids in _tokens(batch).items()}
@@ -257,7 +259,7 @@ def _tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def _assembler(
     tasks: Sequence[BoundTask],
-    stores: Sequence[ExampleStore],
+    stores: Sequence[Store],
     lengths: Mapping[str, int],
     vocab_size: int,
     prompt_length: int,

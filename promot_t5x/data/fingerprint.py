@@ -31,7 +31,7 @@ _LIBRARIES = tuple(
     )
 )
 _OWN = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
-_VERSIONED = ("seqio", "tensorflow", "tensorflow-text", "tensorflow-datasets")
+_VERSIONED = ("seqio", "sentencepiece", "tensorflow", "tensorflow-text", "tensorflow-datasets")
 _LONGEST_FILE_NAME = 1024
 
 

@@ -27,6 +27,7 @@ def best_fit_decreasing(
     Args:
         sizes: tokens of each example in each of two features (inputs, targets).
         capacity: tokens that a row holds in each feature; every example fits an empty row.
+
     """
     shares = sizes / np.asarray(capacity)
     largest_first = np.argsort(-shares.max(axis=1), kind="stable")
@@ -86,6 +87,7 @@ class Windows:
         period: places after which the pattern of windows repeats: whole epochs of a single
             task, so that every window ends where or before an epoch does.
         per_period: windows in a period, equal in size to within one place.
+
     """
 
     period: int
@@ -107,6 +109,7 @@ class RowPlan:
     Attributes:
         places: stream places, row after row.
         starts: where each row's places start in `places`, and after the last row its end.
+
     """
 
     places: Int64[np.ndarray, " examples"]

@@ -23,6 +23,7 @@ class DataSet:
         name: as in `super_glue/rte:1.0.2`.
         data_dir: where it is looked for; None for TFDS's own default.
         options: further arguments of its builder, by name.
+
     """
 
     name: str
@@ -67,6 +68,7 @@ def data_sets(source: Any, split: str | None = None) -> list[DataSet]:
         source: a `seqio.DataSource`.
         split: a split of the task; matters only where splits come from different data sets.
             None for the data sets of all splits.
+
     """
     found: dict[str, DataSet] = {}
     for each in _tfds_sources(source):
@@ -88,6 +90,7 @@ def check(task: str, source: Any, split: str | None = None) -> None:
         task: the task's name.
         source: its `seqio.DataSource`.
         split: the split about to be read.
+
     """
     for data_set in data_sets(source, split):
         if not _seen_prepared(data_set):

@@ -24,6 +24,7 @@ class Question:
         text: the text as asked.
         answer: the reference answer's text.
         example: every field that the task's pipeline yields, for its post-processing.
+
     """
 
     id: str
@@ -46,6 +47,7 @@ def read_questions(
         answer_length: likewise of the answer.
 
     Raises `UserError` for a split without examples, and one that cannot be read.
+
     """
     bound.check_split(split)
     lengths = {"inputs": room, "targets": answer_length}

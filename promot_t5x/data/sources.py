@@ -10,7 +10,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,7 @@ class BoundTask:
         splits: names of the splits that it has.
         scored_split: the split that is scored where none is named.
         definition: the `tasks.registry.TaskDef` that it was built from, if it is no SeqIO task.
+
     """
 
     name: str
@@ -92,6 +93,7 @@ def resolve_tasks(
     Raises `UserError` for a module that fails to import, an unknown name, another vocabulary
     than the model's or one without the dialect's sentinels, rates that are not positive or of
     tasks that the mixture does not have, and a missing split.
+
     """
     if module:
         import_task_module(module)
@@ -116,6 +118,28 @@ def resolve_tasks(
         for task in bound:
             task.check_split(split)
     return bound
+
+
+def check_names(names: Sequence[str], module: str | None) -> None:
+    """Raise `UserError` for a name of which nothing registers a task or mixture.
+
+    **Arguments:**
+
+    - `names`: of tasks and mixtures.
+    - `module`: the user's module, imported first.
+    """
+    from promot_t5x.tasks import registry
+
+    if module:
+        import_task_module(module)
+    # Without it nobody has registered a task with SeqIO.
+    seqio = sys.modules.get("seqio")
+    theirs = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} if seqio else set()
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"MIXTURE_OR_TASK_NAME = {name!r} is no name: give it in quotes.")
+        if not (registry.is_task(name) or registry.is_mixture(name) or name in theirs):
+            raise _unknown(name, {*theirs, *registry.names()})
 
 
 def import_task_module(module: str) -> ModuleType:

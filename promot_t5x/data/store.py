@@ -1,34 +1,35 @@
-"""The tokenised examples of one (task, split): made once, read at random.
+"""The examples of one (task, split): tokenized once, or each when it is asked for.
 
-Kept as two flat int32 arrays of tokens and the offsets of the examples in them: 4 bytes a token
-and 16 bytes an example. With a cache directory they live on disk, are mapped into memory, and
-the next run finds them by a hash of what defines them (see `fingerprint`). A store appears in
-the directory by one rename, so a killed build leaves no half store and builders that run side
-by side do no harm.
+A small split is tokenized whole; with a cache directory its store is kept there and found again
+by a hash of what defines it (see `fingerprint`). Of a large one, whose rows can be read in any
+order and become one example each, only what a run asks for is tokenized (`on_demand`): how many
+examples there are is known without reading them. A large split that is read only from its first
+row to its last, or whose preprocessors leave rows out, is tokenized whole too.
 """
 
-import hashlib
-import json
 import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
 
+from promot_t5x.data import example_store
+from promot_t5x.data.example_store import ExampleStore, Store
 from promot_t5x.data.fingerprint import digest, task_definition
+from promot_t5x.data.on_demand import OnDemandStore
+from promot_t5x.data.ragged import FEATURES, Ragged
+from promot_t5x.data.row_tokenizer import RowTokenizer
+from promot_t5x.data.rows import open_rows
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenise import FEATURES, LOSSES, depends_on_lengths, tokenised
+from promot_t5x.data.tokenise import LOSSES, Pipeline, Tokens, depends_on_lengths, tokenised
 from promot_t5x.errors import UserError
 
-_META = "store.json"
-_ABANDONED_SEC = 24 * 3600
+# Splits of more rows than this are tokenized on demand, and looked at by a sample.
+_MOST_ROWS = 1 << 15
+_SAMPLE = 1 << 13
 _SILENT_SEC = 5.0
 
 
@@ -42,6 +43,7 @@ class TokenisingProgress:
         total: raw examples of the split, where the source knows; preprocessors may change it.
         elapsed_sec: seconds since the start.
         done: whether this is the last report.
+
     """
 
     name: str
@@ -74,46 +76,6 @@ class StderrProgress:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ExampleStore:
-    """Token ids of the examples of one split, in the order of the source.
-
-    Attributes:
-        name: task and split, as in `rte/train`.
-        tokens: all tokens of a feature ('inputs', 'targets'), example after example.
-        offsets: where each example starts in `tokens`, and at last where the last one ends.
-        eos_ids: by feature, the end-of-sequence id, or None if the vocabulary has none.
-        max_token: the largest id of all.
-        content_hash: SHA-256 of the tokens: equal on hosts that hold equal data.
-        lost: how many examples lost what of their prompts, as in `{"articles cut": 12}`.
-    """
-
-    name: str
-    tokens: Mapping[str, Int32[np.ndarray, " tokens"]]
-    offsets: Mapping[str, Int64[np.ndarray, " examples_and_end"]]
-    eos_ids: Mapping[str, int | None]
-    max_token: int
-    content_hash: str
-    lost: Mapping[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.offsets["inputs"]) - 1
-
-    def lengths(self, feature: str) -> Int64[np.ndarray, " examples"]:
-        """Tokens of each example's `feature`, its EOS counted."""
-        return np.diff(self.offsets[feature])
-
-    def example(
-        self, index: int
-    ) -> tuple[Int32[np.ndarray, " inputs"], Int32[np.ndarray, " targets"]]:
-        """Inputs and targets of one example, untrimmed."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} examples, so none numbered {index}")
-        starts = ((name, self.offsets[name][index : index + 2]) for name in FEATURES)
-        inputs, targets = (np.array(self.tokens[name][a:b]) for name, (a, b) in starts)
-        return inputs, targets
-
-
 def open_store(
     bound: BoundTask,
     split: str,
@@ -121,7 +83,7 @@ def open_store(
     cache_dir: str | os.PathLike | None = None,
     text_lengths: Mapping[str, int] | None = None,
     progress: ProgressFn | None = None,
-) -> ExampleStore:
+) -> Store:
     """The examples of a task's split, from the cache or tokenised now.
 
     Args:
@@ -134,12 +96,13 @@ def open_store(
 
     Raises `UserError` for a split that the task does not have, one without examples, a task
     that yields no token ids, and a cache directory that is not local.
+
     """
     bound.check_split(split)
     lengths = _lengths_if_needed(bound, text_lengths)
     progress = progress or StderrProgress()
     if cache_dir is None:
-        return _build(bound, split, lengths, progress)
+        return _made(bound, split, lengths, progress, None)
     if "://" in str(cache_dir):
         raise UserError(
             f"The token cache {str(cache_dir)!r} must be a local directory, because the tokens "
@@ -147,13 +110,15 @@ def open_store(
         )
     definition = task_definition(bound.task, split, lengths)
     folder = Path(cache_dir) / f"{_file_name(bound.name)}-{split}-{digest(definition)}"
-    store = _load(folder)
-    if store is None:
-        store = _build(bound, split, lengths, progress)
-        _save(store, folder)
-        # The mapped files rather than the arrays just built, which can then be freed.
-        store = _load(folder) or store
-    return store
+    store = example_store.load(folder)
+    if store is not None:
+        return store
+    made = _made(bound, split, lengths, progress, folder)
+    if not isinstance(made, ExampleStore):
+        return made
+    example_store.save(made, folder)
+    # The mapped files rather than the arrays just built, which can then be freed.
+    return example_store.load(folder) or made
 
 
 def _lengths_if_needed(
@@ -169,10 +134,35 @@ def _lengths_if_needed(
     return {name: int(text_lengths[name]) for name in FEATURES}
 
 
+def _made(
+    bound: BoundTask,
+    split: str,
+    lengths: Mapping[str, int] | None,
+    progress: ProgressFn,
+    folder: Path | None,
+) -> Store:
+    """The store as it is made: what is kept of it lies in, or beside, the folder."""
+    pipeline = Pipeline(bound.task, split, lengths)
+    rows = open_rows(bound.task.source, split, folder.parent if folder else None)
+    if rows is not None and len(rows) > _MOST_ROWS:
+        tokenize = RowTokenizer(pipeline, rows)
+        if tokenize.looks_at_each:
+            sample = np.arange(_SAMPLE) * len(rows) // _SAMPLE
+            return OnDemandStore(
+                sample=sample,
+                sampled=_build(bound, split, tokenize.chunks(sample), progress),
+                size=len(rows),
+                rows_hash=rows.content_hash,
+                tokenize=tokenize,
+                lengths_file=folder.with_name(f"{folder.name}.lengths") if folder else None,
+            )
+    return _build(bound, split, tokenised(pipeline, rows), progress)
+
+
 def _build(
-    bound: BoundTask, split: str, lengths: Mapping[str, int] | None, progress: ProgressFn
+    bound: BoundTask, split: str, chunks: Iterable[Tokens], progress: ProgressFn
 ) -> ExampleStore:
-    parts: dict[str, list] = {name: [] for name in FEATURES}
+    parts: dict[str, list[Ragged]] = {name: [] for name in FEATURES}
     lost: dict[str, int] = {}
     name, total = f"{bound.name}/{split}", bound.num_input_examples(split)
     start, examples = time.monotonic(), 0
@@ -185,7 +175,7 @@ def _build(
             )
         )
 
-    for chunk in tokenised(bound.task, split, lengths):
+    for chunk in chunks:
         for feature in FEATURES:
             parts[feature].append(chunk[feature])
         for loss in LOSSES.keys() & chunk.keys():
@@ -198,127 +188,9 @@ def _build(
         raise UserError(
             f"Split {split!r} of task {bound.name!r} has no examples after preprocessing."
         )
-    return _store_of(bound, name, parts, lost)
-
-
-def _store_of(
-    bound: BoundTask, name: str, parts: Mapping[str, list], lost: Mapping[str, int]
-) -> ExampleStore:
-    tokens = {
-        feature: np.concatenate([part.tokens for part in parts[feature]]) for feature in FEATURES
-    }
-    lengths = {
-        feature: np.concatenate([part.lengths for part in parts[feature]]) for feature in FEATURES
-    }
-    offsets = {
-        feature: np.concatenate([[0], np.cumsum(lengths[feature])]).astype(np.int64)
-        for feature in FEATURES
-    }
     features = bound.task.output_features
-    return ExampleStore(
-        name=name,
-        tokens=tokens,
-        offsets=offsets,
-        eos_ids={feature: features[feature].vocabulary.eos_id for feature in FEATURES},
-        max_token=int(max(array.max(initial=0) for array in tokens.values())),
-        content_hash=_content_hash(tokens, offsets),
-        lost=lost,
-    )
-
-
-def _content_hash(tokens: Mapping[str, np.ndarray], offsets: Mapping[str, np.ndarray]) -> str:
-    content = hashlib.sha256()
-    for feature in FEATURES:
-        content.update(np.ascontiguousarray(offsets[feature]).data)
-        content.update(np.ascontiguousarray(tokens[feature]).data)
-    return content.hexdigest()
-
-
-def _save(store: ExampleStore, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder.parent)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    for feature in FEATURES:
-        _write(building / f"{feature}.npy", store.tokens[feature])
-        _write(building / f"{feature}_offsets.npy", store.offsets[feature])
-    meta = {
-        "name": store.name,
-        "examples": len(store),
-        "tokens": {feature: len(store.tokens[feature]) for feature in FEATURES},
-        "eos_ids": dict(store.eos_ids),
-        "max_token": store.max_token,
-        "content_hash": store.content_hash,
-        "lost": dict(store.lost),
-    }
-    with open(building / _META, "w") as file:
-        json.dump(meta, file, indent=2)
-        _settle(file)
-    building.chmod(0o755)
-    try:
-        building.rename(folder)
-    except OSError:
-        # Another builder of the same store was quicker: its files are the same.
-        shutil.rmtree(building)
-
-
-def _write(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array)
-        _settle(file)
-
-
-def _settle(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _load(folder: Path) -> ExampleStore | None:
-    if not folder.exists():
-        return None
-    try:
-        meta = json.loads((folder / _META).read_text())
-        tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FEATURES}
-        offsets = {name: np.load(folder / f"{name}_offsets.npy") for name in FEATURES}
-        sound = all(
-            len(offsets[name]) == meta["examples"] + 1
-            and offsets[name][-1] == len(tokens[name]) == meta["tokens"][name]
-            for name in FEATURES
-        )
-    except (OSError, ValueError, KeyError, EOFError):
-        sound = False
-    if not sound:
-        _set_aside(folder)
-        return None
-    return ExampleStore(
-        name=meta["name"],
-        tokens=tokens,
-        offsets=offsets,
-        eos_ids=meta["eos_ids"],
-        max_token=meta["max_token"],
-        content_hash=meta["content_hash"],
-        lost=meta.get("lost", {}),
-    )
-
-
-def _set_aside(folder: Path) -> None:
-    print(f"the token cache {folder} is damaged and is made anew", file=sys.stderr, flush=True)
-    aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    try:
-        folder.rename(aside / folder.name)
-    except FileNotFoundError:
-        # Another process has just done the same.
-        pass
-    shutil.rmtree(aside)
-
-
-def _remove_abandoned(directory: Path) -> None:
-    for path in directory.glob(".building-*"):
-        try:
-            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SEC
-        except FileNotFoundError:
-            continue
-        if abandoned:
-            shutil.rmtree(path, ignore_errors=True)
+    eos_ids = {feature: features[feature].vocabulary.eos_id for feature in FEATURES}
+    return example_store.store_of(name, parts, eos_ids, lost)
 
 
 def _file_name(task_name: str) -> str:

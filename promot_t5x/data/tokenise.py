@@ -1,38 +1,109 @@
-"""A SeqIO task's split as token ids: the one place where a tf.data pipeline runs.
+"""A SeqIO task's split as token ids: the one place where a task's pipeline runs.
 
-Runs once a split, in file order and without SeqIO's trimming: how much text fits depends on
-the run (feature lengths, prompt), the tokens do not. The exception is a task with a
-preprocessor that asks for `sequence_length` itself (span corruption, few-shot pruning): it is
-given the run's lengths. `append_eos_after_trim` is no such preprocessor, because text is
-trimmed later with its EOS kept, and counted.
+Runs without SeqIO's trimming: how much text fits depends on the run (feature lengths, prompt), the
+tokens do not. The exception is a task with a preprocessor that asks for `sequence_length` itself
+(span corruption, few-shot pruning): it is given the run's lengths. `append_eos_after_trim` is no
+such preprocessor, because text is trimmed later with its EOS kept, and counted.
 """
 
+import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
 
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio, import_tensorflow
+from promot_t5x.data.ragged import FEATURES, Ragged
+from promot_t5x.data.rows import Rows, type_of_columns
 from promot_t5x.errors import UserError
+from promot_t5x.tasks.encoding import RENDERED, EncodeWhole
 
-FEATURES = ("inputs", "targets")
 # Counts that the project's tasks give with each example of what its prompt lost, and how an
 # example that lost something is spoken of. Where a task has no article, the longest field of its
 # question counts as one.
 LOSSES = {"dropped_shots": "demonstrations dropped", "cut_articles": "articles cut"}
+EXAMPLES_AT_ONCE = 512
 # Random preprocessors draw from this seed, so that every host and every run gets the same
 # tokens; what differs between epochs is the order, never the text.
 _SEED = 0
-_EXAMPLES_AT_ONCE = 512
+_ROWS_AT_ONCE = 4096
+
+# The inputs and targets of some examples, and, for tasks that give them, the counts in `LOSSES`.
+Tokens = dict[str, Ragged]
 
 
-class Ragged(NamedTuple):
-    """Sequences of different lengths: their tokens in a row, and the length of each."""
+class Pipeline:
+    """The steps of a task as functions of a `tf.data.Dataset` of rows and of a batch of it."""
 
-    tokens: Int32[np.ndarray, " tokens"]
-    lengths: Int64[np.ndarray, " sequences"]
+    def __init__(self, task: Any, split: str, lengths: Mapping[str, int] | None):
+        """Take the project's own last step, if the task has it, for whole batches.
+
+        **Arguments:**
+
+        - `task`: a `seqio.Task`.
+        - `split`: one of its splits.
+        - `lengths`: room for text by feature; only for a task that `depends_on_lengths`.
+        """
+        self.task, self.split, self._lengths = task, split, lengths
+        steps = list(task.preprocessors)
+        self._encode = next((step for step in steps if isinstance(step, EncodeWhole)), None)
+        if self._encode is not None:
+            steps = steps[: steps.index(self._encode)]
+            self._budget = self._encode.budget(lengths)
+        self._ends = {
+            name: [feature.vocabulary.eos_id] if feature.add_eos else []
+            for name, feature in task.output_features.items()
+        }
+        self._steps = _untrimmed(task, steps)
+
+    def dataset(self, rows: Any) -> Any:
+        """The data set whose batches `tokens` takes, of one of raw rows."""
+        data = _preprocessed(self._steps, rows, self._lengths)
+        if self._encode is not None:
+            return data.map(lambda row: {name: row[name] for name in RENDERED})
+        tf = import_tensorflow()
+        data = _check(self.task, data)
+        wanted = (*FEATURES, *(name for name in LOSSES if name in data.element_spec))
+        return data.map(
+            lambda row: {name: tf.cast(row[name], tf.int32) for name in wanted},
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
+    def tokens(self, batch: Mapping[str, Any]) -> Tokens:
+        """The tokens of a ragged batch."""
+        if self._encode is None:
+            return {name: _ragged(values) for name, values in batch.items()}
+        rows = {name: batch[name].numpy() for name in RENDERED}
+        made = self._encode.examples(rows, self._budget)
+        return {
+            "inputs": _joined([each.inputs + self._ends["inputs"] for each in made]),
+            "targets": _joined([each.targets + self._ends["targets"] for each in made]),
+            **{loss: _joined([[getattr(each, loss)] for each in made]) for loss in LOSSES},
+        }
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn TensorFlow's errors into a `UserError` that names task and split."""
+        try:
+            yield
+        except import_tensorflow().errors.OpError as error:
+            raise unreadable(self.task, self.split, error) from error
+
+
+def tokenised(pipeline: Pipeline, rows: Rows | None) -> Iterator[Tokens]:
+    """Yield the tokens of a split from its first row to its last, some hundred at a time.
+
+    **Arguments:**
+
+    - `rows`: the rows of the split, where they can be had without its source, which is slower.
+    """
+    source = _opened(pipeline.task, pipeline.split) if rows is None else _streamed(rows)
+    with pipeline.explained():
+        for batch in pipeline.dataset(source).ragged_batch(EXAMPLES_AT_ONCE).prefetch(2):
+            yield pipeline.tokens(batch)
 
 
 def depends_on_lengths(task: Any) -> bool:
@@ -46,52 +117,21 @@ def depends_on_lengths(task: Any) -> bool:
     )
 
 
-def tokenised(
-    task: Any, split: str, lengths: Mapping[str, int] | None
-) -> Iterator[dict[str, Ragged]]:
-    """Yield the inputs and targets of a split, some hundred examples at a time.
-
-    A chunk also has, for tasks that give them, the counts named in `LOSSES`, one an example.
-
-    Args:
-        task: a `seqio.Task`.
-        split: one of its splits.
-        lengths: room for text by feature; only for a task that `depends_on_lengths`.
-    """
-    tf = import_tensorflow()
-    data = _check(task, examples(task, split, lengths))
-    wanted = (*FEATURES, *(name for name in LOSSES if name in data.element_spec))
-    data = data.map(
-        lambda example: {name: tf.cast(example[name], tf.int32) for name in wanted},
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    try:
-        for batch in data.ragged_batch(_EXAMPLES_AT_ONCE).prefetch(2):
-            yield {name: _ragged(batch[name]) for name in wanted}
-    except tf.errors.OpError as error:
-        raise unreadable(task, split, error) from error
-
-
 def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
     """A split as a tf.data.Dataset of all the fields that the task's pipeline yields.
 
-    Args:
-        task: a `seqio.Task`.
-        split: one of its splits.
-        lengths: as for `tokenised`.
+    **Arguments:** those of `Pipeline`.
     """
-    if task.requires_caching:
-        raise UserError(
-            f"Task {task.name!r} can only be read from SeqIO's offline cache "
-            "(CacheDatasetPlaceholder(required=True)), which is not supported: tokens are cached "
-            "here anyway. Take `required=True` away."
-        )
-    if lengths is not None:
-        task = task.replace(preprocessors=[_untrimmed(step) for step in task.preprocessors])
-    data = _opened(task, split)
-    data = task.preprocess_precache(data, seed=_SEED)
-    return task.preprocess_postcache(data, sequence_length=lengths, seed=_SEED)
+    steps = _untrimmed(task, task.preprocessors)
+    return _preprocessed(steps, _opened(task, split), lengths)
+
+
+def unreadable(task: Any, split: str, error: Exception) -> UserError:
+    """The error for a split that its source, or the task's preprocessors, cannot read."""
+    return UserError(
+        f"The examples of task {task.name!r}, split {split!r}, cannot be read: "
+        f"{type(error).__name__}: {error}. {PREPARE_TFDS}"
+    )
 
 
 def _opened(task: Any, split: str) -> Any:
@@ -104,17 +144,35 @@ def _opened(task: Any, split: str) -> Any:
         raise unreadable(task, split, error) from error
 
 
-def unreadable(task: Any, split: str, error: Exception) -> UserError:
-    """The error for a split that its source, or the task's preprocessors, cannot read."""
-    return UserError(
-        f"The examples of task {task.name!r}, split {split!r}, cannot be read: "
-        f"{type(error).__name__}: {error}. {PREPARE_TFDS}"
-    )
+def _streamed(rows: Rows) -> Any:
+    """All rows in their order, some thousand read at a time."""
+    tf = import_tensorflow()
+    size = len(rows)
+
+    def columns() -> Iterator[Any]:
+        for start in range(0, size, _ROWS_AT_ONCE):
+            yield rows.columns(np.arange(start, min(start + _ROWS_AT_ONCE, size)))
+
+    read = tf.data.Dataset.from_generator(columns, output_signature=type_of_columns(rows))
+    return read.prefetch(1).flat_map(rows.dataset)
 
 
-def _untrimmed(step: Any) -> Any:
-    preprocessors = import_seqio().preprocessors
-    return preprocessors.append_eos if step is preprocessors.append_eos_after_trim else step
+def _preprocessed(task: Any, rows: Any, lengths: Mapping[str, int] | None) -> Any:
+    data = task.preprocess_precache(rows, seed=_SEED)
+    return task.preprocess_postcache(data, sequence_length=lengths, seed=_SEED)
+
+
+def _untrimmed(task: Any, steps: Sequence[Any]) -> Any:
+    """The task with these steps, none of which trims."""
+    if task.requires_caching:
+        raise UserError(
+            f"Task {task.name!r} can only be read from SeqIO's offline cache "
+            "(CacheDatasetPlaceholder(required=True)), which is not supported: tokens are cached "
+            "here anyway. Take `required=True` away."
+        )
+    known = import_seqio().preprocessors
+    kept = [known.append_eos if step is known.append_eos_after_trim else step for step in steps]
+    return task.replace(preprocessors=kept)
 
 
 def _check(task: Any, data: Any) -> Any:
@@ -139,3 +197,8 @@ def _ragged(batch: Any) -> Ragged:
         return Ragged(batch.values.numpy(), batch.row_lengths().numpy().astype(np.int64))
     dense = batch.numpy().reshape(batch.shape[0], -1)
     return Ragged(dense.reshape(-1), np.full(len(dense), dense.shape[1], np.int64))
+
+
+def _joined(sequences: Sequence[Sequence[int]]) -> Ragged:
+    tokens = np.fromiter(itertools.chain.from_iterable(sequences), np.int32)
+    return Ragged(tokens, np.array([len(each) for each in sequences], np.int64))

@@ -15,6 +15,7 @@ def sentencepiece(path: str, extra_ids: int = 0) -> Any:
     Args:
         path: the `.model` file, local or `gs://`.
         extra_ids: sentinels to add; T5's `…100extra` models hold theirs already.
+
     """
     return lazy.import_seqio().SentencePieceVocabulary(path, extra_ids)
 
@@ -32,5 +33,6 @@ def byte_level(extra_ids: int = 125) -> Any:
 
     Args:
         extra_ids: number of sentinels.
+
     """
     return lazy.import_seqio().ByteVocabulary(extra_ids)

@@ -63,7 +63,7 @@ class BatchedProgram:
             )
 
     def plan(self, lengths: Lengths, limits: Lengths | int) -> list[Batch]:
-        """The batches of a data set: a function of these lengths and the settings alone.
+        """Plan the batches of a data set: a function of these lengths and the settings alone.
 
         **Arguments:**
 
@@ -103,7 +103,7 @@ class BatchedProgram:
         return NamedSharding(self.batch_sharding.mesh, PartitionSpec())
 
     def _padded(self, sequences: Sequence[np.ndarray], batch: Batch) -> Array:
-        """The inputs of a batch on the mesh, int32 [batch_size, input_length]."""
+        """Place the inputs of a batch on the mesh, int32 [batch_size, input_length]."""
         tokens = np.zeros((self.batch_size, batch.input_length), np.int32)
         for position, row in enumerate(batch.rows):
             tokens[position, : len(sequences[row])] = sequences[row]

@@ -98,7 +98,7 @@ def decode(
 
 
 def seed_key(seed: int) -> Key[Array, ""]:
-    """A key whose draws do not depend on the batch; the hardware generators' would."""
+    """Return a key whose draws do not depend on the batch; the hardware generators' would."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -187,7 +187,7 @@ class Decoder(BatchedProgram):
     """
 
     _: dataclasses.KW_ONLY
-    method: Method = Greedy()
+    method: Method = dataclasses.field(default_factory=Greedy)
     eos_id: int = 1
 
     def __post_init__(self) -> None:
@@ -234,7 +234,7 @@ class Decoder(BatchedProgram):
         return Decodes(ids, scores, steps)
 
     def lower(self, params: Params, input_length: int, output_length: int) -> jax.stages.Lowered:
-        """The program for inputs of one length, from shapes: needs no arrays and no devices.
+        """Lower the program for inputs of one length from shapes, without arrays or devices.
 
         **Arguments:**
 

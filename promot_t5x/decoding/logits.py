@@ -13,7 +13,7 @@ NEGATIVE_INFINITY = -1.0e7  # finite, as T5X's: the score of what is not there
 def top_k(
     values: Float[Array, "*b size"], k: int
 ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
-    """The k highest values and their indices, highest first, of equal ones the first first.
+    """Return the k highest values and their indices, highest first; of equal ones the first first.
 
     `lax.top_k` for few of many: the compiler gathers all rows of its operand on every device
     of a mesh, whereas these reductions stay where the rows, and the vocabulary, are.
@@ -32,7 +32,7 @@ def top_k(
 
 
 def topk_mask(logits: Float[Array, "*b vocab"], k: int) -> Float[Array, "*b vocab"]:
-    """Drops all but the k highest logits (and those equal to the k-th) to -1e7."""
+    """Drop all but the k highest logits (and those equal to the k-th) to -1e7."""
     vocab = logits.shape[-1]
     rank = vocab - min(k, vocab)
     kth = jnp.sort(logits)[..., rank : rank + 1]
@@ -40,7 +40,7 @@ def topk_mask(logits: Float[Array, "*b vocab"], k: int) -> Float[Array, "*b voca
 
 
 def topp_mask(logits: Float[Array, "*b vocab"], p: float) -> Float[Array, "*b vocab"]:
-    """Drops to -1e7 all but the smallest set of logits whose probabilities sum to p or more.
+    """Drop to -1e7 all but the smallest set of logits whose probabilities sum to p or more.
 
     Logits equal to the lowest one kept are kept too.
     """
@@ -53,6 +53,6 @@ def topp_mask(logits: Float[Array, "*b vocab"], p: float) -> Float[Array, "*b vo
 
 
 def token_log_prob(logits: Float[Array, "*b vocab"], ids: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """The log-probability of one token a row."""
+    """Return the log-probability of one token per row."""
     chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -64,6 +64,7 @@ class Greedy:
 
     @property
     def num_decodes(self) -> int:
+        """One hypothesis is kept and returned."""
         return 1
 
 
@@ -94,7 +95,7 @@ class Sampling:
     seed: int = 0
     rescale_log_probs: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.topk and self.topp:
             raise UserError(
                 f"Sampling: topk={self.topk} and topp={self.topp} exclude each other; "
@@ -121,7 +122,7 @@ class BeamSearch:
     num_decodes: int = 4
     alpha: float = 0.6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, "num_decodes", self.num_decodes >= 1, "at least 1")
         _check(self, "alpha", self.alpha >= 0, "at least 0")
 
@@ -140,7 +141,7 @@ def _choose(
     method: Greedy | Sampling,
     keys: Key[Array, "batch n"] | None,
 ) -> tuple[Int[Array, "batch n"], Float[Array, "batch n"]]:
-    """Picks the next token of every hypothesis and its log-probability."""
+    """Pick the next token of every hypothesis and its log-probability."""
     if isinstance(method, Greedy) or method.temperature <= MIN_TEMPERATURE:
         ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         if method.rescale_log_probs:
@@ -242,7 +243,7 @@ def _pick(values: Array, order: Int[Array, "batch m"]) -> Array:
 
 
 def _top(values: Float[Array, "batch n"], k: int) -> Int[Array, "batch k"]:
-    """Indices of the k highest values, in ascending order of value."""
+    """Return the indices of the k highest values, in ascending order of value."""
     return jnp.flip(top_k(values, k)[1], axis=1)
 
 
@@ -307,7 +308,10 @@ def _settled(state: _BeamState, highest_penalty: Any) -> Bool[Array, " batch"]:
     log-probability under the highest brevity penalty.
     """
     best_live = jnp.max(state.live_log_probs, axis=1) / highest_penalty
-    return jnp.all(state.ended, axis=1) & (jnp.min(state.ended_scores, axis=1) > best_live)
+    settled: Array = jnp.all(state.ended, axis=1) & (
+        jnp.min(state.ended_scores, axis=1) > best_live
+    )
+    return settled
 
 
 def beam_search(

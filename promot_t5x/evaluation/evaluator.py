@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x import decoding, versions
+from promot_t5x import config, decoding, versions
 from promot_t5x.checkpoints import hashing
-from promot_t5x.config import config, validation
+from promot_t5x.config import validation
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
 from promot_t5x.data.tokenise import LOSSES
@@ -63,6 +63,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         validation.check_feature_lengths(self.task_feature_lengths, required=("inputs",))
         validation.check_positive("EvalConfig.batch_size", self.batch_size)
+        validation.check_made("DECODING", self.method)
         if self.num_examples is not None:
             validation.check_positive("EvalConfig.num_examples", self.num_examples)
 

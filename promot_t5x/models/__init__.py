@@ -1,3 +1,8 @@
-"""A network, its vocabularies and its loss: what a stage trains and an evaluation asks."""
+"""A network with its vocabularies and its loss: what a stage trains and an evaluation asks.
+
+`encoder_decoder` binds the three together, `loss` has T5X's loss in chunks that never hold a whole
+batch of logits. Public is `EncoderDecoderModel`, which gin files bind as MODEL; a model of another
+kind, such as a decoder-only one, gets a module of its own here.
+"""
 
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel as EncoderDecoderModel

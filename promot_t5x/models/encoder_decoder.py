@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Shaped
 from promot_t5x.errors import UserError
 from promot_t5x.models import loss
 from promot_t5x.network import transformer
+from promot_t5x.network.config import T5Config
 from promot_t5x.tasks import dialects, format
 
 Batch = Mapping[str, Shaped[Array, "_ _"]]
@@ -60,10 +61,12 @@ class EncoderDecoderModel:
 
     @property
     def vocabulary(self) -> Any:
+        """The SeqIO vocabulary of inputs and targets."""
         return self.input_vocabulary
 
     @property
-    def config(self) -> transformer.T5Config:
+    def config(self) -> T5Config:
+        """The network's configuration."""
         return self.module.config
 
     @property
@@ -73,11 +76,11 @@ class EncoderDecoderModel:
         return config.num_prompts, config.prompt_length, config.emb_dim
 
     def without_prompt(self) -> "EncoderDecoderModel":
-        """The same model with no prompt table: an ordinary T5."""
+        """Return the same model with no prompt table: an ordinary T5."""
         return self._with(num_prompts=0, prompt_length=0)
 
     def unscanned(self) -> "EncoderDecoderModel":
-        """The same model with its layers one by one, as checkpoints hold them."""
+        """Return the same model with its layers one by one, as checkpoints hold them."""
         return self._with(scan_layers=False)
 
     def _with(self, **changes: Any) -> "EncoderDecoderModel":
@@ -85,7 +88,7 @@ class EncoderDecoderModel:
         return dataclasses.replace(self, module=transformer.Transformer(config=config))
 
     def loss_sums(self, params: Any, batch: Batch, dropout_key: Any | None = None) -> loss.LossSums:
-        """Sums over the batch's target tokens; dropout is off without a key."""
+        """Sum the loss over the batch's target tokens; dropout is off without a key."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         module, variables = self.module, {"params": params}
         hidden: Any = module.apply(
@@ -103,7 +106,9 @@ class EncoderDecoderModel:
         )
 
         def project(chunk: Float[Array, "batch t embed"]) -> Float[Array, "batch t vocab"]:
-            logits: Any = module.apply(variables, chunk, method=transformer.Transformer.logits)
+            logits: Array = module.apply(  # type: ignore[assignment]
+                variables, chunk, method=transformer.Transformer.logits
+            )
             return logits
 
         return loss.token_loss(
@@ -117,13 +122,13 @@ class EncoderDecoderModel:
         )
 
     def initial_params(self, rng: jax.Array) -> Any:
-        """Random parameters, a nested dict."""
+        """Draw random parameters, a nested dict."""
         return transformer.initial_params(self.config, rng)[0]
 
     def param_shapes(self) -> Any:
-        """The tree of parameters as `jax.ShapeDtypeStruct`s."""
+        """Return the tree of parameters as `jax.ShapeDtypeStruct`s."""
         return transformer.param_shapes(self.config)
 
     def param_axes(self) -> Any:
-        """The tree of parameters with a tuple of logical axis names a leaf."""
+        """Return the tree of parameters with a tuple of logical axis names per leaf."""
         return transformer.param_axes(self.config)

@@ -14,9 +14,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int, Num
 
 from promot_t5x.errors import UserError, did_you_mean
@@ -50,12 +50,13 @@ def cross_entropy_with_logits(
 ) -> tuple[Float[Array, "*tokens"], Float[Array, "*tokens"]]:
     """Return each token's cross-entropy and z-loss (float32), which T5X adds up.
 
-    Args:
-      logits: unnormalised; computed with in float32 whatever their dtype.
-      targets: ids in [0, vocab).
-      z_loss: the coefficient of log(Z)^2 (T5 uses 1e-4), Z the softmax's normaliser.
-      label_smoothing: the probability that the target distribution spreads evenly over the
-        other ids; the distribution's entropy is subtracted from the cross-entropy.
+    **Arguments:**
+
+    - `logits`: unnormalised; computed with in float32 whatever their dtype.
+    - `targets`: ids in [0, vocab).
+    - `z_loss`: the coefficient of log(Z)^2 (T5 uses 1e-4), Z the softmax's normaliser.
+    - `label_smoothing`: the probability that the target distribution spreads evenly over the other
+      ids; the distribution's entropy is subtracted from the cross-entropy.
     """
     logits = logits.astype(jnp.float32)
     vocab = logits.shape[-1]
@@ -94,23 +95,30 @@ def token_loss(
     batch axis stays whole, so its sharding over the data axis survives. When everything fits
     into one piece there is neither scan nor recomputation.
 
-    Args:
-      project: hidden -> logits for any number of positions; gradients flow to what it closes over.
-      hidden: the decoder's final activations.
-      targets: ids in [0, vocab).
-      weights: 0 or 1, or what `normalizer` returned; a token of weight 0 contributes nothing.
-      z_loss, label_smoothing: as in `cross_entropy_with_logits`.
-      chunk_tokens: tokens, of the global batch, whose logits may exist at the same time.
+    **Arguments:**
 
-    Raises:
-      UserError: `label_smoothing` outside [0, 1) or `chunk_tokens` below 1.
+    - `project`: hidden -> logits for any number of positions; gradients flow to what it closes
+      over.
+    - `hidden`: the decoder's final activations.
+    - `targets`: ids in [0, vocab).
+    - `weights`: 0 or 1, or what `normalizer` returned; a token of weight 0 contributes nothing.
+    - `z_loss`, `label_smoothing`: as in `cross_entropy_with_logits`.
+    - `chunk_tokens`: tokens, of the global batch, whose logits may exist at the same time.
+
+    **Raises:**
+
+    - `UserError`: `label_smoothing` outside [0, 1) or `chunk_tokens` below 1.
     """
     check_settings(label_smoothing, chunk_tokens)
     batch, length = targets.shape
 
-    def chunk_sums(hidden, targets, weights) -> LossSums:
+    def chunk_sums(
+        hidden: Float[Array, "batch t embed"],
+        targets: Int[Array, "batch t"],
+        weights: Num[Array, "batch t"],
+    ) -> LossSums:
         logits = project(hidden).astype(jnp.float32)
-        logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+        logits = with_logical_constraint(logits, ("batch", "length", "vocab"))
         return _weighted_sums(logits, targets, weights, z_loss, label_smoothing)
 
     chunks = -(-length // max(1, chunk_tokens // batch))
@@ -120,7 +128,7 @@ def token_loss(
     # The loop of `scan` already keeps forward and backward apart: no barrier against CSE needed.
     recomputed = jax.checkpoint(chunk_sums, prevent_cse=False)
 
-    def body(sums: LossSums, chunk):
+    def body(sums: LossSums, chunk: tuple[Array, ...]) -> tuple[LossSums, None]:
         return jax.tree.map(jnp.add, sums, recomputed(*chunk)), None
 
     pieces = tuple(_split_length(x, chunks) for x in (hidden, targets, weights))
@@ -146,13 +154,15 @@ def normalizer(
 
     A batch without any target token has factor 1 (and loss 0) where T5X divides 0 by 0.
 
-    Args:
-      kind: see above; names in either case.
-      weights: the loss weight of every target token, 0 for padding.
-      segment_ids: decoder_segment_ids of a packed batch (0 for padding), else None.
+    **Arguments:**
 
-    Raises:
-      UserError: an unknown name, or a number that is not above 0.
+    - `kind`: see above; names in either case.
+    - `weights`: the loss weight of every target token, 0 for padding.
+    - `segment_ids`: decoder_segment_ids of a packed batch (0 for padding), else None.
+
+    **Raises:**
+
+    - `UserError`: an unknown name, or a number that is not above 0.
     """
     check_normalizer(kind)
     if kind is None:
@@ -231,7 +241,7 @@ def _one_if_zero(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _entropy(label_smoothing: float, vocab: int) -> float:
-    """The entropy of a smoothed one-hot distribution: the least cross-entropy there is."""
+    """Return the entropy of a smoothed one-hot distribution: the least cross-entropy there is."""
     confidence, off = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
     return -(confidence * math.log(confidence) + (vocab - 1) * off * math.log(off + 1e-20))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.linen.partitioning import with_sharding_constraint
+from flax.linen.spmd import with_logical_constraint
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -32,24 +32,25 @@ class KeyValues(NamedTuple):
 def padding_mask(
     queries: Int[Array, "batch query"], keys: Int[Array, "batch key"]
 ) -> Bool[Array, "batch 1 query key"]:
-    """True where both token ids are above 0, the padding's id."""
+    """Return True where both token ids are above 0, the padding's id."""
     return ((queries > 0)[:, :, None] & (keys > 0)[:, None, :])[:, None]
 
 
 def segment_mask(
     queries: Int[Array, "batch query"], keys: Int[Array, "batch key"]
 ) -> Bool[Array, "batch 1 query key"]:
-    """True where both belong to the same packed example."""
+    """Return True where both belong to the same packed example."""
     return (queries[:, :, None] == keys[:, None, :])[:, None]
 
 
 def causal_mask(length: int) -> Bool[np.ndarray, "1 1 length length"]:
-    """True where the key is not after the query."""
+    """Return True where the key is not after the query."""
     return np.tril(np.ones((length, length), bool))[None, None]
 
 
 def _query_init(rng: jax.Array, shape: tuple[int, int], dtype: Any, head_dim: int) -> Array:
-    return attention_init(rng, shape, dtype) / np.sqrt(head_dim)
+    drawn: Array = attention_init(rng, shape, dtype) / np.sqrt(head_dim)
+    return drawn
 
 
 class Attention(nn.Module):
@@ -61,11 +62,12 @@ class Attention(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         cfg = self.config
         heads, axes = (cfg.num_heads, cfg.head_dim), ("embed", "joined_kv")
 
-        def query_init(rng, shape, dtype):
+        def query_init(rng: jax.Array, shape: tuple[int, int], dtype: Any) -> Array:
             return _query_init(rng, shape, dtype, cfg.head_dim)
 
         self.query = Dense(heads, axes, cfg.dtype, query_init)
@@ -80,8 +82,9 @@ class Attention(nn.Module):
         """Project a sequence to keys and values, [batch, heads, head_dim, length] each."""
 
         def project(dense: Dense) -> Array:
-            projected = with_sharding_constraint(dense(inputs), ("batch", "length", "heads", "kv"))
-            return projected.transpose(0, 2, 3, 1)
+            projected = with_logical_constraint(dense(inputs), ("batch", "length", "heads", "kv"))
+            moved: Array = projected.transpose(0, 2, 3, 1)
+            return moved
 
         return KeyValues(project(self.key), project(self.value))
 
@@ -108,7 +111,7 @@ class Attention(nn.Module):
           bring one position each, add it, and attend to what is there so far.
         """
         cfg = self.config
-        query = with_sharding_constraint(self.query(inputs), ("batch", "length", "heads", "kv"))
+        query = with_logical_constraint(self.query(inputs), ("batch", "length", "heads", "kv"))
         if use_cache:
             key_values, mask, bias = self._extend_cache(key_values, mask, bias)
         batch = key_values.key.shape[0]
@@ -166,7 +169,7 @@ class Attention(nn.Module):
         now = index.value
         for cached, new in ((key, fresh.key), (value, fresh.value)):
             extended = lax.dynamic_update_slice_in_dim(cached.value, new, now, axis=-1)
-            cached.value = with_sharding_constraint(extended, CACHE_AXES)
+            cached.value = with_logical_constraint(extended, CACHE_AXES)
         index.value = now + 1
         past = (jnp.arange(length) <= now)[None, None, None]
         mask = past if mask is None else mask & past

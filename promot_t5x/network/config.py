@@ -65,7 +65,7 @@ class T5Config:
     prompt_init: Callable[..., Any] | None = _static(default=None)
     relpos_bias_init: Callable[[bool], Callable[..., Any]] | None = _static(default=None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         object.__setattr__(self, "dtype", _activation_dtype(self.dtype))
         _check_choice("remat_policy", self.remat_policy, REMAT_POLICIES)
@@ -98,7 +98,8 @@ def _activation_dtype(dtype: Any) -> jnp.dtype:
     except TypeError:
         name = str(dtype)
     _check_choice("dtype", name, ACTIVATION_DTYPES)
-    return jnp.dtype(name)
+    found: jnp.dtype = jnp.dtype(name)
+    return found
 
 
 def _check_choice(field: str, value: str, choices: Sequence[str]) -> None:

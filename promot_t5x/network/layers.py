@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+from flax.linen.partitioning import param_with_axes
+from flax.linen.spmd import with_logical_constraint
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
@@ -45,6 +46,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*shape"]) -> Float[Array, "*projected"]:
+        """Project the last `contracted` axes to `features`."""
         sizes = inputs.shape[-self.contracted :]
         shape = (int(np.prod(sizes)), int(np.prod(self.features)))
         kernel = param_with_axes(
@@ -66,13 +68,15 @@ class LayerNorm(nn.Module):
     def __call__(
         self, inputs: Float[Array, "batch length embed"]
     ) -> Float[Array, "batch length embed"]:
+        """Divide each position by its root mean square and scale it."""
         x = inputs.astype(jnp.float32)
         mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
         normed = (x * lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
         scale = param_with_axes(
             "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
         )
-        return normed * scale.astype(self.dtype)
+        scaled: Array = normed * scale.astype(self.dtype)
+        return scaled
 
 
 class Mlp(nn.Module):
@@ -87,6 +91,7 @@ class Mlp(nn.Module):
     def __call__(
         self, inputs: Float[Array, "batch length embed"], *, deterministic: bool
     ) -> Float[Array, "batch length embed"]:
+        """Apply the branches, their product, dropout unless `deterministic`, and the output."""
         cfg = self.config
         hidden = None
         for i, activation in enumerate(cfg.mlp_activations):
@@ -98,7 +103,7 @@ class Mlp(nn.Module):
         hidden = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             hidden, deterministic=deterministic
         )
-        hidden = with_sharding_constraint(hidden, ("batch", "length", "mlp"))
+        hidden = with_logical_constraint(hidden, ("batch", "length", "mlp"))
         return Dense((cfg.emb_dim,), ("mlp", "embed"), cfg.dtype, name="wo")(hidden)
 
 
@@ -107,25 +112,28 @@ class Embed(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         shape = (self.config.vocab_size, self.config.emb_dim)
         self.embedding = param_with_axes(
             "embedding", nn.initializers.normal(1.0), shape, jnp.float32, axes=("vocab", "embed")
         )
 
     def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
-        """Look ids up; an id outside the table reads its nearest row (see `prompt.check_ids`)."""
+        """Look ids up; an id outside the table reads its nearest row."""
         # A gather: T5X's one-hot product costs vocab_size multiplications an element. The cast
         # comes after it, so that the table is not copied and its gradient adds up in float32.
         rows = jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.config.dtype)
-        return with_sharding_constraint(rows, ACTIVATION_AXES)
+        embedded: Array = with_logical_constraint(rows, ACTIVATION_AXES)
+        return embedded
 
     def attend(
         self, hidden: Float[Array, "batch length embed"]
     ) -> Float[Array, "batch length vocab"]:
         """Logits by the table itself, in float32, divided by sqrt(emb_dim) (T5 1.0)."""
         table = self.embedding.astype(jnp.float32)
-        return hidden.astype(jnp.float32) @ table.T / np.sqrt(self.config.emb_dim)
+        logits: Array = hidden.astype(jnp.float32) @ table.T / np.sqrt(self.config.emb_dim)
+        return logits
 
 
 def relative_position_bucket(
@@ -152,7 +160,8 @@ def relative_position_bucket(
     logs = np.log(distance.astype(np.float32) / exact + np.finfo(np.float32).eps)
     spaced = exact + (logs / np.log(max_distance / exact) * (num_buckets - exact)).astype(np.int32)
     spaced = np.minimum(spaced, num_buckets - 1)
-    return (first + np.where(distance < exact, distance, spaced)).astype(np.int32)
+    bucket: np.ndarray[Any, Any] = first + np.where(distance < exact, distance, spaced)
+    return bucket.astype(np.int32)
 
 
 class RelativePositionBias(nn.Module):
@@ -161,7 +170,8 @@ class RelativePositionBias(nn.Module):
     config: T5Config
     bidirectional: bool
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         make = self.config.relpos_bias_init
         self.rel_embedding = param_with_axes(
             "rel_embedding",
@@ -222,7 +232,7 @@ class OffsetBiasInit:
     encoder_offsets: Sequence[int] = (-1, 1, -2, 2, -3, 3)
     decoder_offsets: Sequence[int] = (0, -1, -2, -3)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Lists, as gin reads them, would make the config unhashable.
         object.__setattr__(self, "encoder_offsets", tuple(self.encoder_offsets))
         object.__setattr__(self, "decoder_offsets", tuple(self.decoder_offsets))

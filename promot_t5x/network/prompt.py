@@ -53,32 +53,10 @@ class SoftPrompt(nn.Module):
 
 
 def prompt_ids(config: T5Config, prompt: int) -> Integer[np.ndarray, " prompt_length"]:
-    """The int32 ids of a prompt's vectors. Raises UserError if there is no such prompt."""
+    """Return the int32 ids of a prompt's vectors; raise `UserError` if there is no such prompt."""
     if not 0 <= prompt < config.num_prompts:
         raise UserError(
             f"There is no prompt {prompt}: T5Config.num_prompts is {config.num_prompts}."
         )
     first = config.vocab_size + prompt * config.prompt_length
     return np.arange(first, first + config.prompt_length, dtype=np.int32)
-
-
-def check_ids(
-    tokens: Integer[np.ndarray, "..."], config: T5Config, *, virtual: bool = True
-) -> None:
-    """Raise UserError if an id has no embedding; a network would read some other row for it.
-
-    `virtual=False` is for the decoder's tokens, which are of the vocabulary only.
-    """
-    bound = config.vocab_size + (config.num_virtual_ids if virtual else 0)
-    wrong = tokens[(tokens < 0) | (tokens >= bound)]
-    if not wrong.size:
-        return
-    id_ = int(wrong.flat[0])
-    prompts = (
-        f" and {config.num_prompts} prompts of {config.prompt_length} vectors" if virtual else ""
-    )
-    raise UserError(
-        f"Token id {id_} is outside 0 ... {bound - 1}, the ids of a vocabulary of "
-        f"{config.vocab_size}{prompts}. The data were made with another vocabulary or another "
-        "prompt than the model's (T5Config.vocab_size, num_prompts, prompt_length)."
-    )

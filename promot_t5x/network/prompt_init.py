@@ -24,7 +24,9 @@ Table = Float[Array | np.ndarray, "vocab emb_dim"]
 class Vocabulary(Protocol):
     """Anything with SeqIO's `encode`; only initialisers with texts use one."""
 
-    def encode(self, s: str) -> Sequence[int]: ...
+    def encode(self, s: str) -> Sequence[int]:
+        """Return the ids of a text, without an end."""
+        ...
 
 
 @runtime_checkable
@@ -44,7 +46,9 @@ class PromptInit(Protocol):
         *,
         embedding: Table | None = None,
         vocabulary: Any = None,
-    ) -> Prompts: ...
+    ) -> Prompts:
+        """Draw a prompt table."""
+        ...
 
     def describe(self) -> dict[str, Any]:
         """Its name and settings as plain data, fit for JSON."""
@@ -79,6 +83,7 @@ class Uniform(_Described):
         embedding: Table | None = None,
         vocabulary: Any = None,
     ) -> Prompts:
+        """Draw every entry uniformly."""
         del embedding, vocabulary
         drawn = jax.random.uniform(rng, shape, minval=-self.scale, maxval=self.scale)
         return np.asarray(drawn)
@@ -103,6 +108,7 @@ class SampledVocabulary(_Described):
         embedding: Table | None = None,
         vocabulary: Any = None,
     ) -> Prompts:
+        """Draw rows of the embedding table."""
         del vocabulary
         table = _table(self, embedding, shape)
         population = min(5000, table.shape[0]) if self.population is None else self.population
@@ -130,7 +136,7 @@ class ClassLabels(_Described):
     labels: Sequence[str]
     fallback: PromptInit = SampledVocabulary()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
 
     def __call__(
@@ -141,6 +147,7 @@ class ClassLabels(_Described):
         embedding: Table | None = None,
         vocabulary: Any = None,
     ) -> Prompts:
+        """Look the labels up, and fill the rest from `fallback`."""
         table = _table(self, embedding, shape)
         if len(self.labels) > shape[1]:
             raise UserError(
@@ -167,6 +174,7 @@ class EmbeddedText(_Described):
         embedding: Table | None = None,
         vocabulary: Any = None,
     ) -> Prompts:
+        """Look the text's tokens up."""
         del rng
         rows = _embed(self, _table(self, embedding, shape), vocabulary, self.text)
         prompt = np.resize(rows, shape[1:])

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.partitioning import scan_with_axes, with_sharding_constraint
+from flax.linen.partitioning import scan_with_axes
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from promot_t5x.network.attention import Attention, KeyValues
@@ -39,7 +40,8 @@ class EncoderLayer(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         cfg = self.config
         if cfg.relative_bias_per_layer:
             self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
@@ -60,12 +62,13 @@ class EncoderLayer(nn.Module):
         """`bias`: the stack's; None where the layer has its own."""
         if bias is None:
             bias = self.relpos_bias(inputs.shape[1])
-        inputs = with_sharding_constraint(inputs, ACTIVATION_AXES)
+        inputs = with_logical_constraint(inputs, ACTIVATION_AXES)
         x = self.pre_attention_layer_norm(inputs)
         x = self.attention(x, self.attention.key_values(x), mask, bias, deterministic=deterministic)
         x = inputs + self.dropout(x, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
-        return x + self.dropout(y, deterministic=deterministic)
+        output: Array = x + self.dropout(y, deterministic=deterministic)
+        return output
 
 
 class DecoderLayer(nn.Module):
@@ -73,7 +76,8 @@ class DecoderLayer(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         cfg = self.config
         if cfg.relative_bias_per_layer:
             self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
@@ -104,7 +108,7 @@ class DecoderLayer(nn.Module):
         """`bias`: the stack's; None where the layer has its own."""
         if bias is None:
             bias = self.relpos_bias.of(inputs.shape[1], decode, max_decode_length)
-        inputs = with_sharding_constraint(inputs, ACTIVATION_AXES)
+        inputs = with_logical_constraint(inputs, ACTIVATION_AXES)
         x = self.pre_self_attention_layer_norm(inputs)
         x = self.self_attention(
             x,
@@ -119,7 +123,8 @@ class DecoderLayer(nn.Module):
         y = self.encoder_decoder_attention(y, cross, cross_mask, deterministic=deterministic)
         y = x + self.dropout(y, deterministic=deterministic)
         z = self.mlp(self.pre_mlp_layer_norm(y), deterministic=deterministic)
-        return y + self.dropout(z, deterministic=deterministic)
+        output: Array = y + self.dropout(z, deterministic=deterministic)
+        return output
 
 
 def _remat(step: LayerStep, config: T5Config) -> LayerStep:
@@ -148,7 +153,8 @@ class Encoder(nn.Module):
     config: T5Config
     token_embedder: Embed
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         cfg = self.config
         if cfg.num_virtual_ids:
             self.prompt = SoftPrompt(cfg)
@@ -170,6 +176,7 @@ class Encoder(nn.Module):
         *,
         deterministic: bool,
     ) -> Hidden:
+        """Encode ids, virtual ones among them, under a mask of who attends to whom."""
         cfg = self.config
         if cfg.num_virtual_ids:
             x = self.prompt(ids, self.token_embedder)
@@ -187,7 +194,8 @@ class Encoder(nn.Module):
         else:
             for layer in self.layers:
                 x, _ = run(layer, x, None)
-        return self.last_dropout(self.encoder_norm(x), deterministic=deterministic)
+        encoded: Array = self.last_dropout(self.encoder_norm(x), deterministic=deterministic)
+        return encoded
 
 
 class Decoder(nn.Module):
@@ -196,7 +204,8 @@ class Decoder(nn.Module):
     config: T5Config
     token_embedder: Embed
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         cfg = self.config
         if not cfg.relative_bias_per_layer:
             self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
@@ -217,7 +226,8 @@ class Decoder(nn.Module):
             return None, layer.cross_key_values(encoded)
 
         if cfg.scan_layers:
-            return _scan(step, cfg.num_decoder_layers)(self.decoder, None, None)[1]
+            stacked: KeyValues = _scan(step, cfg.num_decoder_layers)(self.decoder, None, None)[1]
+            return stacked
         return tuple(layer.cross_key_values(encoded) for layer in self.layers)
 
     def __call__(
@@ -232,6 +242,7 @@ class Decoder(nn.Module):
         decode: bool,
         max_decode_length: int | None,
     ) -> Hidden:
+        """Run the stack on decoder ids; `cross` replaces `encoded` where it is given."""
         cfg = self.config
         y = self.dropout(self.token_embedder(ids), deterministic=deterministic)
         bias = None
@@ -259,7 +270,8 @@ class Decoder(nn.Module):
         else:
             for i, layer in enumerate(self.layers):
                 y, _ = run(layer, y, None if cross is None else cross[i])
-        return self.dropout(self.decoder_norm(y), deterministic=deterministic)
+        hidden: Array = self.dropout(self.decoder_norm(y), deterministic=deterministic)
+        return hidden
 
     def logits(self, hidden: Hidden) -> Float[Array, "batch length vocab"]:
         """Project hidden states to float32 logits."""
@@ -267,4 +279,5 @@ class Decoder(nn.Module):
             logits = self.token_embedder.attend(hidden)
         else:
             logits = self.logits_dense(hidden)
-        return with_sharding_constraint(logits, ("batch", "length", "vocab"))
+        placed: Array = with_logical_constraint(logits, ("batch", "length", "vocab"))
+        return placed

@@ -36,7 +36,8 @@ class Transformer(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
         self.token_embedder = Embed(self.config)
         self.encoder = Encoder(self.config, self.token_embedder)
         self.decoder = Decoder(self.config, self.token_embedder)
@@ -82,7 +83,7 @@ class Transformer(nn.Module):
         max_decode_length: int | None = None,
         cross_key_values: CrossKeyValues | None = None,
     ) -> Float[Array, "_ _ vocab"]:
-        """Logits of decoder tokens, or of one position of them.
+        """Compute the logits of decoder tokens, or of one position of them.
 
         - `encoder_input_tokens`: for the mask; of the batch of `encoded`.
         - decoder tokens: their batch may be K times the encoder's, K rows for each example in
@@ -121,7 +122,7 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
         decode: bool = False,
     ) -> Float[Array, "_ _ embed"]:
-        """The decoder's final activations, [batch, length, embed]; `logits` takes them on.
+        """Return the decoder's final activations, [batch, length, embed], which `logits` projects.
 
         A loss that projects them a few tokens at a time never holds [batch, length, vocab].
         """
@@ -155,7 +156,7 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
         decode: bool = False,
     ) -> Float[Array, "_ _ vocab"]:
-        """Logits, [batch, target length, vocab], of a batch with teacher forcing.
+        """Compute the logits, [batch, target length, vocab], of a batch with teacher forcing.
 
         Packed batches come with the segment ids of both sides. `decode=True` makes the caches
         for decoding `decoder_input_tokens`' length.
@@ -234,35 +235,41 @@ def _decoder_masks(
     return mask, cross_mask
 
 
-def _initialise(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+def _initialize(config: T5Config, rng: jax.Array) -> dict[str, Any]:
     tokens = jnp.ones((1, 2), jnp.int32)
     return dict(Transformer(config).init(rng, tokens, tokens, tokens, enable_dropout=False))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _random_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
-    return _initialise(config, rng)["params"]
+    params: dict[str, Any] = _initialize(config, rng)["params"]
+    return params
 
 
 def initial_params(config: T5Config, rng: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Random float32 parameters, a nested dict, and the logical axes of each, a tuple a leaf."""
+    """Draw float32 parameters, a nested dict; return them and the logical axes of each leaf."""
     return _random_params(config, rng), param_axes(config)
 
 
 @functools.cache
 def _shapes(config: T5Config) -> dict[str, Any]:
-    """The shapes of all variables; tracing a network for them takes a second."""
-    return jax.eval_shape(functools.partial(_initialise, config), jax.random.key(0))
+    """Return the shapes of all variables; tracing a network for them takes a second."""
+    shapes: dict[str, Any] = jax.eval_shape(
+        functools.partial(_initialize, config), jax.random.key(0)
+    )
+    return shapes
 
 
 def param_shapes(config: T5Config) -> dict[str, Any]:
-    """The tree of parameters as `jax.ShapeDtypeStruct`s; computes nothing."""
-    return jax.tree.map(lambda leaf: leaf, _shapes(config)["params"])
+    """Return the tree of parameters as `jax.ShapeDtypeStruct`s; compute nothing."""
+    copied: dict[str, Any] = jax.tree.map(lambda leaf: leaf, _shapes(config)["params"])
+    return copied
 
 
 def param_axes(config: T5Config) -> dict[str, Any]:
-    """The tree of parameters with a tuple of logical axis names a leaf; computes nothing."""
+    """Return the logical axis names of each parameter, a tuple per leaf; compute nothing."""
     flat = flatten_dict(_shapes(config)["params_axes"])
-    return unflatten_dict(
-        {(*path[:-1], path[-1].removesuffix("_axes")): axes.names for path, axes in flat.items()}
+    axes: dict[str, Any] = unflatten_dict(
+        {(*path[:-1], path[-1].removesuffix("_axes")): leaf.names for path, leaf in flat.items()}
     )
+    return axes

@@ -28,19 +28,20 @@ def directory() -> epath.Path:
 
 
 def key(*parts: Any) -> str:
-    """A hash of `parts` (by their JSON), this package's code and the compiler."""
+    """Hash `parts` (by their JSON), this package's code and the compiler."""
     return _hash(*parts, _code(), _compiler())
 
 
 def program_key(lowered: Any, *parts: Any) -> str:
-    """A hash of a lowered program, `parts` and the compiler."""
+    """Hash a lowered program, `parts` and the compiler."""
     return _hash(lowered.as_text(), *parts, _compiler())
 
 
 def load(name: str) -> dict[str, Any] | None:
-    """What `save` kept under a key; none if there is nothing that can be read."""
+    """Read what `save` kept under a key; None if there is nothing that can be read."""
     try:
-        return json.loads(gzip.decompress(_path(name).read_bytes()))
+        kept: dict[str, Any] = json.loads(gzip.decompress(_path(name).read_bytes()))
+        return kept
     except (OSError, EOFError, ValueError):
         return None
 

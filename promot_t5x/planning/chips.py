@@ -135,6 +135,7 @@ class Slice:
 
     @property
     def chips(self) -> int:
+        """The number of chips of all slices together."""
         return math.prod(self.grid) * self.slices
 
     @property
@@ -145,8 +146,14 @@ class Slice:
 
 
 def find_slice(name: str, slices: int = 1) -> Slice:
-    """The slice of a name such as `v4-128`, `v5p-128` (both count TensorCores), `v5litepod-16`,
-    `v5e-16` or `v6e-16` (chips). **Raises** `UserError` for a name that Cloud TPU does not offer.
+    """Find the slice that Cloud TPU calls by a name.
+
+    **Arguments:**
+
+    - `name`: such as `v4-128`, `v5p-128` (both count TensorCores), `v5litepod-16`, `v5e-16` or
+      `v6e-16` (chips).
+
+    **Raises** `UserError` for a name that Cloud TPU does not offer.
     """
     match = _NAME.fullmatch(name)
     chip = find_chip(match[1] if match else name)
@@ -163,7 +170,7 @@ def find_slice(name: str, slices: int = 1) -> Slice:
 
 
 def find_chip(name: str) -> Chip:
-    """The chip of a name such as `v4`; `UserError` where there is none."""
+    """Find the chip of a name such as `v4`; `UserError` where there is none."""
     if name not in _SPELLINGS:
         raise UserError(
             f"{name!r} is not a kind of TPU chip that can be planned for: "

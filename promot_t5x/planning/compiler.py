@@ -29,7 +29,7 @@ def directory() -> Path:
 
 
 def library() -> Path | None:
-    """The compiler's library, if this machine has it."""
+    """Find the compiler's library, if this machine has it."""
     named = os.environ.get("TPU_LIBRARY_PATH")
     candidates = [Path(named)] if named else [directory() / "libtpu" / "libtpu.so"]
     package = importlib.util.find_spec("libtpu")
@@ -61,7 +61,7 @@ def prepare() -> None:
 
 
 def devices(slice_: Slice) -> list[Any]:
-    """The slice's devices, one a chip; programs can be compiled for them, not run."""
+    """Return the slice's devices, one a chip; programs can be compiled for them, not run."""
     from jax.experimental import topologies
 
     chip, grid = slice_.chip, (*slice_.grid, 1)[:3]
@@ -126,7 +126,7 @@ def compile(lowered: Any) -> Compiled | TooLarge:
 
 
 def needed(message: str) -> int | None:
-    """The bytes of HBM that an out-of-memory message says the program would take."""
+    """Read the bytes of HBM that an out-of-memory message says the program would take."""
     match = _NEEDS.search(message)
     if match is None:
         return None

@@ -10,9 +10,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network.transformer import T5Config
+from promot_t5x.network.config import T5Config
 from promot_t5x.training.state import flatten, split
 
 _OF_ENCODED = re.compile(r"encoder/|.*encoder_decoder_attention/(key|value)/")
@@ -40,6 +41,7 @@ class Flops:
 
     @property
     def executed(self) -> float:
+        """What the hardware does: the model's operations and those done again."""
         return self.model + self.recomputed
 
 
@@ -83,9 +85,15 @@ def training(
 
 
 def decoding(
-    config: T5Config, shapes: Mapping, *, batch: int, inputs: int, outputs: int, hypotheses: int
+    config: T5Config,
+    shapes: Mapping[str, Any],
+    *,
+    batch: int,
+    inputs: int,
+    outputs: int,
+    hypotheses: int,
 ) -> Flops:
-    """Encoding a batch once and decoding `outputs` tokens of every hypothesis."""
+    """Count encoding a batch once and decoding `outputs` tokens of every hypothesis."""
     rows = batch * hypotheses
     weights = _per_weight(config, shapes, batch * inputs, rows * outputs)
     encoder = 4.0 * batch * config.num_encoder_layers * inputs**2
@@ -95,7 +103,9 @@ def decoding(
     return Flops(forward=sum(weights.values()) + attention)
 
 
-def _per_weight(config: T5Config, shapes: Mapping, encoded: int, decoded: int) -> dict[str, float]:
+def _per_weight(
+    config: T5Config, shapes: Mapping[str, Any], encoded: int, decoded: int
+) -> dict[str, float]:
     """Forward operations of each weight's product: two an element and token it is applied to."""
     costs = {}
     for path, leaf in flatten(shapes).items():

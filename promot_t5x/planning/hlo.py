@@ -163,7 +163,7 @@ class _Program:
                     yield from self.run(called, times, fused)
 
     def _trips(self, condition: str) -> int:
-        """The largest constant that the condition compares with: a scan's length."""
+        """Find the largest constant that the condition compares with: a scan's length."""
         bounds = [int(n) for n in _SCALAR.findall(self._text_of(condition))]
         return max(bounds, default=1)
 
@@ -190,7 +190,7 @@ class _Program:
         return read + _sum_hbm(self._written(instruction))
 
     def _written(self, instruction: Instruction) -> tuple[Buffer, ...]:
-        """The results; of an update in place, the part that changes."""
+        """Return the results; of an update in place, the part that changes."""
         if instruction.opcode == "dynamic-update-slice":
             update = self._operand(instruction, 1)
             return update.results if update else ()
@@ -372,7 +372,7 @@ def _destinations(opcode: str, buffers: list[Buffer], operands: int) -> list[Buf
 
 
 def replica_group(attributes: str) -> list[int]:
-    """The first group of devices that take part in a collective together."""
+    """Return the first group of devices that take part in a collective together."""
     if match := _LIST.search(attributes):
         return [int(n) for n in match[1].split(",") if n]
     if match := _PAIRS.search(attributes):
@@ -394,7 +394,8 @@ def _iota(groups: str, dims: str, permutation: str | None) -> list[list[int]]:
     ids = np.arange(math.prod(_ints(dims))).reshape(_ints(dims))
     if permutation:
         ids = ids.transpose(_ints(permutation))
-    return ids.reshape(_ints(groups)).tolist()
+    nested: list[list[int]] = ids.reshape(_ints(groups)).tolist()
+    return nested
 
 
 def _mesh_group(axes: str, device_ids: str | None, over: str) -> list[int]:

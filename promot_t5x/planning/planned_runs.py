@@ -12,7 +12,7 @@ from typing import Any
 import gin
 import jax
 
-from promot_t5x.config import config
+from promot_t5x import config
 from promot_t5x.data import sources
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
@@ -144,7 +144,7 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
 
 
 def _compared(comparison: promot.Comparison) -> list[Asked]:
-    """What the comparison asks every row."""
+    """List what the comparison asks every model."""
     asked = []
     for index, target in enumerate(comparison.targets):
         prompts = {row.prompts[index] for row in comparison.rows if row.prompts}
@@ -162,7 +162,7 @@ def _asked(questions: EvalConfig, *, behind_prompt: bool) -> Asked:
 
 
 def on_devices(run: Run, devices: Sequence[Any]) -> Partitioner:
-    """The run's mesh, on these devices."""
+    """Make the run's mesh on these devices."""
     return dataclasses.replace(run.partitioner, devices=tuple(devices))
 
 

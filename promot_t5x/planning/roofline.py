@@ -22,6 +22,7 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
+        """The bound of the step: the longest of the three."""
         return max(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
 
     @property

@@ -37,6 +37,7 @@ class Trial:
 
     @property
     def fits(self) -> bool:
+        """Whether every program of the run can be compiled and fits in memory."""
         return self.refused is None and all(each.fits for each in self.estimates)
 
     @property
@@ -69,7 +70,7 @@ class Trial:
 
 
 def plan(read: Reader, slice_: Slice, only: Sequence[str], say: Say) -> Trial:
-    """The run as it is configured, every program of it. **Raises** `UserError` as the run would."""
+    """Plan every program of the run as it is configured; raise `UserError` as the run would."""
     run = read([])
     found = [
         estimate(program, slice_, run.text, say)
@@ -101,7 +102,7 @@ def search(read: Reader, slice_: Slice, only: Sequence[str], say: Say) -> list[T
 
     Returns every trial, the best first: those that fit by their time, then the others.
     """
-    saving = _saving(read([]))
+    saving = _SavedPlans(read([]))
     meshes = [
         attempt(read, slice_, (*mesh, *saving.remat("full")), only, say) for mesh in _meshes(slice_)
     ]
@@ -133,13 +134,13 @@ def fit(read: Reader, chip: Chip, only: Sequence[str], say: Say) -> list[Trial]:
 
 
 def _squeezed(read: Reader, slice_: Slice, only: Sequence[str], say: Say) -> Iterator[Trial]:
-    """The settings that take the least memory, for each way to cut the mesh.
+    """Find the settings that take the least memory, for each way to cut the mesh.
 
     A model split far is tried first: it gathers least of its vocabulary at a time. What only
     decodes leaves its weights where they are, for it would gather them at every token.
     """
     run = read([])
-    saving = _saving(run)
+    saving = _SavedPlans(run)
     trained = [stage for stage in run.stages if not only or stage.name in only]
     for model in sorted(MODEL_AXES, reverse=True):
         if slice_.chips % model:
@@ -160,7 +161,7 @@ def _meshes(slice_: Slice) -> Iterator[tuple[str, str]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _saving:
+class _SavedPlans:
     """Bindings of the macros that a run has for what saves memory."""
 
     run: Run

@@ -23,7 +23,7 @@ _MEANING = (
 
 
 def text(trial: Trial) -> str:
-    """The table of a plan, what it means, and its collectives."""
+    """Write the table of a plan, what it means, and its collectives."""
     slice_, estimates = trial.slice_, trial.estimates
     head = (
         f"{slice_.name}: {slice_.chips} chips with {_gib(slice_.chip.hbm_bytes)} GiB of HBM; "
@@ -37,7 +37,7 @@ def text(trial: Trial) -> str:
 
 
 def trials(tried: Sequence[Trial]) -> str:
-    """What a search tried, a line each, and why what cannot run cannot."""
+    """List what a search tried, a line each, and why what cannot run cannot."""
     rows = [("", "settings", "HBM a chip", "least time")]
     for trial in tried:
         total = max((each.total_bytes or 0 for each in trial.estimates), default=0)
@@ -50,7 +50,7 @@ def trials(tried: Sequence[Trial]) -> str:
 
 
 def data(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as JSON can hold it."""
+    """Turn an estimate into what JSON can hold it."""
     plain = dataclasses.asdict(estimate)
     if estimate.traffic:
         plain["traffic"] = {
@@ -69,12 +69,13 @@ def data(estimate: Estimate) -> dict[str, Any]:
 
 
 def _seconds(estimate: Estimate) -> float:
-    assert estimate.roofline is not None and estimate.steps is not None
+    assert estimate.roofline is not None
+    assert estimate.steps is not None
     return estimate.roofline.seconds * estimate.steps
 
 
 def row(estimate: Estimate, slice_: Slice) -> tuple[str, ...]:
-    """The cells of a program, under `HEADINGS`."""
+    """Write the cells of a program, under `HEADINGS`."""
     limit = slice_.chip.hbm_bytes
     needed = _gib(estimate.total_bytes) if estimate.total_bytes else "?"
     total = f"{needed} of {_gib(limit)}"

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
+from promot_t5x.report import own_metrics
 from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.metrics import MeanOfExamples, Metric
 
@@ -22,15 +23,17 @@ _ROUNDING = 1e-6  # percent; a score computed again may differ by this from the 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers:
+class TaskAnswers:
     """The records of one task at one step, in the order of their ids, and their summary.
 
     Of a record only `_KEPT` is kept, and a hash of the question: the questions of one model to
-    the whole suite take hundreds of megabytes. `questions` reads them again.
+    the whole suite take hundreds of megabytes. `texts` reads them again.
 
     **Attributes:**
 
     - `path`: of the summary.
+    - `summary`: its content.
+    - `records`: one per example, sorted by id.
     - `asked`: a number for each question; equal texts have equal numbers, in one process.
     - `places`: of each record, the number of its line in the file, from 0.
     """
@@ -44,12 +47,18 @@ class Answers:
     @property
     def task(self) -> str:
         """The task's name."""
-        return self.summary["task"]
+        return str(self.summary["task"])
+
+    @property
+    def split(self) -> str:
+        """The split of the data that was evaluated; empty where the summary does not say."""
+        return self.summary.get("split") or ""
 
     @property
     def primary(self) -> str | None:
         """The name of the score that tables show; None for a task without metrics."""
-        return self.summary["primary"]
+        primary: str | None = self.summary["primary"]
+        return primary
 
     @property
     def score(self) -> float:
@@ -58,16 +67,32 @@ class Answers:
 
     @functools.cached_property
     def ids(self) -> list[str]:
-        """Of the examples, sorted."""
+        """The ids of the examples, sorted."""
         return [str(record["id"]) for record in self.records]
 
     @functools.cached_property
+    def questions(self) -> Int[np.ndarray, " examples"] | None:
+        """The number of each example's question, from 0; None where all questions differ.
+
+        A data set may hold a question several times, under several ids.
+        """
+        numbers = {asked: n for n, asked in enumerate(dict.fromkeys(self.asked))}
+        if len(numbers) == len(self.asked):
+            return None
+        return np.array([numbers[asked] for asked in self.asked])
+
+    @property
+    def distinct(self) -> int:
+        """The number of different questions."""
+        return len(set(self.asked))
+
+    @functools.cached_property
     def answers(self) -> list[str]:
-        """Post-processed, as text."""
+        """The post-processed answers, as text."""
         return [str(record["prediction"]) for record in self.records]
 
-    def questions(self, indices: Iterable[int]) -> dict[int, str]:
-        """The texts of the questions of these records, by index."""
+    def texts(self, indices: Iterable[int]) -> dict[int, str]:
+        """Return the texts of the questions of these records, by index."""
         wanted = {self.places[index]: index for index in indices}
         with self.path.with_suffix(".jsonl").open("r") as file:
             return {
@@ -79,14 +104,14 @@ class Answers:
     @functools.cached_property
     def metrics(self) -> list[Metric]:
         """The task's metrics that are functions of sums; a user's own may not be."""
-        made = map(task_metrics.from_spec, self.summary["metric_specs"])
+        made = own_metrics.load(self.summary)
         return [metric for metric in made if isinstance(metric, Metric)]
 
     @functools.cached_property
     def statistics(self) -> list[Float64[np.ndarray, "examples k"]]:
-        """Of each of `metrics`, the examples' rows.
+        """The rows of the examples for each of `metrics`.
 
-        **Raises** `UserError` where the records do not give the scores of the summary.
+        **Raises:** `UserError` where the records do not give the scores of the summary.
         """
         targets = [record["target"] for record in self.records]
         predictions = [record["prediction"] for record in self.records]
@@ -127,7 +152,7 @@ class Answers:
     def right(self) -> Bool[np.ndarray, " examples"] | None:
         """Whether each example is right, where the primary score counts just that."""
         if self.is_mean and np.isin(self.example_scores, (0.0, 100.0)).all():
-            return self.example_scores == 100.0
+            return np.equal(self.example_scores, 100.0)
         return None
 
 
@@ -145,12 +170,12 @@ class MeanOfRecorded(MeanOfExamples):
     def shares(
         self, targets: Sequence[Any], predictions: Sequence[Any]
     ) -> Iterable[Sequence[float]]:
-        """The scores, percents, as shares."""
+        """Return the scores, which are percents, as shares."""
         return [(score / 100,) for score in predictions]
 
 
 def found(directory: epath.Path) -> dict[str, dict[int, epath.Path]]:
-    """Summaries in a directory's `inference_eval/`, by task and step."""
+    """Return the summaries in a directory's `inference_eval/`, by task and step."""
     summaries: dict[str, dict[int, epath.Path]] = {}
     home = directory / records.DIRECTORY
     for recorded in records.find(home) if home.is_dir() else ():
@@ -158,10 +183,10 @@ def found(directory: epath.Path) -> dict[str, dict[int, epath.Path]]:
     return summaries
 
 
-def read(path: epath.Path) -> Answers:
-    """The answers of which `path` is the summary.
+def read(path: epath.Path) -> TaskAnswers:
+    """Return the answers of which `path` is the summary.
 
-    **Raises** `UserError` where they are damaged or not whole.
+    **Raises:** `UserError` where they are damaged or not whole.
     """
     try:
         summary = json.loads(path.read_text())
@@ -177,7 +202,8 @@ def read(path: epath.Path) -> Answers:
     found = []
     for place, record in enumerate(_lines(path)):
         kept = {name: record[name] for name in _KEPT if name in record}
-        found.append((str(record["id"]), kept, hash(record.get("inputs")), place))
+        asked = hash(record.get("inputs", f"the question of {record['id']}"))
+        found.append((str(record["id"]), kept, asked, place))
     if len(found) != examples:
         raise UserError(
             f"{lines} has {len(found):,} whole records, but its summary {path.name} speaks of "
@@ -187,7 +213,7 @@ def read(path: epath.Path) -> Answers:
     for (one, *_), (other, *_) in itertools.pairwise(found):
         if one == other:
             raise UserError(f"{lines} answers the example {one!r} more than once.")
-    return Answers(
+    return TaskAnswers(
         path=path,
         summary=summary,
         records=[kept for _, kept, _, _ in found],
@@ -197,9 +223,9 @@ def read(path: epath.Path) -> Answers:
 
 
 def _lines(summary: epath.Path) -> Iterator[dict[str, Any]]:
-    """The records beside a summary; a last line that a kill cut short is dropped.
+    """Yield the records beside a summary; a last line that a kill cut short is dropped.
 
-    **Raises** `UserError` for a line that is damaged.
+    **Raises:** `UserError` for a line that is damaged.
     """
     path = summary.with_suffix(".jsonl")
     if not path.exists():

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.report.answers import Answers
-from promot_t5x.report.comparison import SUITE, TARGET, Column, Comparison
+from promot_t5x.report.answers import TaskAnswers
+from promot_t5x.report.comparison import SUITE, TARGET, Column, RunComparison
 
 LOST, WON, OTHER = "lost", "won", "other"
 DIRECTIONS = (LOST, WON, OTHER)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Example:
-    """One example and what two rows said to it (their first seeds, where there are several).
+class ChangedExample:
+    """One example and the answers of two rows to it, of their first seeds where there are several.
 
     **Attributes:**
 
@@ -33,7 +33,7 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ChangedGroup:
     """The examples of one task that changed in one direction.
 
     **Attributes:**
@@ -47,13 +47,13 @@ class Group:
     column: Column
     direction: str
     count: int
-    examples: Sequence[Example]
+    examples: Sequence[ChangedExample]
 
 
 def changed(
-    comparison: Comparison, first: str, second: str, columns: Sequence[Column], limit: int
-) -> list[Group]:
-    """What the row `second` answers otherwise than the row `first`.
+    comparison: RunComparison, first: str, second: str, columns: Sequence[Column], limit: int
+) -> list[ChangedGroup]:
+    """Return the examples that the row `second` answers otherwise than the row `first`.
 
     **Arguments:**
 
@@ -74,12 +74,12 @@ def changed(
             listed.sort(key=lambda n: -abs(np.nan_to_num(differences[n])))
             if listed:
                 examples = _examples(before, after, listed[:limit])
-                groups.append(Group(column, direction, len(listed), examples))
+                groups.append(ChangedGroup(column, direction, len(listed), examples))
     return groups
 
 
 def as_text(
-    comparison: Comparison,
+    comparison: RunComparison,
     first: str,
     second: str,
     *,
@@ -87,7 +87,7 @@ def as_text(
     direction: str | None = None,
     limit: int = 20,
 ) -> str:
-    """What changed from the row `first` to the row `second`, to read in a terminal.
+    """Return what changed from the row `first` to the row `second`, to read in a terminal.
 
     **Arguments:**
 
@@ -95,7 +95,7 @@ def as_text(
     - `direction`: one of `DIRECTIONS`; all if none.
     - `limit`: examples of each task and direction.
 
-    **Raises** `UserError` for a row or a task that is not in the report.
+    **Raises:** `UserError` for a row or a task that is not in the report.
     """
     for label in (first, second):
         comparison.row(label)
@@ -128,7 +128,7 @@ _WORDS = {
 }
 
 
-def _block(example: Example, labels: tuple[str, str]) -> str:
+def _block(example: ChangedExample, labels: tuple[str, str]) -> str:
     width = max(map(len, (*labels, "target")))
     lines = [
         f"[{example.id}] {shortened(example.inputs)}",
@@ -141,27 +141,30 @@ def _block(example: Example, labels: tuple[str, str]) -> str:
 
 
 def shortened(text: str, head: int = 200, tail: int = 400) -> str:
-    """A long text without its middle, on one line."""
+    """Return a long text without its middle, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= head + tail + 3 else f"{line[:head]} … {line[-tail:]}"
 
 
-def _answers(comparison: Comparison, label: str, column: Column) -> Answers | None:
+def _answers(comparison: RunComparison, label: str, column: Column) -> TaskAnswers | None:
     run = comparison.row(label).runs[0]
     return (run.targets if column.kind == TARGET else run.suite).get(column.task)
 
 
 def target_text(target: Any) -> str:
+    """Return a target as text, of many right answers the first three."""
     if not isinstance(target, list):
         return str(target)
     more = f" (or {len(target) - 3} more)" if len(target) > 3 else ""
     return " / ".join(map(str, target[:3])) + more
 
 
-def _examples(before: Answers, after: Answers, indices: Sequence[int]) -> list[Example]:
-    questions = before.questions(indices)
+def _examples(
+    before: TaskAnswers, after: TaskAnswers, indices: Sequence[int]
+) -> list[ChangedExample]:
+    questions = before.texts(indices)
     return [
-        Example(
+        ChangedExample(
             id=before.ids[n],
             inputs=questions[n],
             target=target_text(before.records[n]["target"]),

@@ -1,26 +1,28 @@
-"""Every number of a report: scores of rows by columns, as estimates that can be compared."""
+"""Every number of a report: scores of rows by columns, as means that can be compared."""
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.progress import Progress
 from promot_t5x.report import target_format
-from promot_t5x.report.answers import Answers, MeanOfRecorded
+from promot_t5x.report.answers import MeanOfRecorded, TaskAnswers
 from promot_t5x.report.rows import short_names
-from promot_t5x.report.runs import Run
+from promot_t5x.report.runs import DiscoveredRun
 from promot_t5x.report.statistics import bootstrap, estimates
-from promot_t5x.report.statistics.bootstrap import Interval
-from promot_t5x.report.statistics.estimates import Estimate
-from promot_t5x.report.statistics.seeds import OverSeeds, over_seeds
+from promot_t5x.report.statistics.estimates import ScoreEstimate
+from promot_t5x.report.statistics.scores import MeanScore, ScoreDifference, difference
 from promot_t5x.report.target_format import TargetFormat
 from promot_t5x.tasks.metrics import Metric
 
-TARGET, SUITE = "target", "suite"
+TARGET, SUITE, MEAN, CHANGE, FORMAT = "target", "suite", "mean", "change", "format"
 _MANY = 20_000  # answers, from which on progress is shown
+_SHOTS = re.compile(r".*_(\d+)shot")
+
+Cell = MeanScore | ScoreDifference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,91 +32,77 @@ class Column:
     **Attributes:**
 
     - `kind`: `target` or `suite` for a task's, else `mean`, `change` or `format`.
-    - `task`: its name, where it is a task's.
+    - `tasks`: the names of the tasks that it is about.
     - `title`: over the column.
     - `score`: what the primary score is called; empty where it is none.
+    - `split`: of the data; empty where it is not known or differs between the tasks.
     """
 
     kind: str
-    task: str
+    tasks: tuple[str, ...]
     title: str
     score: str = ""
+    split: str = ""
+
+    @property
+    def task(self) -> str:
+        """The task's name, of a column that is one task's."""
+        (task,) = self.tasks
+        return task
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """A number of a row: one estimate a seed, of the same examples.
-
-    **Attributes:**
-
-    - `share`: whether it lies between 0 and 100, as a score does and a change does not.
-    """
-
-    runs: Sequence[Estimate]
-    share: bool = True
-
-    @functools.cached_property
-    def estimate(self) -> Estimate:
-        """The mean over the seeds; its interval is about the choice of examples."""
-        return estimates.mean(self.runs)
-
-    @functools.cached_property
-    def seeds(self) -> OverSeeds:
-        """The mean over the seeds; its interval is about the choice of seeds."""
-        return over_seeds([run.value for run in self.runs])
-
-    @property
-    def value(self) -> float:
-        """The mean over the seeds, in percent."""
-        return self.estimate.value
-
-    @property
-    def interval(self) -> Interval:
-        """What a table shows: over seeds where there are several, else over examples."""
-        if len(self.runs) == 1:
-            return self.estimate.interval
-        # Student's t knows of no bounds.
-        low, high = self.seeds.interval
-        return Interval(max(low, 0.0), min(high, 100.0)) if self.share else Interval(low, high)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """A model, of one or several seeds, and its cells by column."""
 
     label: str
-    runs: Sequence[Run]
+    runs: Sequence[DiscoveredRun]
     cells: Mapping[Column, Cell]
 
     @property
     def seeds(self) -> list[str]:
-        """Of its runs, in their order."""
+        """The seeds of its runs, in their order."""
         return [run.seed for run in self.runs]
+
+    def selected(self, column: Column) -> float | None:
+        """Return the mean optimism of a score whose questions chose the checkpoint of a run.
+
+        **Returns:** percentage points, NaN where they cannot be computed; None where no checkpoint
+        was chosen by these questions.
+        """
+        if column.kind != TARGET:
+            return None
+        chosen = [run.selection.optimism for run in self.runs if run.selection]
+        found = [optimism[column.task] for optimism in chosen if column.task in optimism]
+        return sum(found) / len(found) if found else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
+class RunComparison:
     """A report's numbers.
 
     **Attributes:**
 
+    - `rows`: the models, in order.
     - `columns`: targets, suite, and what is made of the suite.
     - `baseline`: the label of the row that changes are counted from.
     - `scores`: every score of a row's run on a task, by (label, seed, kind, task).
     - `measure`: what answers in the target's format are, and `measured` the tasks it is taken on.
+    - `groups`: tasks of the suite by the name of the user's group.
     - `notes`: what a reader must know.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ComparedRow]
     columns: Sequence[Column]
     baseline: str
-    scores: Mapping[tuple[str, str, str, str], Mapping[str, Estimate]]
+    scores: Mapping[tuple[str, str, str, str], Mapping[str, ScoreEstimate]]
     measure: TargetFormat | None
     measured: Sequence[str]
+    groups: Mapping[str, Sequence[str]]
     notes: Sequence[str]
 
-    def row(self, label: str) -> Row:
-        """The row of that label; `UserError` if there is none."""
+    def row(self, label: str) -> ComparedRow:
+        """Return the row of that label; `UserError` if there is none."""
         for row in self.rows:
             if row.label == label:
                 return row
@@ -125,26 +113,29 @@ class Comparison:
         )
 
     def of_kind(self, *kinds: str) -> list[Column]:
-        """The columns of these kinds."""
+        """Return the columns of these kinds."""
         return [column for column in self.columns if column.kind in kinds]
 
 
 def compare(
-    runs: Sequence[Run],
+    runs: Sequence[DiscoveredRun],
     *,
     baseline: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     resamples: int = bootstrap.RESAMPLES,
-) -> Comparison:
+) -> RunComparison:
     """Compute a report's numbers.
 
     **Arguments:**
 
+    - `runs`: the models; those of one label are seeds of one row.
     - `baseline`: the label that changes are counted from; by default `pretrained` if there is such
       a row, else the first.
+    - `groups`: tasks of the suite, by title or name, of which a mean is to be shown by itself.
     - `seed`, `resamples`: of the bootstrap.
 
-    **Raises** `UserError` where runs have answered different examples or were scored differently.
+    **Raises:** `UserError` where runs have answered different examples or were scored differently.
     """
     labels = list(dict.fromkeys(run.label for run in runs))
     if baseline is not None and baseline not in labels:
@@ -153,45 +144,46 @@ def compare(
             f"{did_you_mean(baseline, labels)} There are: {', '.join(map(repr, labels))}."
         )
     baseline = baseline or ("pretrained" if "pretrained" in labels else labels[0])
-    asked = {TARGET: _by_task(runs, TARGET), SUITE: _by_task(runs, SUITE)}
-    for tasks in asked.values():
-        for answered in tasks.values():
-            _check_alike(answered)
+    answered = {TARGET: _by_task(runs, TARGET), SUITE: _by_task(runs, SUITE)}
+    for tasks in answered.values():
+        for of_task in tasks.values():
+            _check_alike(of_task)
 
     measure = target_format.of_targets(
-        answers for answered in asked[TARGET].values() for _, answers in answered
+        answers for of_task in answered[TARGET].values() for _, answers in of_task
     )
     measured = [
         task
-        for task, answered in asked[SUITE].items()
-        if measure is not None and target_format.tells(measure, answered[0][1])
+        for task, of_task in answered[SUITE].items()
+        if measure is not None and target_format.tells(measure, of_task[0][1])
     ]
-    _score(asked)
+    _score(answered)
     scores = {}
-    for kind, tasks in asked.items():
-        for task, answered in tasks.items():
+    for kind, tasks in answered.items():
+        for task, of_task in tasks.items():
             extra = measure if kind == SUITE and task in measured else None
-            made = _estimates(task, [answers for _, answers in answered], extra, seed, resamples)
-            for (run, _), found in zip(answered, made, strict=True):
+            made = _estimates(task, [answers for _, answers in of_task], extra, seed, resamples)
+            for (run, _), found in zip(of_task, made, strict=True):
                 scores[run.label, run.seed, kind, task] = found
-    columns = _columns(asked, bool(measured))
-    rows = _rows(labels, runs, columns, baseline, scores, measured)
-    return Comparison(
-        rows=rows,
+    named = _groups(groups or {}, answered[SUITE])
+    columns = _columns(answered, measured, named)
+    return RunComparison(
+        rows=_rows(labels, runs, columns, baseline, scores),
         columns=columns,
         baseline=baseline,
         scores=scores,
         measure=measure,
         measured=measured,
-        notes=_notes(asked),
+        groups=named,
+        notes=[*dict.fromkeys(note for run in runs for note in run.notes), *_notes(answered)],
     )
 
 
-Answered = list[tuple[Run, Answers]]
+Answered = list[tuple[DiscoveredRun, TaskAnswers]]
 
 
-def _by_task(runs: Sequence[Run], kind: str) -> dict[str, Answered]:
-    """Who has answered each task."""
+def _by_task(runs: Sequence[DiscoveredRun], kind: str) -> dict[str, Answered]:
+    """Return the runs that have answered each task."""
     tasks: dict[str, Answered] = {}
     for run in runs:
         for task, answers in (run.targets if kind == TARGET else run.suite).items():
@@ -200,30 +192,46 @@ def _by_task(runs: Sequence[Run], kind: str) -> dict[str, Answered]:
 
 
 def _check_alike(answered: Answered) -> None:
-    """The same examples, scored in the same way."""
+    """Raise `UserError` unless all have answered the same examples, scored in the same way."""
     (first_run, first), *others = answered
     for run, answers in others:
+        both = f"{first_run.label!r} ({first.path}) and {run.label!r} ({answers.path})"
+        if answers.split != first.split:
+            raise UserError(
+                f"{first.task}: {both} have answered different splits, {first.split!r} and "
+                f"{answers.split!r}. Evaluate both on the same one."
+            )
         if answers.ids != first.ids:
             mine, theirs = set(first.ids), set(answers.ids)
             strange = sorted(mine ^ theirs)
             raise UserError(
-                f"{first.task}: {first_run.label!r} ({first.path}) and {run.label!r} "
-                f"({answers.path}) have not answered the same examples ({len(mine):,} and "
+                f"{first.task}: {both} have not answered the same examples ({len(mine):,} and "
                 f"{len(theirs):,}, {len(mine & theirs):,} in both; {strange[0]!r} is in one "
                 "alone). Evaluate both on the same split, with the same number of examples."
             )
-        if answers.summary["metric_specs"] != first.summary["metric_specs"]:
+        specs = [each.summary["metric_specs"] for each in (first, answers)]
+        if specs[0] != specs[1]:
             raise UserError(
-                f"{first.task}: {first_run.label!r} ({first.path}) and {run.label!r} "
-                f"({answers.path}) were scored by different metrics: "
-                f"{first.summary['metric_specs']} and {answers.summary['metric_specs']}. Evaluate "
-                "both with the same task definition and format."
+                f"{first.task}: {both} were scored by different metrics: {_why(*specs)}"
             )
 
 
-def _score(asked: Mapping[str, Mapping[str, Answered]]) -> None:
+def _why(first: Sequence[Mapping[str, object]], second: Sequence[Mapping[str, object]]) -> str:
+    """Return how two evaluations came to have different metrics, and what to do."""
+    by_likelihood = [
+        any(s.get("metric") == "perplexity" for s in specs) for specs in (first, second)
+    ]
+    if by_likelihood[0] != by_likelihood[1]:
+        return (
+            "one has the likelihood of the right answers (DECODING = @decoding.Likelihood()), the "
+            "other the model's own answers. Compare evaluations of one DECODING."
+        )
+    return f"{first} and {second}. Evaluate both with the same task definition and format."
+
+
+def _score(answered: Mapping[str, Mapping[str, Answered]]) -> None:
     """Score all answers again, and show how far: it takes minutes for full test sets."""
-    every = [answers for tasks in asked.values() for by in tasks.values() for _, answers in by]
+    every = [answers for tasks in answered.values() for by in tasks.values() for _, answers in by]
     total, done = sum(len(answers.ids) for answers in every), 0
     progress = Progress("scoring the answers again", total)
     for answers in every:
@@ -236,118 +244,151 @@ def _score(asked: Mapping[str, Mapping[str, Answered]]) -> None:
 
 def _estimates(
     task: str,
-    answered: Sequence[Answers],
+    answered: Sequence[TaskAnswers],
     measure: TargetFormat | None,
     seed: int,
     resamples: int,
-) -> list[dict[str, Estimate]]:
+) -> list[dict[str, ScoreEstimate]]:
+    first = answered[0]
     scored: list[tuple[Metric, np.ndarray]] = [
         (metric, np.stack([answers.statistics[i] for answers in answered]))
-        for i, metric in enumerate(answered[0].metrics)
+        for i, metric in enumerate(first.metrics)
     ]
-    primary = answered[0].primary
-    plain = primary is not None and not _has_sums(answered[0])
+    plain = first.primary is not None and not _has_sums(first)
     if plain and all(answers.is_mean for answers in answered):
-        mean = MeanOfRecorded(str(primary))
+        mean = MeanOfRecorded(str(first.primary))
         each = [list(answers.example_scores) for answers in answered]
         scored.append((mean, np.stack([mean.example_statistics(s, s) for s in each])))
         plain = False
     if measure is not None:
         rows = [measure.example_statistics(a.answers, a.answers) for a in answered]
         scored.append((measure, np.stack(rows)))
-    made: list[dict[str, Estimate]] = [{} for _ in answered]
+    made: list[dict[str, ScoreEstimate]] = [{} for _ in answered]
     if scored:
-        made = estimates.of_task(task, scored, seed=seed, resamples=resamples)
+        made = estimates.of_task(
+            task, scored, questions=first.questions, seed=seed, resamples=resamples
+        )
     for found, answers in zip(made if plain else (), answered, strict=False):
-        found[str(primary)] = estimates.fixed(answers.score, task, resamples)
+        found[str(first.primary)] = estimates.fixed(answers.score, first.distinct, resamples)
     return made
 
 
-def _has_sums(answers: Answers) -> bool:
+def _has_sums(answers: TaskAnswers) -> bool:
     """Whether the primary score is a function of sums, and not a user's plain function."""
     return any(answers.primary in metric.scores for metric in answers.metrics)
 
 
-def _columns(asked: Mapping[str, Mapping[str, Answered]], formats: bool) -> list[Column]:
+def _groups(
+    groups: Mapping[str, Sequence[str]], suite: Mapping[str, Answered]
+) -> dict[str, list[str]]:
+    """Return the user's groups with the tasks' full names."""
+    full = dict(zip(short_names(list(suite)), suite, strict=True)) | {task: task for task in suite}
+    for name, tasks in groups.items():
+        for task in tasks:
+            if task not in full:
+                raise UserError(
+                    f"the group {name!r} names {task!r}, which is no task of the suite."
+                    f"{did_you_mean(task, full)} There are: {', '.join(short_names(list(suite)))}."
+                )
+    return {name: [full[task] for task in tasks] for name, tasks in groups.items()}
+
+
+def _columns(
+    answered: Mapping[str, Mapping[str, Answered]],
+    measured: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> list[Column]:
     columns = []
-    for kind, tasks in asked.items():
+    for kind, tasks in answered.items():
         titles = list(tasks) if kind == TARGET else short_names(list(tasks))
-        for (task, answered), title in zip(tasks.items(), titles, strict=True):
-            columns.append(Column(kind, task, title, answered[0][1].primary or ""))
-    if asked[SUITE]:
-        columns.append(Column("mean", "", "mean"))
-        columns.append(Column("change", "", "change"))
-    if formats:
-        columns.append(Column("format", "", "target's format"))
+        for (task, of_task), title in zip(tasks.items(), titles, strict=True):
+            first = of_task[0][1]
+            columns.append(Column(kind, (task,), title, first.primary or "", first.split))
+
+    def split(tasks: Sequence[str]) -> str:
+        splits = {answered[SUITE][task][0][1].split for task in tasks}
+        return splits.pop() if len(splits) == 1 else ""
+
+    for name, suite in _suites(list(answered[SUITE])).items():
+        columns.append(Column(MEAN, tuple(suite), f"mean{name}", split=split(suite)))
+        columns.append(Column(CHANGE, tuple(suite), f"change{name}", split=split(suite)))
+    for name, group in groups.items():
+        columns.append(Column(MEAN, tuple(group), f"mean of {name}", split=split(group)))
+    if measured:
+        columns.append(Column(FORMAT, tuple(measured), "target's format", split=split(measured)))
     return columns
+
+
+def _suites(tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Return the tasks of each suite: of one, or of one for each number of demonstrations."""
+    suites: dict[str, list[str]] = {}
+    for task in tasks:
+        match = _SHOTS.fullmatch(task)
+        suites.setdefault(f", {match[1]}-shot" if match else ", 0-shot", []).append(task)
+    return {"": list(tasks)} if len(suites) == 1 else suites
 
 
 def _rows(
     labels: Sequence[str],
-    runs: Sequence[Run],
+    runs: Sequence[DiscoveredRun],
     columns: Sequence[Column],
     baseline: str,
-    scores: Mapping[tuple[str, str, str, str], Mapping[str, Estimate]],
-    measured: Sequence[str],
-) -> list[Row]:
+    scores: Mapping[tuple[str, str, str, str], Mapping[str, ScoreEstimate]],
+) -> list[ComparedRow]:
     of_label = {label: [run for run in runs if run.label == label] for label in labels}
-    suite = [column for column in columns if column.kind == SUITE]
+    primary = {column.tasks[0]: column.score for column in columns if column.kind == SUITE}
 
-    def primary(run: Run, column: Column) -> Estimate | None:
-        found = scores.get((run.label, run.seed, column.kind, column.task), {})
-        return found.get(column.score)
+    def cell(label: str, column: Column) -> MeanScore | None:
+        """Return the row's mean over its seeds; none where a seed lacks a number."""
+        made = []
+        for run in of_label[label]:
+            of_run = {}
+            for task in column.tasks:
+                kind = TARGET if column.kind == TARGET else SUITE
+                found = scores.get((label, run.seed, kind, task), {})
+                name = column.score or primary[task]
+                if column.kind == FORMAT:
+                    (name,) = TargetFormat.scores
+                if name not in found:
+                    return None
+                of_run[task] = found[name]
+            made.append(of_run)
+        return MeanScore(made)
 
-    def suite_mean(run: Run) -> Estimate | None:
-        return _mean([primary(run, column) for column in suite])
-
-    def share(run: Run) -> Estimate | None:
-        return _mean(
-            [scores.get((run.label, run.seed, SUITE, t), {}).get("target_format") for t in measured]
-        )
-
-    def change(run: Run) -> Estimate | None:
-        if run.label == baseline:
-            return None
-        bases = of_label[baseline]
-        same = [base for base in bases if base.seed == run.seed]
-        base = _mean([suite_mean(base) for base in same or bases])
-        own = suite_mean(run)
-        return None if base is None or own is None else own - base
-
-    makers = {"mean": suite_mean, "change": change, "format": share}
     rows = []
     for label in labels:
-        cells = {}
+        cells: dict[Column, Cell] = {}
         for column in columns:
-            make = makers.get(column.kind) or functools.partial(primary, column=column)
-            found = [make(run) for run in of_label[label]]
-            # A row of which a seed lacks a number has no mean of it.
-            if whole := [estimate for estimate in found if estimate is not None]:
-                if len(whole) == len(found):
-                    cells[column] = Cell(whole, share=column.kind != "change")
-        rows.append(Row(label, of_label[label], cells))
+            own = cell(label, column)
+            if column.kind != CHANGE:
+                cells |= {column: own} if own is not None else {}
+                continue
+            base = cell(baseline, column)
+            if label != baseline and own is not None and base is not None:
+                seeds = tuple([run.seed for run in of_label[each]] for each in (baseline, label))
+                cells[column] = difference(base, own, seeds=(seeds[0], seeds[1]))
+        rows.append(ComparedRow(label, of_label[label], cells))
     return rows
 
 
-def _mean(parts: Iterable[Estimate | None]) -> Estimate | None:
-    listed = list(parts)
-    whole = [part for part in listed if part is not None]
-    return estimates.mean(whole) if whole and len(whole) == len(listed) else None
-
-
-def _notes(asked: Mapping[str, Mapping[str, Answered]]) -> list[str]:
+def _notes(answered: Mapping[str, Mapping[str, Answered]]) -> list[str]:
     notes = []
-    for tasks in asked.values():
-        for task, answered in tasks.items():
-            asked_as = zip(*(answers.asked for _, answers in answered), strict=True)
-            differ = sum(len(set(texts)) > 1 for texts in asked_as)
+    for tasks in answered.values():
+        for task, of_task in tasks.items():
+            first = of_task[0][1]
+            texts = zip(*(answers.asked for _, answers in of_task), strict=True)
+            differ = sum(len(set(each)) > 1 for each in texts)
             if differ:
                 notes.append(
-                    f"{task}: {differ:,} of {len(answered[0][1].asked):,} questions were not put "
-                    "to all rows in the same words (another room, format or dialect)."
+                    f"{task}: {differ:,} of {len(first.asked):,} questions were not put to all "
+                    "rows in the same words (another token budget, format or dialect)."
                 )
-            first = answered[0][1]
-            if first.primary and not (_has_sums(first) or all(a.is_mean for _, a in answered)):
+            if first.questions is not None:
+                notes.append(
+                    f"{task}: {first.distinct:,} different questions among {len(first.asked):,} "
+                    "examples; equal ones are resampled together."
+                )
+            if first.primary and not (_has_sums(first) or all(a.is_mean for _, a in of_task)):
                 notes.append(
                     f"{task}: {first.primary} has no interval, as its metric is a function that is "
                     "no mean over examples; a promot_t5x.tasks.metrics.Metric has one."

@@ -1,4 +1,4 @@
-"""What was measured while stages trained: the target, the suite and the format, step by step."""
+"""The scores that were measured while stages trained: target, suite and format, step by step."""
 
 import dataclasses
 import json
@@ -11,18 +11,38 @@ from etils import epath
 from promot_t5x.evaluation import records
 from promot_t5x.files import read_json_lines
 from promot_t5x.report import answers, runs, target_format
-from promot_t5x.report.runs import Run
-from promot_t5x.report.statistics.seeds import over_seeds
+from promot_t5x.report.runs import DiscoveredRun
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Point:
-    """One step's numbers, in percent; NaN where something was not measured then."""
+class CurvePoint:
+    """One step's numbers, in percent; NaN where something was not measured then.
+
+    **Attributes:**
+
+    - `target`: the mean over the targets.
+    - `tasks`: the score of each task of the suite.
+    - `formats`: the share of answers in the target's format, of each task where it tells something.
+    """
 
     step: int
     target: float
-    suite: float
-    target_format: float
+    tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    formats: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def suite(self) -> float:
+        """The mean over the suite."""
+        return _mean(self.tasks)
+
+    @property
+    def target_format(self) -> float:
+        """The mean share of answers in the target's format."""
+        return _mean(self.formats)
+
+    def group(self, tasks: Sequence[str]) -> float:
+        """Return the mean over some tasks of the suite; NaN where one was not measured."""
+        return _mean({task: self.tasks.get(task, math.nan) for task in tasks})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,12 +58,12 @@ class Curve:
 
     label: str
     seed: str
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     alignment: Sequence[Mapping[str, Any]] = ()
 
 
-def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
-    """The curves of every stage in the runs that the words name, as `runs.read` takes them.
+def read(words: Sequence[str], rows: Sequence[DiscoveredRun]) -> list[Curve]:
+    """Return the curves of every stage in the runs that the words name, as `runs.read` takes them.
 
     Stages that measured one thing at one step make no curve.
     """
@@ -53,9 +73,9 @@ def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
     same = all(each == labels[0] for each in labels)
     curves = []
     for path, label in zip(paths, labels, strict=True):
-        whose = "" if same else f"{path.name}: "
+        prefix = "" if same else f"{path.name}: "
         for stage, seed in _stages(path):
-            name = label.get(stage.name, whose + stage.name.replace("_", " "))
+            name = label.get(stage.name, prefix + stage.name.replace("_", " "))
             points = _points(stage)
             if len(points) > 1:
                 aligned = read_json_lines(stage / runs.ALIGNMENT)
@@ -63,37 +83,46 @@ def read(words: Sequence[str], rows: Sequence[Run]) -> list[Curve]:
     return curves
 
 
-def _labels(path: epath.Path, rows: Sequence[Run]) -> dict[str, str]:
-    """Stage to label, of the rows of one run; of several with a stage's weights the first."""
+def _labels(path: epath.Path, rows: Sequence[DiscoveredRun]) -> dict[str, str]:
+    """Return the label of each stage in one run; of several rows with its weights the first."""
     own = [run for run in rows if path in (run.path, *run.path.parents)]
     return {run.stage: run.label for run in reversed(own) if run.stage}
 
 
+def _mean(scores: Mapping[str, float]) -> float:
+    return math.fsum(scores.values()) / len(scores) if scores else math.nan
+
+
 def by_label(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """The seeds of each label."""
+    """Return the seeds of each label."""
     found: dict[str, list[Curve]] = {}
     for curve in curves:
         found.setdefault(curve.label, []).append(curve)
     return found
 
 
-def mean_points(curves: Sequence[Curve]) -> list[Point]:
-    """The mean over seeds at each step that all of them have."""
+def mean_points(curves: Sequence[Curve]) -> list[CurvePoint]:
+    """Return the mean over seeds at each step that all of them have."""
     steps = set.intersection(*({point.step for point in curve.points} for curve in curves))
     at = [{point.step: point for point in curve.points} for curve in curves]
-    return [
-        Point(
-            step=step,
-            target=over_seeds([points[step].target for points in at]).mean,
-            suite=over_seeds([points[step].suite for points in at]).mean,
-            target_format=over_seeds([points[step].target_format for points in at]).mean,
-        )
-        for step in sorted(steps)
-    ]
+    return [_mean_point(step, [points[step] for points in at]) for step in sorted(steps)]
+
+
+def _mean_point(step: int, seeds: Sequence[CurvePoint]) -> CurvePoint:
+    def over(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        shared = [task for task in scores[0] if all(task in of_seed for of_seed in scores)]
+        return {task: math.fsum(s[task] for s in scores) / len(scores) for task in shared}
+
+    return CurvePoint(
+        step=step,
+        target=math.fsum(point.target for point in seeds) / len(seeds),
+        tasks=over([point.tasks for point in seeds]),
+        formats=over([point.formats for point in seeds]),
+    )
 
 
 def mean_alignment(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """The mean cosines over seeds at each step that all of them have; empty if one has none."""
+    """Return the mean cosines over seeds at each step that all have; empty if one has none."""
     at = [{row["step"]: row for row in curve.alignment} for curve in curves]
     steps = sorted(set.intersection(*(set(rows) for rows in at)))
     return [
@@ -107,7 +136,7 @@ def mean_alignment(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 
 def _stages(path: epath.Path) -> list[tuple[epath.Path, str]]:
-    """The stages in a run, with the seed of each."""
+    """Return the stages in a run, with the seed of each."""
     if _is_stage(path):
         return [(path, str(path.parent))]
     found = []
@@ -118,55 +147,47 @@ def _stages(path: epath.Path) -> list[tuple[epath.Path, str]]:
 
 
 def _is_stage(path: epath.Path) -> bool:
-    return (path / "train").is_dir() and (path / records.DIRECTORY).is_dir()
+    return all((path / name).is_dir() for name in ("train", records.DIRECTORY))
 
 
-def _points(stage: epath.Path) -> list[Point]:
+def _points(stage: epath.Path) -> list[CurvePoint]:
     targets, suite = answers.found(stage), answers.found(stage / runs.SUITE)
     share = _share(targets, suite)
     steps = sorted({step for found in (targets, suite) for at in found.values() for step in at})
-    return [
-        Point(
-            step=step,
-            target=_mean_score(_at(targets, step)),
-            suite=_mean_score(_at(suite, step)),
-            target_format=share(step),
+    points = []
+    for step in steps:
+        complete = bool(suite) and all(step in of_task for of_task in suite.values())
+        points.append(
+            CurvePoint(
+                step=step,
+                target=_mean({task: _score(at[step]) for task, at in targets.items()})
+                if targets and all(step in at for at in targets.values())
+                else math.nan,
+                tasks={task: _score(at[step]) for task, at in suite.items()} if complete else {},
+                formats=share(step) if complete else {},
+            )
         )
-        for step in steps
-    ]
+    return points
 
 
 Found = Mapping[str, Mapping[int, epath.Path]]
 
 
-def _share(targets: Found, suite: Found) -> Callable[[int], float]:
-    """The share of the suite's answers in the target's format, as a function of the step."""
+def _share(targets: Found, suite: Found) -> Callable[[int], dict[str, float]]:
+    """Return the share of each task's answers in the target's format, as a function of the step."""
 
-    def last(steps: Mapping[int, epath.Path]) -> answers.Answers:
+    def last(steps: Mapping[int, epath.Path]) -> answers.TaskAnswers:
         return answers.read(steps[max(steps)])
 
     measure = target_format.of_targets(map(last, targets.values())) if suite else None
     if measure is None:
-        return lambda step: math.nan
+        return lambda step: {}
     telling = {t: steps for t, steps in suite.items() if target_format.tells(measure, last(steps))}
-
-    def share(step: int) -> float:
-        shares = [measure.share(answers.read(path)) for path in _at(telling, step) or ()]
-        return math.fsum(shares) / len(shares) if shares else math.nan
-
-    return share
+    return lambda step: {
+        task: measure.share(answers.read(steps[step])) for task, steps in telling.items()
+    }
 
 
-def _at(found: Found, step: int) -> list[epath.Path] | None:
-    """The summaries of a step; None where a task has none."""
-    if not found or any(step not in steps for steps in found.values()):
-        return None
-    return [steps[step] for steps in found.values()]
-
-
-def _mean_score(summaries: Sequence[epath.Path] | None) -> float:
-    if summaries is None:
-        return math.nan
-    told = [json.loads(path.read_text()) for path in summaries]
-    scores = [summary["metrics"][summary["primary"]] for summary in told if summary["primary"]]
-    return math.fsum(scores) / len(scores) if scores else math.nan
+def _score(path: epath.Path) -> float:
+    summary = json.loads(path.read_text())
+    return summary["metrics"][summary["primary"]] if summary["primary"] else math.nan

@@ -5,34 +5,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from promot_t5x.report import curves as curves_module
-from promot_t5x.report.comparison import SUITE, TARGET, Column, Comparison
-from promot_t5x.report.curves import Curve, Point
-from promot_t5x.report.style import Style, applied, style
+from promot_t5x.report.comparison import MEAN, SUITE, TARGET, Column, RunComparison
+from promot_t5x.report.curves import Curve, CurvePoint
+from promot_t5x.report.style import RowStyle, applied, style
+from promot_t5x.report.table import about
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCORES = {
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "bleu": "BLEU",
-    "rouge2": "ROUGE-2",
-    "f1": "F1",
-}
 
-
-def styles(comparison: Comparison, curves: Sequence[Curve] = ()) -> dict[str, Style]:
-    """What each row looks like in every figure; curves without a row of their own come last."""
+def styles(comparison: RunComparison, curves: Sequence[Curve] = ()) -> dict[str, RowStyle]:
+    """Return the style of each row in every figure; curves without a row of their own come last."""
     labels = [row.label for row in comparison.rows] + [curve.label for curve in curves]
     return {label: style(i) for i, label in enumerate(dict.fromkeys(labels))}
 
 
-def bars(comparison: Comparison) -> "Figure":
-    """Every row's score on every task, with intervals; each seed is a dot."""
+def bars(comparison: RunComparison) -> "Figure":
+    """Draw every row's score on every task, with intervals; each seed is a dot."""
     from matplotlib.figure import Figure
 
-    columns = comparison.of_kind(TARGET, SUITE, "mean")
+    columns = comparison.of_kind(TARGET, SUITE, MEAN)
     looks = styles(comparison)
     share = 0.82 / len(comparison.rows)
     with applied():
@@ -52,8 +45,8 @@ def bars(comparison: Comparison) -> "Figure":
                 [x for x, _ in at],
                 values,
                 width=share * 0.92,
-                color=look.colour,
-                edgecolor="white" if look.hatch else look.colour,
+                color=look.color,
+                edgecolor="white" if look.hatch else look.color,
                 hatch=look.hatch or None,
                 linewidth=0.4,
                 label=row.label,
@@ -71,8 +64,8 @@ def bars(comparison: Comparison) -> "Figure":
                 capsize=1.8,
             )
             for x, cell in at:
-                if len(cell.runs) > 1:
-                    dots = [run.value for run in cell.runs]
+                if len(cell.values) > 1:
+                    dots = cell.values
                     axes.plot([x] * len(dots), dots, "o", ms=2.2, mfc="white", mec="black", mew=0.5)
         for n in range(1, len(columns)):
             if columns[n].kind != columns[n - 1].kind:
@@ -87,37 +80,102 @@ def bars(comparison: Comparison) -> "Figure":
     return figure
 
 
-def trade_off(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
-    """Target score against mean in-context score, a point a checkpoint, the last one large."""
+def trade_off(
+    comparison: RunComparison, curves: Sequence[Curve], tasks: Sequence[str] = (), name: str = ""
+) -> "Figure":
+    """Draw target against mean in-context score, a point for each checkpoint, the last one large.
+
+    **Arguments:**
+
+    - `tasks`: of the suite, whose mean is drawn; all by default.
+    - `name`: of the tasks, on the axis.
+    """
     from matplotlib.figure import Figure
+
+    def suite(point: CurvePoint) -> float:
+        return point.group(tasks) if tasks else point.suite
 
     looks = styles(comparison, curves)
     with applied():
         figure = Figure(figsize=(4.6, 3.6))
         axes = figure.add_subplot()
         for label, own in curves_module.by_label(curves).items():
-            points = [p for p in curves_module.mean_points(own) if _known(p.target, p.suite)]
+            points = [p for p in curves_module.mean_points(own) if _known(p.target, suite(p))]
             if not points:
                 continue
-            _faint(axes, own, looks[label], lambda p: p.suite, lambda p: p.target)
-            _line(axes, points, looks[label], label, lambda p: p.suite, lambda p: p.target)
+            _faint(axes, own, looks[label], suite, lambda p: p.target)
+            _line(axes, points, looks[label], label, suite, lambda p: p.target)
             axes.plot(
-                *([points[-1].suite], [points[-1].target], looks[label].marker),
-                color=looks[label].colour,
+                *([suite(points[-1])], [points[-1].target], looks[label].marker),
+                color=looks[label].color,
                 ms=9,
                 mec="black",
                 mew=0.9,
             )
-        _pretrained_line(comparison, axes.axvline)
-        axes.set_xlabel("mean in-context score, without the prompt (%)")
+        if not tasks:
+            _pretrained_line(comparison, axes.axvline)
+        of = f"mean score of {name}" if name else "mean in-context score"
+        axes.set_xlabel(f"{of}, without the prompt (%)")
         axes.set_ylabel("target score (%)")
         axes.grid()
         _legend_above(figure, axes)
     return figure
 
 
-def format_share(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
-    """Share of the suite's answers in the target's format, against the step."""
+def by_task(
+    comparison: RunComparison, curves: Sequence[Curve], *, formats: bool = False
+) -> "Figure":
+    """Draw each task of the suite against the step, a panel for each task.
+
+    **Arguments:**
+
+    - `formats`: draw the share of answers in the target's format instead of the score.
+    """
+    from matplotlib.figure import Figure
+
+    def scores(point: CurvePoint) -> Mapping[str, float]:
+        return point.formats if formats else point.tasks
+
+    looks = styles(comparison, curves)
+    columns = [
+        column
+        for column in comparison.of_kind(SUITE)
+        if any(column.task in scores(point) for curve in curves for point in curve.points)
+    ]
+    across = min(4, len(columns))
+    down = -(-len(columns) // across)
+    with applied():
+        figure = Figure(figsize=(0.6 + 2.3 * across, 0.5 + 2.0 * down))
+        panels = figure.subplots(down, across, squeeze=False, sharex=True)
+        for place, axes in enumerate(panels.flat):
+            if place >= len(columns):
+                axes.set_visible(False)
+                continue
+            column = columns[place]
+
+            def value(point: CurvePoint, task: str = column.task) -> float:
+                return scores(point).get(task, math.nan)
+
+            _against_step(axes, curves, looks, value)
+            cell = comparison.row(comparison.baseline).cells.get(column)
+            if cell is not None and not formats:
+                axes.axhline(
+                    cell.value, color="#555555", linewidth=0.9, linestyle="--",
+                    label=comparison.baseline,
+                )  # fmt: skip
+            axes.set_title(column.title)
+            axes.set_ylim(-2, 102 if formats else None)
+            if place % across == 0:
+                axes.set_ylabel("target's format (%)" if formats else "score (%)")
+            if place + across < len(columns):
+                axes.set_xlabel("")
+        figure.subplots_adjust(hspace=0.35, wspace=0.28)
+        _legend_above(figure, *panels.flat, above=0.92)
+    return figure
+
+
+def format_share(comparison: RunComparison, curves: Sequence[Curve]) -> "Figure":
+    """Draw the share of the suite's answers in the target's format, against the step."""
     from matplotlib.figure import Figure
 
     looks = styles(comparison, curves)
@@ -131,8 +189,8 @@ def format_share(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
     return figure
 
 
-def learning(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
-    """Target score, and mean in-context score, against the step."""
+def learning(comparison: RunComparison, curves: Sequence[Curve]) -> "Figure":
+    """Draw target score and mean in-context score, against the step."""
     from matplotlib.figure import Figure
 
     looks = styles(comparison, curves)
@@ -150,7 +208,7 @@ def learning(comparison: Comparison, curves: Sequence[Curve]) -> "Figure":
 
 
 def alignment(curves: Sequence[Curve]) -> "Figure":
-    """Cosine between gradients on true and on shuffled labels against the step, a panel a row."""
+    """Draw the cosine between gradients on true and shuffled labels by step, a panel a row."""
     from matplotlib.figure import Figure
 
     panels = [
@@ -169,14 +227,14 @@ def alignment(curves: Sequence[Curve]) -> "Figure":
                     axes.plot(
                         [row["step"] for row in curve.alignment],
                         [row[block] for row in curve.alignment],
-                        color=look.colour,
+                        color=look.color,
                         linewidth=0.6,
                         alpha=0.45,
                     )
                 axes.plot(
                     [row["step"] for row in rows],
                     [row[block] for row in rows],
-                    color=look.colour,
+                    color=look.color,
                     marker=look.marker,
                     linestyle=look.dashes,
                     markersize=4.5,
@@ -195,8 +253,8 @@ def alignment(curves: Sequence[Curve]) -> "Figure":
 def _against_step(
     axes: "Axes",
     curves: Sequence[Curve],
-    looks: Mapping[str, Style],
-    value: Callable[[Point], float],
+    looks: Mapping[str, RowStyle],
+    value: Callable[[CurvePoint], float],
 ) -> None:
     for label, own in curves_module.by_label(curves).items():
         points = [p for p in curves_module.mean_points(own) if _known(value(p))]
@@ -209,16 +267,16 @@ def _against_step(
 
 def _line(
     axes: "Axes",
-    points: Sequence[Point],
-    look: Style,
+    points: Sequence[CurvePoint],
+    look: RowStyle,
     label: str,
-    x: Callable[[Point], float],
-    y: Callable[[Point], float],
+    x: Callable[[CurvePoint], float],
+    y: Callable[[CurvePoint], float],
 ) -> None:
     axes.plot(
         [x(p) for p in points],
         [y(p) for p in points],
-        color=look.colour,
+        color=look.color,
         marker=look.marker,
         linestyle=look.dashes,
         markersize=4.5,
@@ -232,25 +290,25 @@ def _line(
 def _faint(
     axes: "Axes",
     curves: Sequence[Curve],
-    look: Style,
-    x: Callable[[Point], float],
-    y: Callable[[Point], float],
+    look: RowStyle,
+    x: Callable[[CurvePoint], float],
+    y: Callable[[CurvePoint], float],
 ) -> None:
-    """Each seed by itself, behind their mean."""
+    """Draw each seed by itself, behind their mean."""
     for curve in curves if len(curves) > 1 else ():
         points = [p for p in curve.points if _known(x(p), y(p))]
         axes.plot(
             [x(p) for p in points],
             [y(p) for p in points],
-            color=look.colour,
+            color=look.color,
             linewidth=0.6,
             alpha=0.45,
         )
 
 
-def _pretrained_line(comparison: Comparison, draw: Callable[..., object]) -> None:
+def _pretrained_line(comparison: RunComparison, draw: Callable[..., object]) -> None:
     cell = next(
-        (comparison.row(comparison.baseline).cells.get(c) for c in comparison.of_kind("mean")), None
+        (comparison.row(comparison.baseline).cells.get(c) for c in comparison.of_kind(MEAN)), None
     )
     if cell is not None:
         draw(cell.value, color="#555555", linewidth=0.9, linestyle="--", label=comparison.baseline)
@@ -272,7 +330,7 @@ def _legend_above(figure: "Figure", *panels: "Axes", above: float = 0.9) -> None
 
 
 def _bar_title(column: Column) -> str:
-    return f"{column.title}\n{SCORES.get(column.score, column.score)}".rstrip()
+    return f"{column.title}\n{about(column)}".replace(", ", "\n").rstrip()
 
 
 def _known(*numbers: float | int) -> bool:

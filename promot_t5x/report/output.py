@@ -22,13 +22,13 @@ def show_run(directory: epath.Path) -> None:
 
 
 def width() -> int | None:
-    """Of the terminal, if there is one."""
+    """Return the width of the terminal, if there is one."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def write(
     output: str,
-    made: comparison.Comparison,
+    made: comparison.RunComparison,
     words: Sequence[str],
     compared: Sequence[tuple[str, str]],
     *,

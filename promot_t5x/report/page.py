@@ -13,7 +13,7 @@ class Section:
     **Attributes:**
 
     - `title`: over it, and in the contents; the first section may do without.
-    - `html`: what it holds.
+    - `html`: its content.
     """
 
     title: str = ""
@@ -21,7 +21,7 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
-    """A whole page; it loads nothing, neither from the network nor from beside it.
+    """Return a whole page; it loads nothing, neither from the network nor from beside it.
 
     **Arguments:**
 
@@ -58,17 +58,17 @@ def render(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
 
 
 def paragraphs(texts: Sequence[str], css: str = "") -> str:
-    """Plain texts as paragraphs."""
+    """Return plain texts as paragraphs."""
     mark = f' class="{css}"' if css else ""
     return "".join(f"<p{mark}>{escape(text)}</p>\n" for text in texts)
 
 
 def figure(svg: str, caption: str, *, alternative: str = "") -> str:
-    """An inline SVG with its caption.
+    """Return an inline SVG with its caption.
 
     **Arguments:**
 
-    - `alternative`: what a screen reader says of the picture; the caption if empty.
+    - `alternative`: a screen reader's text for the picture; the caption if empty.
     """
     said = escape(alternative or caption, quote=True)
     drawn = svg.replace("<svg ", f'<svg role="img" aria-label="{said}" ', 1)
@@ -76,7 +76,7 @@ def figure(svg: str, caption: str, *, alternative: str = "") -> str:
 
 
 def table(lines: Sequence[Sequence[str]], css: str = "") -> str:
-    """Rows of plain cells as a table: the first row its head, the first column row heads."""
+    """Return rows of plain cells as a table: the first row its head, the first column row heads."""
     head, *rest = lines
     heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     rows = "\n".join(
@@ -86,12 +86,9 @@ def table(lines: Sequence[Sequence[str]], css: str = "") -> str:
         for first, *cells in rest
     )
     mark = f' class="{css}"' if css else ""
-    return (
-        f'<div class="scroll"><table{mark}><thead><tr>{heads}</tr></thead>\n'
-        f"<tbody>{rows}</tbody></table></div>\n"
-    )
+    return f"<table{mark}><thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table>\n"
 
 
 def anchor(title: str) -> str:
-    """The id of a section."""
+    """Return the id of a section."""
     return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())

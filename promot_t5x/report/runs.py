@@ -1,7 +1,7 @@
 """Finding the rows of a report: where each model's answers lie, and which tasks are its targets.
 
 A path may be a row of a comparison, a whole `promot` run (all its rows, of all its seeds), what
-`eval` wrote, or a stage.
+`eval` wrote, or a stage. `seeds` decides which of the runs found here are seeds of one row.
 """
 
 import dataclasses
@@ -13,17 +13,18 @@ from etils import epath
 
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
-from promot_t5x.report import answers
-from promot_t5x.report.answers import Answers
+from promot_t5x.report import answers, selection
+from promot_t5x.report.answers import TaskAnswers
 from promot_t5x.report.rows import FILE, ReportRow
+from promot_t5x.report.selection import STAGE, Selection
 
-COMPARISON, STAGE, SUITE = "comparison", "stage.json", "suite_eval"
+COMPARISON, SUITE = "comparison", "suite_eval"
 ALIGNMENT = "gradient_alignment.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """One model's answers: a row of the table, for one seed.
+class DiscoveredRun:
+    """The answers of one model: a row of the table, for one seed.
 
     **Attributes:**
 
@@ -33,20 +34,31 @@ class Run:
     - `targets`: its answers to the fine-tuned tasks, by name.
     - `suite`: its answers to the in-context tasks, by name.
     - `stage`: the stage that its weights come from, if it says so.
+    - `named`: whether the user gave the label.
+    - `selection`: how its checkpoint was chosen, if by questions that are reported on too.
+    - `notes`: what a reader must know about its label.
     """
 
     label: str
     seed: str
     path: epath.Path
-    targets: Mapping[str, Answers]
-    suite: Mapping[str, Answers]
+    targets: Mapping[str, TaskAnswers]
+    suite: Mapping[str, TaskAnswers]
     stage: str | None = None
+    named: bool = False
+    selection: Selection | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def answers(self) -> dict[str, TaskAnswers]:
+        """All its answers by task."""
+        return {**self.targets, **self.suite}
 
 
 def read(
     words: Sequence[str], *, targets: Sequence[str] = (), step: int | None = None
-) -> list[Run]:
-    """Read every run that the words name.
+) -> list[DiscoveredRun]:
+    """Read every run that the words name, those of one label being seeds of one method.
 
     **Arguments:**
 
@@ -55,20 +67,20 @@ def read(
     - `step`: whose answers are read where there are several; by default a stage's chosen step,
       else the last.
 
-    **Raises** `UserError` for a path without answers and for answers that are not whole.
+    **Raises:** `UserError` for a path without answers, for answers that are not complete, and for
+    runs that the user gave one label although they are not seeds of one method.
     """
+    from promot_t5x.report import seeds
+
     places = [place for word in words for place in _places(word)]
+    seen: dict[tuple[str, str], _Place] = {}
+    for place in places:
+        if seen.setdefault((str(place.path), place.label), place) is not place:
+            raise UserError(f"{place.path} is named twice: name each run once.")
+    read_all = [(place, *_read_place(place, step)) for place in places]
     known = set(targets).union(*(place.targets or () for place in places))
-    runs = [_run(place, known, step) for place in places]
-    seen: dict[tuple[str, str], Run] = {}
-    for run in runs:
-        twin = seen.setdefault((run.label, run.seed), run)
-        if twin is not run:
-            raise UserError(
-                f"{twin.path} and {run.path} are both {run.label!r}, seed {run.seed}: name each "
-                "run once, or give one another label, as in LABEL=PATH."
-            )
-    return runs
+    known |= _asked_behind_a_prompt([made for place, made, _ in read_all if place.targets is None])
+    return seeds.grouped([_run(place, made, suite, known) for place, made, suite in read_all])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,10 +94,11 @@ class _Place:
     targets: Sequence[str] | None = None
     suite: Sequence[str] | None = None
     stage: str | None = None
+    named: bool = False
 
 
 def path_of(word: str) -> epath.Path:
-    """The path of a word that may be `LABEL=PATH`."""
+    """Return the path of a word that may be `LABEL=PATH`."""
     return epath.Path(_label_and_path(word)[1]).expanduser()
 
 
@@ -101,12 +114,11 @@ def _places(word: str) -> list[_Place]:
     places = _found(path)
     if label is None:
         return places
-    if len(places) != 1:
-        raise UserError(
-            f"{path} holds {len(places)} rows ({', '.join(p.label for p in places)}), and "
-            f"{label!r} can name only one: name a row's own directory."
-        )
-    return [dataclasses.replace(places[0], label=label)]
+    if len({place.label for place in places}) == 1:
+        return [dataclasses.replace(place, label=label, named=True) for place in places]
+    return [
+        dataclasses.replace(place, label=f"{label}: {place.label}", named=True) for place in places
+    ]
 
 
 def _found(path: epath.Path) -> list[_Place]:
@@ -125,7 +137,7 @@ def _found(path: epath.Path) -> list[_Place]:
     if (path / records.DIRECTORY).is_dir():
         raise UserError(
             f"{path} has no finished task yet: no summary <task>-<step>.json in its "
-            f"{records.DIRECTORY}/. Run the evaluation again; it goes on where it was."
+            f"{records.DIRECTORY}/. Run the evaluation again; it resumes where it was."
         )
     raise UserError(
         f"{path} holds no evaluation: none of {COMPARISON}/, {records.DIRECTORY}/, {FILE}. Name "
@@ -134,7 +146,7 @@ def _found(path: epath.Path) -> list[_Place]:
 
 
 def _rows(run: epath.Path) -> list[_Place]:
-    """The rows of a whole run: its own, then each seed's."""
+    """Return the rows of a whole run: its own, then each seed's."""
     homes = [run, *(child for child in directories(run) if child.name.startswith("seed_"))]
     rows = []
     for home in homes:
@@ -170,42 +182,63 @@ def _row(path: epath.Path) -> _Place:
         ) from error
 
 
-def _run(place: _Place, known_targets: set[str], step: int | None) -> Run:
+Read = dict[str, TaskAnswers]
+
+
+def _read_place(place: _Place, step: int | None) -> tuple[Read, Read]:
+    """Return the answers in a place and, of a stage, those to its suite."""
     if step is None and (place.path / STAGE).exists():
         step = json.loads((place.path / STAGE).read_text())["step"]
-    read = _read_all(place.path, step)
-    suite = _read_all(place.path / SUITE, step)
+    made, suite = _read_all(place.path, step), _read_all(place.path / SUITE, step)
+    for task in [*(place.targets or ()), *(place.suite or ())]:
+        if task not in made:
+            raise UserError(
+                f"{place.path} says that it has been asked {task}, but there is no summary of "
+                "it: a file is missing. Evaluate again."
+            )
+    return made, suite
+
+
+def _asked_behind_a_prompt(found: Sequence[Read]) -> set[str]:
+    """Return the tasks that runs show to be targets, by evaluating them behind a prompt.
+
+    The suite is evaluated without one as a rule. Where every one of several tasks was evaluated
+    both ways, prompt kept and prompt removed, that shows nothing.
+    """
+    behind: set[str] = set()
+    without: set[str] = set()
+    for made in found:
+        for task, each in made.items():
+            (without if each.summary.get("prompt") is None else behind).add(task)
+    return set() if behind == without and len(behind) > 1 else behind
+
+
+def _run(place: _Place, made: Read, suite: Read, known: set[str]) -> DiscoveredRun:
     if place.targets is not None:
-        for task in [*place.targets, *(place.suite or ())]:
-            if task not in read:
-                raise UserError(
-                    f"{place.path} says that it has been asked {task}, but there is no summary of "
-                    "it: a file is missing. Evaluate again."
-                )
-        targets = {task: read[task] for task in place.targets}
-        suite = {task: read[task] for task in place.suite or ()}
+        targets = {task: made[task] for task in place.targets}
+        suite = {task: made[task] for task in place.suite or ()}
     elif suite:
-        targets = read
+        targets = made
     else:
-        # What is asked behind a prompt is a target; the suite is asked without one.
-        targets = {
-            task: made
-            for task, made in read.items()
-            if task in known_targets or made.summary.get("prompt") is not None
-        }
-        suite = {task: made for task, made in read.items() if task not in targets}
-    return Run(
+        targets = {task: each for task, each in made.items() if task in known}
+        suite = {task: each for task, each in made.items() if task not in known}
+    stage = place.path
+    if place.stage is not None:
+        stage = place.path.parent.parent / place.stage
+    return DiscoveredRun(
         label=place.label,
         seed=place.seed,
         path=place.path,
         targets=targets,
         suite=suite,
         stage=place.stage,
+        named=place.named,
+        selection=selection.found(stage, targets),
     )
 
 
-def _read_all(directory: epath.Path, step: int | None) -> dict[str, Answers]:
-    """Every task's answers at `step`, or at its last."""
+def _read_all(directory: epath.Path, step: int | None) -> Read:
+    """Return every task's answers at `step`, or at its last."""
     made = {}
     for task, steps in answers.found(directory).items():
         if step is not None and step not in steps:
@@ -218,7 +251,7 @@ def _read_all(directory: epath.Path, step: int | None) -> dict[str, Answers]:
 
 
 def directories(path: epath.Path) -> list[epath.Path]:
-    """The directories in a directory, `seed_2` before `seed_10`."""
+    """Return the directories in a directory, `seed_2` before `seed_10`."""
     children = (child for child in path.iterdir() if child.is_dir())
     return sorted(children, key=lambda child: _natural(PurePath(child).name))
 

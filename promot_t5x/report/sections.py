@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from promot_t5x.report import changed, figures, page, side_by_side, table
-from promot_t5x.report.comparison import SUITE, TARGET, Cell, Column, Comparison
+from promot_t5x.report.comparison import SUITE, TARGET, Column, ComparedRow, RunComparison
 from promot_t5x.report.curves import Curve, by_label, mean_alignment
 from promot_t5x.report.page import Section
-from promot_t5x.report.pairs import Pair, pair
-from promot_t5x.report.runs import Run
+from promot_t5x.report.pairs import PairedComparison, pair, share_a_column
+from promot_t5x.report.runs import DiscoveredRun
 from promot_t5x.report.style import svg
 
 PER_GROUP = 40  # changed examples kept of each pair, task and direction
 SIDE_BY_SIDE = 2  # questions of each task that are shown with every row's answer
+_ACROSS = 8  # columns of a table beside the row's name
 FOUND = 0.05  # adjusted p-values below it are marked
 
 
 def standard(
-    comparison: Comparison, curves: Sequence[Curve], pairs: Sequence[tuple[str, str]]
+    comparison: RunComparison, curves: Sequence[Curve], pairs: Sequence[tuple[str, str]]
 ) -> list[Section]:
-    """All sections of a report, in order."""
+    """Return all sections of a report, in order."""
     found = [pair(comparison, *labels) for labels in pairs]
     return [
         scores(comparison),
@@ -35,47 +36,67 @@ def standard(
     ]
 
 
-def scores(comparison: Comparison) -> Section:
-    """The table."""
+def scores(comparison: RunComparison) -> Section:
+    """Return the table."""
     return Section(
         title="Scores",
         html=score_table(comparison) + page.paragraphs(table.legend(comparison), "note"),
     )
 
 
-def score_table(comparison: Comparison) -> str:
-    """The table alone, with intervals below the numbers and marks of what differs for certain."""
-    columns = comparison.columns
+def score_table(comparison: RunComparison) -> str:
+    """Return the table alone, with intervals below the numbers and marks of clear differences.
+
+    The columns stand in blocks that fit a narrow window and a page of paper: targets and means
+    first, then the suite task by task.
+    """
     marks = _marks(comparison)
+    suite = comparison.of_kind(SUITE)
+    blocks = [[column for column in comparison.columns if column.kind != SUITE]]
+    if len(comparison.columns) <= _ACROSS:
+        blocks = [list(comparison.columns)]
+    else:
+        count = -(-len(suite) // _ACROSS)
+        size = -(-len(suite) // count)
+        blocks += [suite[n : n + size] for n in range(0, len(suite), size)]
+    explained = (
+        f"▲ ▼: differs from {comparison.baseline}, p < {FOUND} after Holm's correction over "
+        "the suite's tasks."
+    )
+    return "".join(_block(comparison, block, marks) for block in blocks) + (
+        page.paragraphs([explained], "note") if marks else ""
+    )
+
+
+def _block(
+    comparison: RunComparison,
+    columns: Sequence[Column],
+    marks: Mapping[tuple[str, Column], str],
+) -> str:
     kinds = [None, *(column.kind for column in columns)]
     first = [' class="first"' if kinds[n] != kinds[n + 1] else "" for n in range(len(columns))]
     heads = "".join(
         f'<th scope="col"{css}>{escape(column.title)}'
-        f"<br><small class=soft>{escape(_score_name(column))}</small></th>"
+        f"<small>{escape(table.about(column))}</small></th>"
         for css, column in zip(first, columns, strict=True)
     )
     rows = "\n".join(
         f'<tr><th scope="row">{escape(row.label)}<small>{table.seeds(row)}</small></th>'
         + "".join(
-            f"<td{css}>{_cell(row.cells.get(column), column, marks.get((row.label, column)))}</td>"
+            f"<td{css}>{_cell(row, column, marks.get((row.label, column)))}</td>"
             for css, column in zip(first, columns, strict=True)
         )
         + "</tr>"
         for row in comparison.rows
     )
-    explained = (
-        f"▲ ▼: differs from {comparison.baseline}, p < {FOUND} after Holm's correction over "
-        "the suite's tasks."
-    )
     return (
-        f'<div class="scroll"><table class="scores"><thead><tr><th></th>{heads}</tr></thead>\n'
-        f"<tbody>{rows}</tbody></table></div>\n"
-        + (page.paragraphs([explained], "note") if marks else "")
+        f'<table class="scores"><thead><tr><th></th>{heads}</tr></thead>\n'
+        f"<tbody>{rows}</tbody></table>\n"
     )
 
 
-def plots(comparison: Comparison, curves: Sequence[Curve]) -> Section:
-    """Every figure that there are numbers for."""
+def plots(comparison: RunComparison, curves: Sequence[Curve]) -> Section:
+    """Return every figure that there are numbers for."""
     made = drawn(comparison, curves)
     wide, narrow = (
         "".join(page.figure(svg(f), c) for name, (f, c) in made.items() if (name in _WIDE) is kind)
@@ -85,22 +106,27 @@ def plots(comparison: Comparison, curves: Sequence[Curve]) -> Section:
     return Section(title="Figures", html=html)
 
 
-_WIDE = ("bars", "learning")
+_WIDE = ("bars", "learning", "learning_by_task", "format_by_task")
 
 
-def drawn(comparison: Comparison, curves: Sequence[Curve]) -> dict[str, tuple[Any, str]]:
-    """The figures by name, each with its caption; without curves, the bars alone."""
+def drawn(comparison: RunComparison, curves: Sequence[Curve]) -> dict[str, tuple[Any, str]]:
+    """Return the figures by name, each with its caption; without curves, the bars alone."""
     several = " Thin lines are seeds, bold ones their mean." if _several(curves) else ""
     bars = "Scores of every task with 95% intervals" + (
-        " over seeds; dots are seeds." if any(len(r.runs) > 1 for r in comparison.rows) else "."
+        "; dots are seeds." if any(len(r.runs) > 1 for r in comparison.rows) else "."
     )
     found: dict[str, tuple[Any, str]] = {"bars": (figures.bars(comparison), bars)}
     both = [p for curve in curves for p in curve.points if not math.isnan(p.suite)]
     if both:
         found["learning"] = (
             figures.learning(comparison, curves),
-            "The target's score, and the suite's mean asked without the prompt, while the "
-            "stages train." + several,
+            "The target's score, and the suite's mean without the prompt, while the stages "
+            "train." + several,
+        )
+        found["learning_by_task"] = (
+            figures.by_task(comparison, curves),
+            "The score of each task of the suite, without the prompt, while the stages train."
+            + several,
         )
         if any(not math.isnan(p.target) for p in both):
             found["trade_off"] = (
@@ -108,11 +134,21 @@ def drawn(comparison: Comparison, curves: Sequence[Curve]) -> dict[str, tuple[An
                 "What a target score costs: each point is a checkpoint, the large one the last. "
                 "Up is better on the target, right is better in context." + several,
             )
+            for name, tasks in comparison.groups.items():
+                found[f"trade_off_{page.anchor(name)}"] = (
+                    figures.trade_off(comparison, curves, tasks, name),
+                    f"What a target score costs on {name}: {', '.join(_titles(comparison, tasks))}."
+                    + several,
+                )
         if any(not math.isnan(p.target_format) for p in both):
             found["format_share"] = (
                 figures.format_share(comparison, curves),
-                "Format specialisation: answers to other tasks that are answers of the target."
+                "Format specialization: answers to other tasks that are answers of the target."
                 + several,
+            )
+            found["format_by_task"] = (
+                figures.by_task(comparison, curves, formats=True),
+                "Format specialization task by task." + several,
             )
     if any(mean_alignment(own) for own in by_label(curves).values()):
         found["gradient_alignment"] = (
@@ -124,16 +160,15 @@ def drawn(comparison: Comparison, curves: Sequence[Curve]) -> dict[str, tuple[An
     return found
 
 
-def comparisons(found: Sequence[Pair]) -> Section:
-    """Pairs of rows: differences, tests, and what the sample could have shown."""
+def comparisons(found: Sequence[PairedComparison]) -> Section:
+    """Return pairs of rows: differences, tests, and what the sample could have shown."""
     blocks = [
         page.paragraphs(
             [
-                "Differences are the second row minus the first, in percentage points, paired by "
-                "example. “p (Holm)” holds for all tasks of the suite together. “shows at 80%” is "
-                "the smallest true difference that a sample like this one finds four times out of "
-                "five: (1.96 + 0.84) × standard error, with Student's quantiles over seeds, and no "
-                "fewer than six examples for McNemar's test. “lost / won”: examples that only the "
+                "Differences are the second row minus the first, in percentage points, question "
+                "by question. “p (Holm)” holds for all tasks of the suite together. “MDE (80%)” is "
+                "the minimum detectable effect: the smallest true difference that a sample like "
+                "this one finds four times out of five. “lost / won”: examples that only the "
                 "first, or only the second row has right."
             ],
             "note",
@@ -143,16 +178,17 @@ def comparisons(found: Sequence[Pair]) -> Section:
         name = f"{each.first} → {each.second}"
         blocks.append(
             f"<details{' open' if n == 0 else ''}><summary>{escape(name)}</summary>"
-            + page.table(table.pair_lines(each))
+            + page.table(table.pair_lines(each), "pairs")
+            + page.paragraphs(each.statements)
             + "</details>"
         )
     return Section(title="Comparisons", html="".join(blocks))
 
 
-def same_questions(comparison: Comparison) -> Section:
-    """The same questions with every row's answer, from where the rows differ most."""
+def same_questions(comparison: RunComparison) -> Section:
+    """Return the same questions with every row's answer, from where the rows differ most."""
     lines = [["task", "question", "right answer", *(row.label for row in comparison.rows)]]
-    for each in side_by_side.asked(comparison, SIDE_BY_SIDE):
+    for each in side_by_side.shared_questions(comparison, SIDE_BY_SIDE):
         answers = zip(each.answers, each.right, strict=True)
         told = [text + (" ✓" if right else "") for text, right in answers]
         lines.append([each.column.title, each.inputs, each.target, *told])
@@ -165,8 +201,8 @@ def same_questions(comparison: Comparison) -> Section:
     return Section(title="Same questions", html=html)
 
 
-def examples(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Section:
-    """Examples whose answer changed between two rows, to browse and filter."""
+def examples(comparison: RunComparison, pairs: Sequence[tuple[str, str]]) -> Section:
+    """Return examples whose answer changed between two rows, to browse and filter."""
     data = changed_data(comparison, pairs)
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # Nothing in a script element may look like a tag or a comment.
@@ -196,8 +232,8 @@ def examples(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Sectio
     return Section(title="Changed examples", html=html)
 
 
-def changed_data(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What the page's browser of examples reads."""
+def changed_data(comparison: RunComparison, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return the data that the page's browser of examples reads."""
     columns = comparison.of_kind(TARGET, SUITE)
     labels = [row.label for row in comparison.rows]
     kept: list[dict[str, Any]] = []
@@ -235,9 +271,9 @@ def changed_data(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> di
     }
 
 
-def sources(comparison: Comparison) -> Section:
-    """Where each number comes from: runs, checkpoints, prompts, how scores were computed."""
-    lines = [["row", "seed", "answers", "checkpoint", "prompt", "examples"]]
+def sources(comparison: RunComparison) -> Section:
+    """Return where each number comes from: runs, checkpoints, prompts, how scores were computed."""
+    lines = [["row", "seed", "answers", "checkpoint", "prompt", "examples", "checkpoint chosen on"]]
     for row in comparison.rows:
         for run in row.runs:
             told = [a.summary for a in (*run.targets.values(), *run.suite.values())]
@@ -247,6 +283,7 @@ def sources(comparison: Comparison) -> Section:
                     " / ".join(dict.fromkeys(_origin(t.get("checkpoint")) for t in told)),
                     " / ".join(dict.fromkeys(_origin(t.get("prompt")) for t in told)),
                     f"{sum(t['examples'] for t in told):,}",
+                    _selection(run),
                 ]
             )
     signatures = [["score", "signature"]]
@@ -274,35 +311,44 @@ def sources(comparison: Comparison) -> Section:
     return Section(title="Sources", html=html)
 
 
-def _marks(comparison: Comparison) -> Mapping[tuple[str, Column], str]:
-    """▲ or ▼ where a suite's score differs from the baseline's."""
+def _marks(comparison: RunComparison) -> Mapping[tuple[str, Column], str]:
+    """Return ▲ or ▼ where a suite's score differs from the baseline's."""
     marks = {}
     for row in comparison.rows:
-        if row.label == comparison.baseline:
+        labels = (comparison.baseline, row.label)
+        if row.label == comparison.baseline or not share_a_column(comparison, *labels):
             continue
-        for d in pair(comparison, comparison.baseline, row.label).differences:
+        for d in pair(comparison, *labels).differences:
             if d.adjusted < FOUND:
-                marks[row.label, d.column] = "▲" if d.estimate.value > 0 else "▼"
+                marks[row.label, d.column] = "▲" if d.found.value > 0 else "▼"
     return marks
 
 
-def _cell(cell: Cell | None, column: Column, mark: str | None) -> str:
-    shown = table.value(cell, column)
+def _cell(row: ComparedRow, column: Column, mark: str | None) -> str:
+    cell, shown = row.cells.get(column), table.value(row, column)
     if cell is None:
         return shown
-    ends = table.interval(cell, column)
-    signed = column.kind == "change"
-    told = f"over examples: {table.span(cell.estimate.interval, signed=signed) or 'no interval'}"
-    if len(cell.runs) > 1:
-        values = ", ".join(f"{run.value:.1f}" for run in cell.runs)
-        told += f"; over seeds: {table.span(cell.seeds.interval, signed=signed)}; seeds: {values}"
+    errors = [f"standard error over questions {math.sqrt(cell.variance.questions):.2f}"]
+    if len(row.runs) > 1:
+        errors.append(f"over seeds {math.sqrt(cell.variance.seeds):.2f}")
+    if len(cell.values) > 1:
+        errors.append(f"seeds: {', '.join(f'{value:.1f}' for value in cell.values)}")
     css = {"▲": "up", "▼": "down", None: ""}[mark]
     marked = f' <span class="{css}">{mark}</span>' if mark else ""
-    return f'<span title="{escape(told, quote=True)}">{shown}{marked}<small>{ends}</small></span>'
+    said, ends = escape("; ".join(errors), quote=True), table.interval(cell, column)
+    return f'<span title="{said}">{shown}{marked}<small>{ends}</small></span>'
 
 
-def _score_name(column: Column) -> str:
-    return figures.SCORES.get(column.score, column.score)
+def _selection(run: DiscoveredRun) -> str:
+    """Return which reported questions chose a run's checkpoint."""
+    if run.selection is None:
+        return "other questions, or not chosen"
+    tasks = ", ".join(run.selection.optimism)
+    return f"{tasks}, on which it is reported ({run.selection.checkpoints} checkpoints)"
+
+
+def _titles(comparison: RunComparison, tasks: Sequence[str]) -> list[str]:
+    return [column.title for column in comparison.of_kind(SUITE) if column.task in tasks]
 
 
 def _several(curves: Sequence[Curve]) -> bool:
@@ -310,7 +356,7 @@ def _several(curves: Sequence[Curve]) -> bool:
     return len(set(labels)) < len(labels)
 
 
-def _example(example: changed.Example, task: int, rows: int) -> dict[str, Any]:
+def _example(example: changed.ChangedExample, task: int, rows: int) -> dict[str, Any]:
     return {
         "task": task,
         "id": example.id,
@@ -321,8 +367,8 @@ def _example(example: changed.Example, task: int, rows: int) -> dict[str, Any]:
     }
 
 
-def _seed(run: Run) -> str:
-    """A run's seed, if it says one; others are told apart by where they lie."""
+def _seed(run: DiscoveredRun) -> str:
+    """Return a run's seed, if it says one; others are told apart by where they lie."""
     return "" if "/" in run.seed else run.seed
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
-from promot_t5x.report.answers import Answers
+from promot_t5x.report.answers import TaskAnswers
 from promot_t5x.report.changed import shortened, target_text
-from promot_t5x.report.comparison import SUITE, TARGET, Column, Comparison, Row
+from promot_t5x.report.comparison import SUITE, TARGET, Column, ComparedRow, RunComparison
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class SharedQuestion:
     """One question of a task.
 
     **Attributes:**
@@ -25,9 +25,9 @@ class Asked:
     right: Sequence[bool]
 
 
-def asked(comparison: Comparison, per_task: int) -> list[Asked]:
-    """The questions of each task that the rows answer in the most different ways."""
-    found: list[Asked] = []
+def shared_questions(comparison: RunComparison, per_task: int) -> list[SharedQuestion]:
+    """Return the questions of each task that the rows answer in the most different ways."""
+    found: list[SharedQuestion] = []
     for column in comparison.of_kind(TARGET, SUITE):
         given = [_answers(row, column) for row in comparison.rows]
         known = [answers for answers in given if answers is not None]
@@ -36,10 +36,10 @@ def asked(comparison: Comparison, per_task: int) -> list[Asked]:
         texts = list(zip(*(answers.answers for answers in known), strict=True))
         order = sorted(range(len(texts)), key=lambda n: (-len(set(texts[n])), n))
         chosen = order[:per_task]
-        questions = known[0].questions(chosen)
+        questions = known[0].texts(chosen)
         for n in chosen:
             found.append(
-                Asked(
+                SharedQuestion(
                     column=column,
                     inputs=shortened(questions[n]),
                     target=target_text(known[0].records[n]["target"]),
@@ -50,6 +50,6 @@ def asked(comparison: Comparison, per_task: int) -> list[Asked]:
     return found
 
 
-def _answers(row: Row, column: Column) -> Answers | None:
+def _answers(row: ComparedRow, column: Column) -> TaskAnswers | None:
     run = row.runs[0]
     return (run.targets if column.kind == TARGET else run.suite).get(column.task)

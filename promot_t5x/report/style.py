@@ -1,4 +1,4 @@
-"""How figures look: colours that the colour-blind tell apart, and that are not needed in grey.
+"""How figures look: colors that the color-blind tell apart, and that are not needed in grey.
 
 The palette is Okabe and Ito's (2008), without its yellow, which is too light for lines. Every row
 also has a marker, a dash pattern and a hatch of its own.
@@ -12,24 +12,24 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Style:
-    """What tells one row from another."""
+class RowStyle:
+    """The marks that tell one row from another."""
 
-    colour: str
+    color: str
     marker: str
     dashes: Any
     hatch: str
 
 
 _STYLES = (
-    Style("#7f7f7f", "s", "-", ""),
-    Style("#56B4E9", "^", (0, (4, 2)), "////"),
-    Style("#D55E00", "X", (0, (1, 1.2)), "...."),
-    Style("#0072B2", "o", "-", ""),
-    Style("#009E73", "D", (0, (6, 2, 1, 2)), "xxxx"),
-    Style("#E69F00", "v", (0, (3, 1, 1, 1, 1, 1)), "\\\\\\\\"),
-    Style("#CC79A7", "P", (0, (8, 2)), "++++"),
-    Style("#000000", "*", (0, (2, 3)), "oooo"),
+    RowStyle("#7f7f7f", "s", "-", ""),
+    RowStyle("#56B4E9", "^", (0, (4, 2)), "////"),
+    RowStyle("#D55E00", "X", (0, (1, 1.2)), "...."),
+    RowStyle("#0072B2", "o", "-", ""),
+    RowStyle("#009E73", "D", (0, (6, 2, 1, 2)), "xxxx"),
+    RowStyle("#E69F00", "v", (0, (3, 1, 1, 1, 1, 1)), "\\\\\\\\"),
+    RowStyle("#CC79A7", "P", (0, (8, 2)), "++++"),
+    RowStyle("#000000", "*", (0, (2, 3)), "oooo"),
 )
 
 _SETTINGS: Any = {
@@ -55,16 +55,16 @@ _SETTINGS: Any = {
 }
 
 
-def style(index: int) -> Style:
-    """That of the row at `index`; after eight, the colours come again with other marks."""
+def style(index: int) -> RowStyle:
+    """Return the style of a row; after eight, the colors come again with other marks."""
     lap, place = divmod(index, len(_STYLES))
     marks = _STYLES[(place + 3 * lap) % len(_STYLES)]
-    return dataclasses.replace(marks, colour=_STYLES[place].colour)
+    return dataclasses.replace(marks, color=_STYLES[place].color)
 
 
 @contextlib.contextmanager
 def applied() -> Iterator[None]:
-    """The settings of every figure."""
+    """Apply the settings of every figure."""
     import matplotlib
 
     with matplotlib.rc_context(_SETTINGS):
@@ -72,7 +72,7 @@ def applied() -> Iterator[None]:
 
 
 def svg(figure: Any) -> str:
-    """A figure as an `<svg>` element, the same for the same numbers."""
+    """Return a figure as an `<svg>` element, the same for the same numbers."""
     out = io.StringIO()
     with applied():
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -81,7 +81,7 @@ def svg(figure: Any) -> str:
 
 
 def png(figure: Any) -> bytes:
-    """A figure as a picture, for a README."""
+    """Return a figure as a picture, for a README."""
     out = io.BytesIO()
     with applied():
         figure.savefig(out, format="png", dpi=200, metadata={"Software": None})

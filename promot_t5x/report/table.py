@@ -1,7 +1,8 @@
 """The table of a comparison, for the terminal, Markdown, LaTeX and CSV.
 
 Rows are models, columns the targets, the suite, its mean, the change of the mean and the share of
-answers in the target's format. Each number stands with its 95% interval.
+answers in the target's format. Below the titles stand the score's name and the split; each number
+stands with its 95% interval, and † marks it where its own questions chose the checkpoint.
 """
 
 import csv
@@ -9,56 +10,71 @@ import io
 import math
 from collections.abc import Sequence
 
-from promot_t5x.report.comparison import SUITE, TARGET, Cell, Column, Comparison, Row
-from promot_t5x.report.pairs import Pair
-from promot_t5x.report.rows import number
-from promot_t5x.report.statistics.bootstrap import RESAMPLES, Interval
+from promot_t5x.report.comparison import (
+    CHANGE,
+    SUITE,
+    TARGET,
+    Cell,
+    Column,
+    ComparedRow,
+    RunComparison,
+)
+from promot_t5x.report.pairs import PairedComparison
+from promot_t5x.report.rows import number, signed_number, span
+from promot_t5x.report.statistics.bootstrap import RESAMPLES
+from promot_t5x.report.statistics.scores import MeanScore
 
+SELECTED = "†"
+SCORES = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "bleu": "BLEU",
+    "rouge2": "ROUGE-2",
+    "f1": "F1",
+}
 _GAP = "  "
 _MISSING = "–"
 
 
-def value(cell: Cell | None, column: Column) -> str:
-    """A cell's number, to one decimal; with its sign where it is a change."""
-    return _MISSING if cell is None else _number(cell.value, column)
+def score_name(column: Column) -> str:
+    """Return what a column's score is called; empty where it is no task's."""
+    return SCORES.get(column.score, column.score)
+
+
+def about(column: Column) -> str:
+    """Return the score and the split that a column's numbers are of."""
+    return ", ".join(part for part in (score_name(column), column.split) if part)
+
+
+def value(row: ComparedRow, column: Column) -> str:
+    """Return a row's number to one decimal: with its sign if a change, marked if flattered."""
+    cell = row.cells.get(column)
+    if cell is None:
+        return _MISSING
+    mark = SELECTED if row.selected(column) is not None else ""
+    return _number(cell.value, column) + mark
 
 
 def interval(cell: Cell | None, column: Column) -> str:
-    """A cell's interval, as `41.9–53.4`; empty where there is none."""
-    return "" if cell is None else span(cell.interval, signed=column.kind == "change")
+    """Return a cell's interval, as `41.9–53.4`; empty where there is none."""
+    return "" if cell is None else span(cell.interval, signed=column.kind == CHANGE)
 
 
-def span(ends: Interval, *, signed: bool = False) -> str:
-    """An interval as `41.9–53.4`, or as `-1.2…+3.4` where it is a difference's."""
-    if math.isnan(ends.low):
-        return ""
-    if signed:
-        return f"{signed_number(ends.low)}…{signed_number(ends.high)}"
-    return f"{ends.low:.1f}–{ends.high:.1f}"
-
-
-def signed_number(made: float) -> str:
-    """A difference to one decimal with its sign; none for what rounds to nothing."""
-    text = f"{made:+.1f}"
-    return text[1:] if float(text) == 0 else text
-
-
-def terminal(comparison: Comparison, width: int | None = None) -> str:
-    """Each row's numbers with their intervals below.
+def terminal(comparison: RunComparison, width: int | None = None) -> str:
+    """Return each row's numbers with their intervals below.
 
     **Arguments:**
 
     - `width`: columns that do not fit go into a second block, and so on.
     """
-    heads = ["", *(line for row in comparison.rows for line in (row.label, seeds(row)))]
+    heads = ["", "", *(line for row in comparison.rows for line in (row.label, seeds(row)))]
     first = max(map(len, heads))
     blocks: list[list[list[str]]] = [[]]
     left = width or math.inf
     for column in comparison.columns:
-        lines = [column.title]
+        lines = [column.title, about(column)]
         for row in comparison.rows:
-            cell = row.cells.get(column)
-            lines += [value(cell, column), interval(cell, column)]
+            lines += [value(row, column), interval(row.cells.get(column), column)]
         wide = max(map(len, lines))
         taken = first + sum(len(_GAP) + len(other[0]) for other in blocks[-1])
         if blocks[-1] and taken + len(_GAP) + wide > left:
@@ -73,23 +89,23 @@ def terminal(comparison: Comparison, width: int | None = None) -> str:
     )
 
 
-def markdown(comparison: Comparison) -> str:
-    """A Markdown table whose columns also line up as text."""
-    lines = [["", *(column.title for column in comparison.columns)]]
+def markdown(comparison: RunComparison) -> str:
+    """Return a Markdown table whose columns also line up as text."""
+    columns = comparison.columns
+    lines = [["", *(column.title for column in columns)], ["", *map(about, columns)]]
     for row in comparison.rows:
-        cells = [(row.cells.get(column), column) for column in comparison.columns]
-        lines.append([label(row), *(_with_interval(*cell) for cell in cells)])
+        lines.append([label(row), *(_with_interval(row, column) for column in columns)])
     return markdown_table(lines)
 
 
-def document(comparison: Comparison) -> str:
-    """The Markdown table and what its numbers are: `report.md`."""
+def document(comparison: RunComparison) -> str:
+    """Return the Markdown table and what its numbers are: `report.md`."""
     notes = "\n".join(f"- {line}" for line in legend(comparison))
     return f"{markdown(comparison)}\n\n{notes}\n"
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table, the first row its head, the first column to the left."""
+    """Return rows of cells as a Markdown table, the first row its head."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     return "\n".join(
@@ -104,7 +120,7 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells lined up for a terminal, the first column to the left."""
+    """Return rows of cells lined up for a terminal, the first column to the left."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         _GAP.join(
@@ -115,54 +131,59 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def latex(comparison: Comparison) -> str:
-    """A `tabular` for the package booktabs, intervals as sub- and superscripts."""
+def latex(comparison: RunComparison) -> str:
+    """Return a `tabular` for the package booktabs, intervals as sub- and superscripts."""
     columns = comparison.columns
     lines = [
         f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
         "\\toprule",
         " & ".join(["", *(_escaped(column.title) for column in columns)]) + " \\\\",
+        " & ".join(["", *(_escaped(about(column)) for column in columns)]) + " \\\\",
         "\\midrule",
     ]
     for row in comparison.rows:
-        cells = [_latex_cell(row.cells.get(column), column) for column in columns]
+        cells = [_latex_cell(row, column) for column in columns]
         lines.append(" & ".join([_escaped(label(row)), *cells]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
 
-def tidy_csv(comparison: Comparison) -> str:
-    """A line a number, every score of every task, for a program to read.
+def tidy_csv(comparison: RunComparison) -> str:
+    """Return a line for each number, every score of every task, for a program to read.
 
-    `low` and `high` end the interval over examples, `seeds_low` and `seeds_high` that over seeds.
+    `low` and `high` end the interval that all tables show. `questions_error` and `seeds_error` are
+    the standard errors of its two sources; the latter is empty for a single run. `optimism` is set
+    where the score's own questions chose the checkpoint.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["row", "kind", "task", "score", "value", "low", "high", "seeds", "seeds_low", "seeds_high"]
+        [
+            *("row", "kind", "task", "split", "score", "value", "low", "high", "seeds"),
+            *("questions_error", "seeds_error", "optimism"),
+        ]
     )
     for row in comparison.rows:
-        for kind, task, score, cell in every_score(comparison, row):
-            ends = [*cell.estimate.interval]
-            over = [*cell.seeds.interval] if len(cell.runs) > 1 else []
-            told = [f"{end:.6g}" if math.isfinite(end) else "" for end in (*ends, *over)]
-            told += [""] * (4 - len(told))
+        for column, score, cell in every_score(comparison, row):
+            task = column.tasks[0] if column.kind in (TARGET, SUITE) else column.title
+            optimism = row.selected(column) if score == column.score else None
+            seeds_error = math.sqrt(cell.variance.seeds) if len(row.runs) > 1 else math.nan
+            errors = (math.sqrt(cell.variance.questions), seeds_error, optimism)
             writer.writerow(
                 [
-                    *(row.label, kind, task, score),
-                    f"{cell.value:.6g}",
-                    *(*told[:2], len(cell.runs), *told[2:]),
+                    *(row.label, column.kind, task, column.split, score, _exact(cell.value)),
+                    *(*map(_exact, cell.interval), len(row.runs), *map(_exact, errors)),
                 ]
             )
     return out.getvalue()
 
 
-def every_score(comparison: Comparison, row: Row) -> list[tuple[str, str, str, Cell]]:
-    """(kind, task, score, cell) of each of a row's numbers, secondary scores included."""
-    found = []
+def every_score(comparison: RunComparison, row: ComparedRow) -> list[tuple[Column, str, Cell]]:
+    """Return (column, score, cell) of each of a row's numbers, secondary scores included."""
+    found: list[tuple[Column, str, Cell]] = []
     for column in comparison.columns:
         if column.kind not in (TARGET, SUITE):
             if column in row.cells:
-                found.append((column.kind, "", column.kind, row.cells[column]))
+                found.append((column, column.kind, row.cells[column]))
             continue
         runs = [
             comparison.scores.get((row.label, seed, column.kind, column.task), {})
@@ -170,90 +191,118 @@ def every_score(comparison: Comparison, row: Row) -> list[tuple[str, str, str, C
         ]
         for score in runs[0]:
             if all(score in scores for scores in runs):
-                cell = Cell([scores[score] for scores in runs])
-                found.append((column.kind, column.task, score, cell))
+                cell = MeanScore([{column.task: scores[score]} for scores in runs])
+                found.append((column, score, cell))
     return found
 
 
-def legend(comparison: Comparison) -> list[str]:
-    """What the table's numbers are, a sentence each."""
+def legend(comparison: RunComparison) -> list[str]:
+    """Return what the table's numbers are, a sentence each."""
     lines = [
-        "Scores in percent, with 95% intervals: BCa bootstrap over examples "
-        f"({RESAMPLES:,} resamples, paired across rows)."
+        "Scores in percent, with 95% intervals about the choice of questions: BCa bootstrap "
+        f"({RESAMPLES:,} resamples)."
     ]
-    several = [row for row in comparison.rows if len(row.runs) > 1]
-    if several:
+    if any(len(row.runs) > 1 for row in comparison.rows):
         lines.append(
-            "Rows of several seeds show the mean over seeds and Student's t interval over seeds."
+            "Rows of several seeds show the mean over seeds; their intervals are about the choice "
+            "of seeds and of questions."
         )
-    if comparison.of_kind("change"):
-        lines.append(f"change: of the mean over the suite, from {comparison.baseline}.")
+    for column in comparison.of_kind(CHANGE):
+        of = comparison.columns[comparison.columns.index(column) - 1].title
+        lines.append(f"{column.title}: of the {of} over the suite, from {comparison.baseline}.")
     if comparison.measure is not None and comparison.of_kind("format"):
         titles = [c.title for c in comparison.of_kind(SUITE) if c.task in comparison.measured]
         lines.append(
-            f"target's format: share of answers that are {comparison.measure.said} where these "
-            f"are no right answers; the mean over {', '.join(titles)}."
+            f"target's format: share of answers that are {comparison.measure.description} where "
+            f"these are no right answers; the mean over {', '.join(titles)}."
         )
-    return [*lines, *comparison.notes]
+    return [*lines, *_selected(comparison), *comparison.notes]
 
 
-def pair_lines(found: Pair) -> list[list[str]]:
-    """A pair's differences as rows of cells, the first row their head."""
-    head = ["", found.first, found.second, "difference", "95% interval", "p", "p (Holm)"]
-    lines = [[*head, "lost / won", "shows at 80%", "test"]]
+def _selected(comparison: RunComparison) -> list[str]:
+    """Return the sentence about scores whose questions chose the checkpoint, if there are any."""
+    told = [
+        f"{row.label}, {column.title}: {signed_number(optimism)}"
+        for row in comparison.rows
+        for column in comparison.of_kind(TARGET)
+        if (optimism := row.selected(column)) is not None
+    ]
+    if not told:
+        return []
+    return [
+        f"{SELECTED}: the checkpoint was chosen on the very questions of this score, which is "
+        "therefore too high on average, in percentage points (bootstrap over the choice): "
+        f"{'; '.join(told)}."
+    ]
+
+
+def pair_lines(found: PairedComparison) -> list[list[str]]:
+    """Return a pair's differences as rows of cells, the first row their head."""
+    head = ["", "split", found.first, found.second, "difference", "95% interval", "p", "p (Holm)"]
+    lines = [[*head, "lost / won", "MDE (80%)", "test"]]
     for d in found.differences:
-        changed = "" if d.gained is None else f"{d.lost} / {d.gained}"
+        changed = ""
+        if d.found.changes is not None:
+            gained, lost, _ = d.found.changes
+            changed = f"{lost} / {gained}"
         lines.append(
             [
                 d.column.title,
+                d.column.split,
                 number(d.first),
                 number(d.second),
-                signed_number(d.estimate.value),
-                span(d.interval, signed=True) or _MISSING,
-                p_text(d.p_value),
+                signed_number(d.found.value),
+                span(d.found.interval, signed=True) or _MISSING,
+                p_text(d.found.p_value),
                 p_text(d.adjusted) if not math.isnan(d.adjusted) else "",
                 changed,
-                number(d.smallest) if d.smallest else _MISSING,
-                d.test,
+                number(d.found.detectable),
+                d.found.test,
             ]
         )
     return lines
 
 
 def p_text(p: float) -> str:
-    """A p-value to two or three digits."""
+    """Return a p-value to two or three digits."""
     if math.isnan(p):
         return _MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def label(row: Row) -> str:
-    """A row's name, with the number of its seeds where there are several."""
+def label(row: ComparedRow) -> str:
+    """Return a row's name, with the number of its seeds where there are several."""
     return f"{row.label} ({seeds(row)})" if seeds(row) else row.label
 
 
-def seeds(row: Row) -> str:
-    """How many seeds a row has, where there are several."""
+def seeds(row: ComparedRow) -> str:
+    """Return how many seeds a row has, where there are several."""
     return f"{len(row.runs)} seeds" if len(row.runs) > 1 else ""
 
 
 def _number(made: float, column: Column) -> str:
     if math.isnan(made):
         return _MISSING
-    return signed_number(made) if column.kind == "change" else f"{made:.1f}"
+    return signed_number(made) if column.kind == CHANGE else f"{made:.1f}"
 
 
-def _with_interval(cell: Cell | None, column: Column) -> str:
-    ends = interval(cell, column)
-    return f"{value(cell, column)} ({ends})" if ends else value(cell, column)
+def _exact(made: float | None) -> str:
+    return f"{made:.6g}" if made is not None and math.isfinite(made) else ""
 
 
-def _latex_cell(cell: Cell | None, column: Column) -> str:
+def _with_interval(row: ComparedRow, column: Column) -> str:
+    ends = interval(row.cells.get(column), column)
+    return f"{value(row, column)} ({ends})" if ends else value(row, column)
+
+
+def _latex_cell(row: ComparedRow, column: Column) -> str:
+    cell = row.cells.get(column)
     if cell is None or math.isnan(cell.value):
         return "--"
     low, high = cell.interval
     ends = "" if math.isnan(low) else f"_{{{_number(low, column)}}}^{{{_number(high, column)}}}"
-    return f"${_number(cell.value, column)}{ends}$"
+    mark = "" if row.selected(column) is None else "\\dagger"
+    return f"${_number(cell.value, column)}{mark}{ends}$"
 
 
 def _escaped(text: str) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from promot_t5x.report.answers import Answers
+from promot_t5x.report.answers import TaskAnswers
 from promot_t5x.tasks.metrics import MeanOfExamples
 
 MAX_ANSWERS = 10  # of a target with more distinct answers than this, its words are looked at
@@ -34,7 +34,7 @@ class TargetFormat(MeanOfExamples):
     def shares(
         self, targets: Sequence[Any], predictions: Sequence[Any]
     ) -> Iterable[Sequence[float]]:
-        """Whether each answer is."""
+        """Yield whether each answer is in the format."""
         for prediction in predictions:
             yield (self.has(str(prediction)),)
 
@@ -43,12 +43,12 @@ class TargetFormat(MeanOfExamples):
         parts = answer.split()
         return answer in self.words or (bool(parts) and self.made_of.issuperset(parts))
 
-    def share(self, answers: Answers) -> float:
-        """In percent of a task's answers."""
+    def share(self, answers: TaskAnswers) -> float:
+        """Return the share of a task's answers in the format, in percent."""
         return self(answers.answers, answers.answers)["target_format"]
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """What is counted, in words."""
         kinds = [" or ".join(f"“{word}”" for word in self.words)] if self.words else []
         if self.made_of:
@@ -56,8 +56,8 @@ class TargetFormat(MeanOfExamples):
         return ", or ".join(kinds)
 
 
-def of_targets(targets: Iterable[Answers]) -> TargetFormat | None:
-    """The measure for these targets; None where one of them has no answer format."""
+def of_targets(targets: Iterable[TaskAnswers]) -> TargetFormat | None:
+    """Return the measure for these targets; None where one of them has no answer format."""
     words: set[str] = set()
     made_of: set[str] = set()
     for answers in targets:
@@ -73,12 +73,12 @@ def of_targets(targets: Iterable[Answers]) -> TargetFormat | None:
     return TargetFormat(tuple(sorted(words)), frozenset(made_of))
 
 
-def tells(measure: TargetFormat, suite: Answers) -> bool:
+def tells(measure: TargetFormat, suite: TaskAnswers) -> bool:
     """Whether answers of the target's kind are out of place in a task of the suite."""
     return not any(map(measure.has, _right(suite)))
 
 
-def _right(answers: Answers) -> set[str]:
+def _right(answers: TaskAnswers) -> set[str]:
     right: set[str] = set()
     for record in answers.records:
         target = record["target"]

@@ -7,17 +7,18 @@ from collections.abc import Iterator, Sequence
 import jax
 from etils import epath
 
+from promot_t5x import config
 from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX, absolute, numbered_steps, step_of
 from promot_t5x.checkpoints.steps import complete_steps
-from promot_t5x.config import config
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.evaluator import EvalConfig, Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_AXES
+from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
-from promot_t5x.runs import run_directory
+from promot_t5x.runs import preflight, run_directory
 from promot_t5x.runs.weights import Weights
 from promot_t5x.training.state import Tree, flatten, laid_out, unflatten, with_prompt
 
@@ -61,7 +62,14 @@ def evaluate(
 
     **Returns** the results by the names of those directories.
     """
-    directory = epath.Path(output_dir)
+    preflight.evaluate(
+        model=model,
+        checkpoint_path=checkpoint_path,
+        questions=questions,
+        output_dir=output_dir,
+        prompt_path=prompt_path,
+    )
+    directory = user_path(output_dir, "EVAL_OUTPUT_DIR")
     modes = _prompt_modes(prompt_path, prompt_mode)
     paths = [checkpoint_path] if isinstance(checkpoint_path, str) else list(checkpoint_path)
     checkpoints = find_checkpoints(paths, checkpoint_mode)
@@ -105,7 +113,8 @@ def load(
     partitioner: Partitioner,
 ) -> tuple[Tree, EvalRun]:
     """The parameters of a checkpoint on the mesh, behind a prompt if there is one, and whose
-    answers they give in `directory`."""
+    answers they give in `directory`.
+    """
     plain = model.without_prompt()
     wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
     loaded = weights.read(checkpoint.path, flatten(wanted), seed=0)

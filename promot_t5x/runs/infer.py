@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x.config import config, validation
+from promot_t5x import config
+from promot_t5x.config import validation
 from promot_t5x.data.questions import trim
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean, listed
@@ -23,7 +24,8 @@ from promot_t5x.evaluation.journal import Journal
 from promot_t5x.files import write_json_lines
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import prompt_ids
-from promot_t5x.runs import run_directory
+from promot_t5x.paths import user_path
+from promot_t5x.runs import preflight, run_directory
 from promot_t5x.runs.eval import Checkpoint, load
 from promot_t5x.runs.weights import Weights
 from promot_t5x.tasks import dialects
@@ -66,6 +68,12 @@ class InferConfig:
     def __post_init__(self) -> None:
         validation.check_feature_lengths(self.task_feature_lengths)
         validation.check_positive("InferConfig.batch_size", self.batch_size)
+        validation.check_made("DECODING", self.method)
+        if not hasattr(self.method, "num_decodes"):
+            raise UserError(
+                f"DECODING = {type(self.method).__name__} compares given answers and writes none: "
+                "`infer` takes decoding.Greedy, Sampling or BeamSearch."
+            )
         if self.long_inputs not in LONG_INPUTS:
             raise UserError(
                 f"LONG_INPUTS = {self.long_inputs!r} must be one of {', '.join(LONG_INPUTS)}."
@@ -93,6 +101,13 @@ def infer(
 
     **Raises** `UserError` for bad input, before anything is decoded.
     """
+    preflight.infer(
+        model=model,
+        checkpoint_path=checkpoint_path,
+        questions=questions,
+        output_dir=output_dir,
+        prompt_path=prompt_path,
+    )
     model = model if prompt_path else model.without_prompt()
     weights = Weights(model)
     weights.check(checkpoint_path, {}, "base")
@@ -102,7 +117,7 @@ def infer(
     kept = questions.method.num_decodes if questions.all_decodes else 1
     answerer = Answerer(model, questions.method, questions.batch_size, partitioner, kept=kept)
     answerer.plan(asks)
-    directory = None if output_dir is None else epath.Path(output_dir)
+    directory = None if output_dir is None else user_path(output_dir, "INFER_OUTPUT_DIR")
     if directory is not None:
         run_directory.claim(directory, config.resolved_str())
 
@@ -138,7 +153,7 @@ def read_rows(input_file: str) -> list[Row]:
         text, name = sys.stdin.read(), "standard input"
         as_json = text.lstrip().startswith("{")
     else:
-        path, name = epath.Path(input_file), input_file
+        path, name = user_path(input_file, "INPUT_FILE"), input_file
         if not path.is_file():
             raise UserError(f"INPUT_FILE = {input_file!r}: there is no such file.")
         text, as_json = path.read_text(), path.suffix == ".jsonl"

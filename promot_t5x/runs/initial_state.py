@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_t5x import versions
+from promot_t5x import config, versions
 from promot_t5x.checkpoints import hashing
 from promot_t5x.checkpoints.restoring import Restored
 from promot_t5x.checkpoints.saving import Checkpoints
-from promot_t5x.config import config
 from promot_t5x.data.batches import Batches
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError

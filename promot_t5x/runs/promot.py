@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from promot_t5x.config import config
+from promot_t5x import config
 from promot_t5x.distributed import preemption
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
@@ -23,9 +23,10 @@ from promot_t5x.evaluation.records import EvalRun, TaskResult
 from promot_t5x.files import write_atomically
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_AXES
+from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
 from promot_t5x.report.output import show_run
-from promot_t5x.runs import run_directory
+from promot_t5x.runs import preflight, run_directory
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.train import Trainer
 from promot_t5x.runs.weights import Weights
@@ -94,11 +95,11 @@ def promot(
 
     **Raises** `UserError` for bad input to any stage before the first one starts.
     """
-    directory = epath.Path(model_dir)
+    preflight.promot(
+        model=model, stages=stages, comparison=comparison, model_dir=model_dir, seeds=seeds
+    )
+    directory = user_path(model_dir, "MODEL_DIR")
     by_name = {stage.name: stage for stage in stages}
-    if len(by_name) != len(stages):
-        raise UserError(f"Two stages share a name: {[stage.name for stage in stages]}.")
-    check_seeds(seeds)
     weights = Weights(model, by_name, directory)
     trainers = []
     for index, stage in enumerate(stages):
@@ -132,16 +133,6 @@ def promot(
     if jax.process_index() == 0:
         show_run(directory)
     return rows
-
-
-def check_seeds(seeds: Sequence[int] | None) -> None:
-    """Raise `UserError` unless `seeds` are different whole numbers from 0 on."""
-    if seeds is None:
-        return
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UserError(f"SEEDS = {seeds!r}: give whole numbers from 0 on, as in [0, 1, 2].")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"SEEDS = {seeds!r} names a seed twice.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

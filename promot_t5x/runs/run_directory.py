@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from etils import epath
 
-from promot_t5x.config import config
+from promot_t5x import config
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
 from promot_t5x.files import write_atomically

@@ -57,6 +57,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         validation.check_feature_lengths(self.task_feature_lengths)
         validation.check_positive("BATCH_SIZE", self.batch_size)
+        validation.check_seed("RANDOM_SEED", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,7 @@ class Stage:
         for field in ("train_steps", "eval_period", "microbatches", "keep", "keep_period"):
             if (value := getattr(self, field)) is not None or field not in ("keep", "keep_period"):
                 validation.check_positive(f"stage {self.name!r}: {field}", value)
+        validation.check_seed(f"stage {self.name!r}: RANDOM_SEED", self.random_seed)
         if self.best_mode not in ("max", "min"):
             raise UserError(
                 f"stage {self.name!r}: best_mode must be 'max' or 'min', got {self.best_mode!r}."

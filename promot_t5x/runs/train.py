@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from promot_t5x import config
 from promot_t5x.checkpoints import prompt_file, saving
 from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.config import config
 from promot_t5x.data import batches, sources, store
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
@@ -24,8 +24,9 @@ from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, mean_score
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
-from promot_t5x.runs import initial_state, run_directory
+from promot_t5x.runs import initial_state, preflight, run_directory
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.step_log import StepLog
@@ -48,12 +49,8 @@ def train(
     A stage that was interrupted continues from its newest checkpoint; one that has finished is
     left as it is. **Raises** `UserError` for bad input before anything is written.
     """
-    directory = epath.Path(model_dir)
-    if stage.suite and not stage.suite_period:
-        raise UserError(
-            "SUITE names tasks to evaluate while the stage trains, but not how often: set "
-            "SUITE_EVAL_PERIOD, in steps."
-        )
+    preflight.train(model=model, stage=stage, model_dir=model_dir)
+    directory = user_path(model_dir, "MODEL_DIR")
     trainer = Trainer(model, stage, Weights(model), partitioner)
     run_directory.claim(directory, config.resolved_str())
     return trainer.run(directory, run_directory.token_cache(directory))
@@ -62,7 +59,7 @@ def train(
 def describe(
     task: sources.BoundTask,
     split: str,
-    examples: store.ExampleStore,
+    examples: store.Store,
     trimmed: Mapping[str, int],
 ) -> str:
     """How many examples a store holds, and how many lost what."""

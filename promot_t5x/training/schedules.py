@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
+from promot_t5x.config import validation
 from promot_t5x.errors import UserError, did_you_mean
 
 Schedule = Callable[[Real[ArrayLike, ""]], Float[Array, ""]]
@@ -63,7 +64,9 @@ def create_learning_rate_scheduler(
 
     Raises:
       UserError: an unknown factor, or a step count below 1 that a factor divides by.
+
     """
+    validation.check_rate("LEARNING_RATE (base_learning_rate)", base_learning_rate)
     names = [name.strip() for name in factors.split("*")]
     _check_names(names, factors)
     _check_divisors(

@@ -6,12 +6,12 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from scan_helpers import scan_params
 
 from promot_t5x.checkpoints.formats import layouts, shape
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout, Relaid
 from promot_t5x.checkpoints.formats.source import ParamSource, as_stored, nbytes
 from promot_t5x.errors import UserError
-from promot_t5x.network import scan
 from promot_t5x.network.transformer import T5Config, param_shapes
 
 CONFIG = T5Config(
@@ -72,7 +72,7 @@ def per_layer():
 
 def scalable(params):
     """What T5X's scalable network has: made here by hand."""
-    flat = flatten_dict(scan.scan_params(params, CONFIG), sep="/")
+    flat = flatten_dict(scan_params(params), sep="/")
     for path, leaf in flat.items():
         if "attention/" in path and path.endswith("kernel"):
             if path.endswith("out/kernel"):  # [joined, layers, embed]
@@ -92,7 +92,7 @@ def test_as_stored_is_the_source_itself(shared):
 
 
 def test_stacking_and_splitting_are_those_of_scan(shared):
-    scanned = scan.scan_params(shared, CONFIG)
+    scanned = scan_params(shared)
     assert_equal(read(Relaid(Held(shared), Layout(scanned=True))), flatten_dict(scanned, sep="/"))
     source = Held(scanned)
     found = read(Relaid(source, Layout(scanned=False)))
@@ -111,7 +111,7 @@ def test_scalable_t5_both_ways(per_layer):
 
     source = Held(unflatten_dict(theirs, sep="/"))
     assert_equal(read(Relaid(source, Layout(scanned=False))), flatten_dict(per_layer, sep="/"))
-    ours = flatten_dict(scan.scan_params(per_layer, CONFIG), sep="/")
+    ours = flatten_dict(scan_params(per_layer), sep="/")
     assert_equal(read(Relaid(source, Layout(scanned=True, bias_per_layer=True))), ours)
     assert_equal(read(Relaid(source, Layout())), ours)
     assert_equal(read(Relaid(source, layouts.SCALABLE_T5)), theirs)
@@ -150,7 +150,7 @@ def test_types_and_shardings_are_those_asked_for(shared):
     shape_ = laid.shapes[path].shape
     found = laid.read({path: jax.ShapeDtypeStruct(shape_, "bfloat16", sharding=rows)})[path]
     assert (found.sharding, found.dtype) == (rows, "bfloat16")
-    expected = flatten_dict(scan.scan_params(shared, CONFIG), sep="/")[path]
+    expected = flatten_dict(scan_params(shared), sep="/")[path]
     np.testing.assert_array_equal(np.asarray(found), expected.astype("bfloat16"))
 
 
@@ -165,7 +165,7 @@ def test_prompts_of_prompt_tuning_become_ours(shared):
 
 
 def test_batches_are_bounded_and_keep_a_stored_array_together(shared):
-    laid = Relaid(Held(scan.scan_params(shared, CONFIG)), Layout(scanned=False))
+    laid = Relaid(Held(scan_params(shared)), Layout(scanned=False))
     limit = 4096
     parts = layouts.batches(laid, laid.shapes, limit)
     assert sorted(p for part in parts for p in part) == sorted(laid.shapes)

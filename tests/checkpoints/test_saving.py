@@ -67,7 +67,7 @@ def test_round_trip_is_bit_exact(tmp_path):
 @pytest.mark.parametrize(
     "optimiser",
     [optax.adam(1e-3), optax.adafactor(1e-3), optax.sgd(0.1)],
-    ids="adam adafactor sgd".split(),
+    ids=["adam", "adafactor", "sgd"],
 )
 def test_optax_states_round_trip(tmp_path, optimiser):
     params = {"a": jnp.ones((4, 4)), "b": {"c": jnp.ones(3)}}
@@ -222,7 +222,7 @@ def test_wrong_bytes_name_the_array(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "harm", [flip, cut, lambda path: path.unlink()], ids="flip cut gone".split()
+    "harm", [flip, cut, lambda path: path.unlink()], ids=["flip", "cut", "gone"]
 )
 def test_damaged_manifest_is_passed_over_and_replaced(tmp_path, harm):
     save(tmp_path, 10, 20)
@@ -286,9 +286,16 @@ def as_if_saved_in_float64(step_dir):
         (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda d: shutil.rmtree(d / "state"), "target/decoder/kernel"),
     ],
-    ids=(
-        "flipped cut no_files no_commit flipped_manifest garbled_manifest no_manifest no_state"
-    ).split(),
+    ids=[
+        "flipped",
+        "cut",
+        "no_files",
+        "no_commit",
+        "flipped_manifest",
+        "garbled_manifest",
+        "no_manifest",
+        "no_state",
+    ],
 )
 def test_every_kind_of_damage_is_named_and_passed_over(tmp_path, harm, named):
     save(tmp_path, 10, 20)

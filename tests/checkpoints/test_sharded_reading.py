@@ -5,13 +5,13 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from scan_helpers import scan_params
 
 from promot_t5x.checkpoints.formats import read_arrays
 from promot_t5x.checkpoints.formats.t5x import T5xLegacyCheckpoint
 from promot_t5x.checkpoints.formats.t5x_writing import write_inline
 from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.distributed.partitioning import Partitioner, standard_logical_axis_rules
-from promot_t5x.network import scan
 from promot_t5x.runs.weights import Weights
 from promot_t5x.training import state
 
@@ -53,7 +53,7 @@ def test_every_device_holds_its_part_in_the_dtype_asked_for(stored, partitioner,
     found = read_sharded(Stored(stored), like)
     whole = state.unflatten(stored)
     if scanned:
-        whole = scan.scan_params(whole, model.config)
+        whole = scan_params(whole)
     assert found.keys() == like.keys()
     for path, array in state.flatten(whole).items():
         assert found[path].sharding == like[path].sharding, path

@@ -4,40 +4,43 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import gin_helpers
 import pytest
 
+from promot_t5x import config
 from promot_t5x.cli import main
-from promot_t5x.cli.commands import VERBS, Verb
-from promot_t5x.config import config
+from promot_t5x.cli.commands import COMMANDS, Command
 
 HEADER = "from __gin__ import dynamic_registration\nimport gin_helpers\n"
 RUN = HEADER + (
     "gin_helpers.drill:\n    model = %MODEL\n    batch_size = %BATCH_SIZE\n"
-    "MODEL = @gin_helpers.Model()\ngin_lab.Model.width = 7\nBATCH_SIZE = %gin.REQUIRED\n"
+    "MODEL = @gin_helpers.Model()\ngin_helpers.Model.width = 7\nBATCH_SIZE = %gin.REQUIRED\n"
 )
 
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """Verbs that run gin_helpers's functions; the current directory holds run.gin."""
+    """Commands that run gin_helpers's functions; the current directory holds run.gin."""
     targets = {"train": "drill"} | {name: name for name in ("letters", "interrupted", "broken")}
-    verbs = tuple(
-        Verb(name=name, help="a test", target=f"gin_helpers:{target}", macros=VERBS[0].macros)
+    commands = tuple(
+        Command(name=name, help="a test", target=f"gin_helpers:{target}", macros=COMMANDS[0].macros)
         for name, target in targets.items()
     )
-    monkeypatch.setattr(main, "VERBS", verbs)
+    monkeypatch.setattr(main, "COMMANDS", commands)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gin_helpers.calls.clear()
     (tmp_path / "run.gin").write_text(RUN)
     (tmp_path / "empty.gin").write_text("")
     return tmp_path
 
 
-def gin_verbs():
-    return [verb for verb in VERBS if verb.takes_gin]
+def gin_commands():
+    return [command for command in COMMANDS if command.takes_gin]
 
 
 # -------------------------------------------------------------------------------- pages
@@ -57,32 +60,32 @@ def test_help_imports_nothing_heavy(words):
     assert done.stdout.startswith("usage: promot-t5x")
 
 
-def test_overview_names_every_listed_verb(capsys):
+def test_overview_names_every_command(capsys):
     assert main.main([]) == 0
     page = capsys.readouterr().out
-    for verb in VERBS:
-        assert (f"\n  {verb.name} " in page) == verb.listed
+    for command in COMMANDS:
+        assert f"\n  {command.name} " in page
 
 
-@pytest.mark.parametrize("verb", gin_verbs(), ids=lambda verb: verb.name)
-def test_page_has_flags_values_examples_and_results(verb, capsys):
+@pytest.mark.parametrize("command", gin_commands(), ids=lambda command: command.name)
+def test_page_has_flags_values_examples_and_results(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main.main([verb.name, "--help"])
+        main.main([command.name, "--help"])
     page = capsys.readouterr().out
     assert stop.value.code == 0
     for wanted in ("--gin_file", "--gin.NAME", "--dry_run", "Results, under", "examples:"):
         assert wanted in page
-    for macro in verb.macros:
+    for macro in command.macros:
         assert re.search(rf"{macro.name} +{re.escape(macro.meaning)}", page)
     assert max(map(len, page.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("verb", gin_verbs(), ids=lambda verb: verb.name)
-def test_pages_tell_the_truth_about_the_shipped_files(verb):
+@pytest.mark.parametrize("command", gin_commands(), ids=lambda command: command.name)
+def test_pages_tell_the_truth_about_the_shipped_files(command):
     """Every shipped file that an example names exists and takes the values that the page lists."""
     shipped = [
         name
-        for example in verb.examples
+        for example in command.examples
         for name in re.findall(r"--gin_file=((?:models|runs|demo)/\S+)", example)
     ]
     texts = []
@@ -90,7 +93,7 @@ def test_pages_tell_the_truth_about_the_shipped_files(verb):
         config.parse([name])
         texts.append(config.resolved_str())
     together = "\n".join(texts)
-    for macro in verb.macros:
+    for macro in command.macros:
         found = re.findall(rf"^{macro.name} = (.*)$", together, re.MULTILINE)
         assert found, macro.name
         if macro.default is None:
@@ -99,9 +102,9 @@ def test_pages_tell_the_truth_about_the_shipped_files(verb):
             assert macro.default in found, macro.name
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_every_verb_has_its_function(verb):
-    assert callable(main._load(verb))
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_its_function(command):
+    assert callable(main._load(command.target))
 
 
 def test_version(capsys):
@@ -109,7 +112,7 @@ def test_version(capsys):
     assert re.match(r"promot-t5x \d+\.\d+", capsys.readouterr().out)
 
 
-# ------------------------------------------------------------------------------ gin verbs
+# ------------------------------------------------------------------------------ gin commands
 
 
 def test_gin_flags_reach_the_function_and_nothing_is_printed(lab, capsys):
@@ -138,10 +141,16 @@ def test_dry_run_prints_what_would_run_and_stops(lab, capsys):
     words = ["train", "--gin_file=run.gin", "--gin.BATCH_SIZE=4", "--dry_run"]
     assert main.main(words) == 0
     first = capsys.readouterr().out
-    assert "BATCH_SIZE = 4" in first and gin_helpers.calls == []
+    assert gin_helpers.calls == []
+    assert "BATCH_SIZE = 4  # command line\n" in first
+    assert "gin_helpers.drill.batch_size = %BATCH_SIZE  # run.gin:5\n" in first
     (lab / "again.gin").write_text(first)
     assert main.main(["train", "--gin_file=again.gin", "--dry_run"]) == 0
-    assert capsys.readouterr().out == first
+    again = capsys.readouterr().out
+    assert "BATCH_SIZE = 4  # " in again
+    assert [line.partition("  # ")[0] for line in again.splitlines()] == [
+        line.partition("  # ")[0] for line in first.splitlines()
+    ]
 
 
 def test_dry_run_checks_too(lab, capsys):
@@ -173,10 +182,10 @@ def test_tfds_data_dir_is_known_before_anything_is_imported(lab, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    ("words", "said"),
     [
-        (["tarin"], "there is no verb 'tarin'. Did you mean 'train'?"),
-        (["--gin_file=run.gin"], "name a verb before --gin_file=run.gin"),
+        (["tarin"], "there is no command 'tarin'. Did you mean 'train'?"),
+        (["--gin_file=run.gin"], "name a command before --gin_file=run.gin"),
         (["train"], "train needs a configuration: --gin_file=FILE"),
         (["train", "--gin_flie=x"], "'--gin_flie=x'. Did you mean '--gin_file'?"),
         (["train", "run.gin"], "train does not take 'run.gin'"),
@@ -211,9 +220,16 @@ def test_interruption(lab, capsys):
     assert capsys.readouterr().err == "promot-t5x: interrupted\n"
 
 
-def test_faults_of_the_program_are_not_hidden(lab):
-    with pytest.raises(RuntimeError, match="a fault"):
-        main.main(["broken", "--gin_file=empty.gin"])
+def test_a_fault_of_the_program_is_one_message_and_a_log(lab, capsys):
+    assert main.main(["broken", "--gin_file=empty.gin"]) == 1
+    err = capsys.readouterr().err
+    assert "RuntimeError: a fault" in err
+    assert "Traceback (most" not in err
+    log = Path(re.search(r"The traceback is in (\S+\.log);", err)[1])
+    assert log.is_relative_to(lab)
+    text = log.read_text()
+    assert text.startswith("promot-t5x broken --gin_file=empty.gin\n")
+    assert 'raise RuntimeError("a fault")' in text
 
 
 def test_a_reader_that_stops_early_is_no_fault():

@@ -9,8 +9,8 @@ import gin
 import jax
 import pytest
 
+from promot_t5x import config
 from promot_t5x.checkpoints import pretrained_names
-from promot_t5x.config import config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import transformer
 from promot_t5x.runs import promot

@@ -6,6 +6,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
+from promot_t5x.data import cache_folder, example_store
 from promot_t5x.data import store as store_module
 from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.data.store import StderrProgress, TokenisingProgress, open_store
@@ -34,7 +35,8 @@ def test_tokens_are_those_of_seqio(vocabulary):
     expected = [(row["inputs"].tolist(), row["targets"].tolist()) for row in dataset]
     assert contents(store) == expected and len(store) == 30
     assert vocabulary.decode(expected[7][0][:-1]) == "say 343" and expected[7][0][-1] == 1
-    assert store.lengths("inputs").tolist() == [len(inputs) for inputs, _ in expected]
+    lengths = store.lengths(np.array([7, 3]))["inputs"].tolist()
+    assert lengths == [len(expected[7][0]), len(expected[3][0])]
     assert store.max_token == max(max(map(max, row)) for row in expected)
     assert store.eos_ids == {"inputs": 1, "targets": 1}
     with pytest.raises(IndexError, match="cubes/train has 30 examples"):
@@ -108,7 +110,7 @@ def test_a_task_that_asks_for_lengths_gets_them_and_is_kept_apart(vocabulary, tm
         lengths = {"inputs": room, "targets": 8}
         store = open_store(cut, "train", cache_dir=tmp_path, text_lengths=lengths)
         # The EOS is on top: trimming to the room, and counting it, is left to the batches.
-        assert store.lengths("inputs").max() == room + 1
+        assert store.lengths(store.sample)["inputs"].max() == room + 1
         assert len(list(tmp_path.iterdir())) == folders
     with pytest.raises(UserError, match="'cubes_cut' asks for `sequence_length`"):
         open_store(cut, "train", cache_dir=tmp_path)
@@ -140,13 +142,13 @@ def test_a_build_that_dies_leaves_no_store(vocabulary, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_write", dies)
+        patch.setattr(cache_folder, "write_array", dies)
         with pytest.raises(KeyboardInterrupt):
             open_store(cubes, "train", cache_dir=tmp_path)
     assert all(path.name.startswith(".building-") for path in tmp_path.iterdir())
     assert len(open_store(cubes, "train", cache_dir=tmp_path)) == 30
     # What the dead build left is swept away a day later.
-    monkeypatch.setattr(store_module, "_ABANDONED_SEC", -1)
+    monkeypatch.setattr(cache_folder, "_ABANDONED_SEC", -1)
     open_store(cubes, "validation", cache_dir=tmp_path)
     assert not list(tmp_path.glob(".building-*"))
 
@@ -161,14 +163,14 @@ def test_builders_side_by_side_agree_on_one_store(vocabulary, tmp_path):
     for builder in builders:
         builder.join(60)
     assert [builder.exitcode for builder in builders] == [0, 0]
-    assert contents(store_module._load(folder)) == contents(store)
+    assert contents(example_store.load(folder)) == contents(store)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def save_often(store, folder):
     for _ in range(20):
-        store_module._save(store, folder)
-        assert store_module._load(folder) is not None
+        example_store.save(store, folder)
+        assert example_store.load(folder) is not None
 
 
 def test_errors_name_task_and_split(vocabulary, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
+from scan_helpers import scan_params
 
 from promot_t5x.decoding import decoder as decoding
 from promot_t5x.decoding import likelihood
@@ -18,7 +19,6 @@ from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.decoding.length_buckets import batches_by_length, choose_input_lengths
 from promot_t5x.decoding.search import BeamSearch, Greedy, Sampling
 from promot_t5x.errors import UserError
-from promot_t5x.network.scan import scan_params
 from promot_t5x.network.transformer import T5Config, Transformer
 
 LENGTH = 12
@@ -89,7 +89,7 @@ def test_decodes_are_upstreams(golden, kind):
 @pytest.mark.parametrize("kind", ["greedy", "beam4"])
 def test_a_scanned_network_decodes_the_same(t5_1_1, kind):
     config = t5_1_1.module.config.replace(scan_layers=True)
-    params = scan_params(t5_1_1.params, config)
+    params = scan_params(t5_1_1.params)
     t5_1_1.assert_upstreams(kind, decode(Transformer(config), params, t5_1_1.inputs, METHODS[kind]))
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import run_helpers
 
-from promot_t5x import versions
+from promot_t5x import config, versions
 from promot_t5x.checkpoints import hashing
 from promot_t5x.checkpoints.opening import open_checkpoint
-from promot_t5x.config import config
 from promot_t5x.data import tokenise
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes
@@ -29,7 +28,7 @@ BEGINNING = """
 import sys
 sys.path += ["tests/demo", "tests/helpers"]
 import test_tiny_base
-from promot_t5x.config import config
+from promot_t5x import config
 from promot_t5x.data import store
 from promot_t5x.runs import train
 store.tokenised = test_tiny_base.tokenised

@@ -15,10 +15,10 @@ from engine_helpers import (
     tiny_model,
     training_batches,
 )
+from scan_helpers import scan_params
 
 from promot_t5x.errors import UserError
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network import scan
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.network.transformer import Transformer
 from promot_t5x.training import state
@@ -83,7 +83,7 @@ def test_unscanned_is_the_form_of_checkpoints(shallow):
     params = random_params(shallow)
     batch = arrays(training_batches(shallow.config, 1)[0])
     expected = sums_of(shallow)(params, batch)
-    got = sums_of(scanned)(scan.scan_params(params, scanned.config), batch)
+    got = sums_of(scanned)(scan_params(params), batch)
     np.testing.assert_allclose(np.array(got), np.array(expected), rtol=1e-5)
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from scan_helpers import scan_params
 
 from promot_t5x.errors import UserError
-from promot_t5x.network.prompt import PROMPT_PATH, check_ids, prompt_ids
-from promot_t5x.network.scan import scan_params
+from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.network.transformer import T5Config, Transformer, initial_params, param_axes
 
 PLAIN = T5Config(
@@ -74,7 +74,7 @@ def test_the_rest_of_the_tree_is_the_plain_networks(params):
 def test_without_virtual_ids_the_network_is_the_plain_one(params, texts, scan, dtype):
     prompted = PROMPTED.replace(scan_layers=scan, dtype=dtype)
     if scan:
-        params = scan_params(params, prompted)
+        params = scan_params(params)
     plain = PLAIN.replace(scan_layers=scan, dtype=dtype)
     np.testing.assert_array_equal(
         logits(prompted, params, *texts), logits(plain, without_prompt(params), *texts)
@@ -147,16 +147,3 @@ def test_prompt_ids():
     for prompt in (3, -1):
         with pytest.raises(UserError, match=f"no prompt {prompt}: .* is 3"):
             prompt_ids(PROMPTED, prompt)
-
-
-def test_ids_without_an_embedding_are_refused():
-    good = np.array([[0, 1, 39], [40, 51, 3]], np.int32)
-    check_ids(good, PROMPTED)
-    with pytest.raises(UserError, match=r"id 40 is outside 0 \.\.\. 39"):
-        check_ids(good, PLAIN)
-    with pytest.raises(UserError, match=r"id 40 is outside 0 \.\.\. 39"):
-        check_ids(good, PROMPTED, virtual=False)
-    with pytest.raises(UserError, match=r"id 52 is outside 0 \.\.\. 51.*3 prompts of 4 vectors"):
-        check_ids(np.array([52]), PROMPTED)
-    with pytest.raises(UserError, match="id -1"):
-        check_ids(np.array([5, -1]), PROMPTED)

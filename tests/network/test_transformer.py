@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from scan_helpers import scan_params, unscan_params
 
 from promot_t5x.errors import UserError
 from promot_t5x.network.attention import Attention
 from promot_t5x.network.layers import OffsetBiasInit, RelativePositionBias, relative_position_bucket
-from promot_t5x.network.scan import scan_params, unscan_params
 from promot_t5x.network.transformer import (
     T5Config,
     Transformer,
@@ -161,12 +161,12 @@ def test_initial_values_have_t5s_scales():
 )
 def test_scanning_and_recomputing_change_no_number(t5_1_1, plain, scan, policy):
     config = t5_1_1.config.replace(scan_layers=scan, remat_policy=policy)
-    params = scan_params(t5_1_1.params, config) if scan else t5_1_1.params
+    params = scan_params(t5_1_1.params) if scan else t5_1_1.params
     (loss, logits), grads = value_and_grads(config, params, *t5_1_1.batch("packed"))
     (plain_loss, plain_logits), plain_grads = plain
     assert relative_error(logits, plain_logits) <= 1e-6
     assert relative_error(loss, plain_loss) <= 1e-6
-    assert_trees_close(unscan_params(grads, config) if scan else grads, plain_grads, 2e-6)
+    assert_trees_close(unscan_params(grads) if scan else grads, plain_grads, 2e-6)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -176,7 +176,7 @@ def test_recomputing_keeps_less(t5_1_1, scan):
     kept = {}
     for policy in ("none", "minimal", "full"):
         config = t5_1_1.config.replace(scan_layers=scan, remat_policy=policy)
-        params = scan_params(t5_1_1.params, config) if scan else t5_1_1.params
+        params = scan_params(t5_1_1.params) if scan else t5_1_1.params
 
         def forward(params, config=config):
             return Transformer(config).apply({"params": params}, **batch, enable_dropout=False)
@@ -256,7 +256,7 @@ def decode_by_steps(module, params, cache, encoded, sources, ids, **options):
 @pytest.mark.parametrize("scan", [False, True])
 def test_decoding_by_steps_equals_the_full_pass(t5_1_1, scan):
     config = t5_1_1.config.replace(scan_layers=scan)
-    params = scan_params(t5_1_1.params, config) if scan else t5_1_1.params
+    params = scan_params(t5_1_1.params) if scan else t5_1_1.params
     module = Transformer(config)
     assert module.scan_layers is scan
     batch, _ = t5_1_1.batch("unpacked")
@@ -296,7 +296,7 @@ def test_a_bias_in_every_layer(t5_1_1, plain, scan):
     config, params = per_layer(t5_1_1)
     config = config.replace(scan_layers=scan)
     shapes = jax.tree.map(lambda leaf: leaf.shape, param_shapes(config))
-    params = scan_params(params, config) if scan else params
+    params = scan_params(params) if scan else params
     assert jax.tree.map(np.shape, params) == shapes
     if scan:
         path = ("decoder", "decoder", "relpos_bias", "rel_embedding")
@@ -306,7 +306,7 @@ def test_a_bias_in_every_layer(t5_1_1, plain, scan):
     (plain_loss, plain_logits), plain_grads = plain
     assert relative_error(loss, plain_loss) <= 1e-6
     assert relative_error(logits, plain_logits) <= 1e-6
-    flat = flatten_dict(unscan_params(grads, config) if scan else grads, sep="/")
+    flat = flatten_dict(unscan_params(grads) if scan else grads, sep="/")
     for stack in ("encoder", "decoder"):
         parts = [flat.pop(f"{stack}/layers_{i}/relpos_bias/rel_embedding") for i in range(2)]
         assert relative_error(parts[0], parts[1]) > 0.1
@@ -318,7 +318,7 @@ def test_a_bias_in_every_layer(t5_1_1, plain, scan):
 def test_decoding_with_a_bias_in_every_layer(t5_1_1, scan):
     config, params = per_layer(t5_1_1, repeated=False)
     config = config.replace(scan_layers=scan)
-    params = scan_params(params, config) if scan else params
+    params = scan_params(params) if scan else params
     batch, _ = t5_1_1.batch("unpacked")
     sources, ids = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
     targets = np.where(ids == 0, 7, ids)  # no padding: a decoding step never sees any
@@ -333,7 +333,7 @@ def test_decoding_with_a_bias_in_every_layer(t5_1_1, scan):
 @pytest.mark.parametrize(("scan", "beams"), [(False, 1), (False, 3), (True, 3)])
 def test_beams_share_keys_and_values(t5_1_1, scan, beams):
     config = t5_1_1.config.replace(scan_layers=scan)
-    params = scan_params(t5_1_1.params, config) if scan else t5_1_1.params
+    params = scan_params(t5_1_1.params) if scan else t5_1_1.params
     module = Transformer(config)
     batch, _ = t5_1_1.batch("unpacked")
     sources = batch["encoder_input_tokens"][:2]
@@ -376,7 +376,7 @@ def test_hidden_and_logits_are_the_call_in_two(golden):
 @pytest.mark.parametrize("scan", [False, True])
 def test_bfloat16_activations(t5_1_1, scan):
     config = t5_1_1.config.replace(dtype="bfloat16", scan_layers=scan, remat_policy="minimal")
-    params = scan_params(t5_1_1.params, config) if scan else t5_1_1.params
+    params = scan_params(t5_1_1.params) if scan else t5_1_1.params
     batch, weights = t5_1_1.batch("packed")
     (_, logits), grads = value_and_grads(config, params, batch, weights)
     assert logits.dtype == jnp.float32
@@ -413,7 +413,7 @@ def test_attention_logits_in_float32(precise):
 @pytest.mark.parametrize("scan", [False, True])
 def test_dropout_is_drawn_from_its_rng_alone(t5_1_1, scan):
     config = t5_1_1.config.replace(dropout_rate=0.3, scan_layers=scan, remat_policy="full")
-    params = scan_params(t5_1_1.params, config) if scan else t5_1_1.params
+    params = scan_params(t5_1_1.params) if scan else t5_1_1.params
     batch, _ = t5_1_1.batch("unpacked")
 
     @jax.jit

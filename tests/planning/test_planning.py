@@ -19,9 +19,8 @@ from engine_helpers import (
     tiny_config,
 )
 
-from promot_t5x import decoding
+from promot_t5x import config, decoding
 from promot_t5x.cli import main
-from promot_t5x.config import config
 from promot_t5x.errors import UserError
 from promot_t5x.planning import (
     cache,

@@ -15,6 +15,7 @@ from report_helpers import cell, command, compare
 
 from promot_t5x.errors import UserError
 from promot_t5x.report import pairs, table
+from promot_t5x.report.statistics import scores
 from promot_t5x.tasks import metrics
 
 
@@ -94,7 +95,8 @@ def test_numbers_on_real_rows_are_those_of_the_records(real):
         means += [score] if title != "rte" else []
     assert cell(made, "standard fine-tuning", "mean").value == pytest.approx(np.mean(means))
     share = cell(made, "standard fine-tuning", "target's format")
-    assert share.value == pytest.approx(np.mean(list(shares.values()))) and share.value > 50
+    assert share.value == pytest.approx(np.mean(list(shares.values())))
+    assert share.value > 50
     change = cell(made, "standard fine-tuning", "change")
     base = cell(made, "pretrained", "mean")
     assert change.value == pytest.approx(np.mean(means) - base.value)
@@ -109,17 +111,18 @@ def test_a_pair_on_real_rows_is_what_the_records_say(real):
         for row in ("pretrained", "ProMoT")
     ]
     cb = by_title["cb"]
-    assert cb.test == pairs.MCNEMAR
-    assert (cb.gained, cb.lost) == (
+    assert cb.found.test == scores.MCNEMAR
+    assert cb.found.changes == (
         (right[1] & ~right[0]).sum(),
         (right[0] & ~right[1]).sum(),
+        len(right[0]),
     )
-    assert by_title["wmt16_ende"].test == by_title["xsum"].test == pairs.BOOTSTRAP
-    assert by_title["triviaqa"].test == pairs.MCNEMAR
+    assert by_title["wmt16_ende"].found.test == by_title["xsum"].found.test == scores.QUESTIONS
+    assert by_title["triviaqa"].found.test == scores.MCNEMAR
     suite = [d for d in made.differences if d.column.kind == "suite"]
-    smallest = min(suite, key=lambda d: d.p_value)
-    assert smallest.adjusted == pytest.approx(min(1, 8 * smallest.p_value))
-    assert all(d.adjusted >= d.p_value for d in suite)
+    smallest = min(suite, key=lambda d: d.found.p_value)
+    assert smallest.adjusted == pytest.approx(min(1, 8 * smallest.found.p_value))
+    assert all(d.adjusted >= d.found.p_value for d in suite)
 
 
 def test_the_same_records_give_the_same_report(toy):
@@ -131,30 +134,37 @@ def test_the_same_records_give_the_same_report(toy):
     )
 
 
-def test_seeds_are_apart_from_examples(seeds):
+def test_seeds_and_questions_both_count(seeds):
     made = compare(seeds)
     assert [row.label for row in made.rows] == ["pretrained", "standard fine-tuning", "ProMoT"]
     assert [len(row.runs) for row in made.rows] == [1, 3, 3]
     mean = cell(made, "ProMoT", "mean")
-    values = [run.value for run in mean.runs]
-    assert mean.value == pytest.approx(np.mean(values))
-    reach = 4.30265 * np.std(values, ddof=1) / 3**0.5  # Student's t with two degrees of freedom
-    assert mean.interval == pytest.approx((mean.value - reach, mean.value + reach), rel=1e-5)
-    assert mean.estimate.interval != mean.interval
-    # Each seed's change is from the one pretrained model.
-    change = cell(made, "ProMoT", "change")
-    base = cell(made, "pretrained", "mean").value
-    assert [run.value for run in change.runs] == pytest.approx([v - base for v in values])
+    assert mean.value == pytest.approx(np.mean(mean.values))
+    assert mean.variance.seeds == pytest.approx(np.var(mean.values, ddof=1) / 3)
+    # Both sources count, and no score is outside of the scale.
+    assert mean.interval.low < mean.value - 1.9 * mean.variance.questions**0.5
+    assert all(
+        0 <= end <= 100 for row in made.rows for end in cell(made, row.label, "toy").interval
+    )
 
     paired = pairs.pair(made, "standard fine-tuning", "ProMoT")
-    (difference,) = (d for d in paired.differences if d.column.kind == "mean")
-    of = [[run.value for run in cell(made, r.label, "mean").runs] for r in made.rows[1:]]
+    (difference,) = (d.found for d in paired.differences if d.column.kind == "mean")
+    of = [cell(made, row.label, "mean").values for row in made.rows[1:]]
     each = np.subtract(of[1], of[0])
-    assert difference.test == pairs.PAIRED_SEEDS
-    assert difference.seeds.mean == pytest.approx(each.mean())
-    assert difference.seeds.standard_error == pytest.approx(each.std(ddof=1) / 3**0.5)
-    against = pairs.pair(made, "pretrained", "ProMoT").differences[0]
-    assert against.test == pairs.ONE_SAMPLE and against.gained is None
+    assert difference.test == scores.PAIRED_SEEDS
+    assert difference.value == pytest.approx(each.mean())
+    assert difference.values == pytest.approx(each)
+    assert difference.variance.seeds == pytest.approx(each.var(ddof=1) / 3)
+    against = pairs.pair(made, "pretrained", "ProMoT").differences[0].found
+    assert against.test == scores.ONE_SIDE
+    assert against.changes is None
+    # The change is the difference from the one pretrained model, wherever it is shown.
+    change = cell(made, "ProMoT", "change")
+    base = cell(made, "pretrained", "mean").value
+    assert change.value == pytest.approx(mean.value - base)
+    mean_row = pairs.pair(made, "pretrained", "ProMoT").differences[-2]
+    assert mean_row.column.kind == "mean"
+    assert mean_row.found == change
 
 
 def test_runs_of_equal_labels_are_seeds(toy, tmp_path):
@@ -168,7 +178,8 @@ def test_the_format_counts_where_it_is_out_of_place(real):
     made = compare(real)
     assert made.measure.words == ("False", "True")
     # CB and WiC are answered with the target's words by right.
-    assert not {"cb_1shot", "wic_1shot"} & set(made.measured) and len(made.measured) == 6
+    assert not {"cb_1shot", "wic_1shot"} & set(made.measured)
+    assert len(made.measured) == 6
 
 
 def test_a_format_may_be_made_of_words(tmp_path):
@@ -217,13 +228,15 @@ def test_metrics_of_ones_own(tmp_path):
     right = [r["prediction"].split()[0] == r["target"].split()[0] for r in found]
     assert mean.value == pytest.approx(100 * np.mean(right))
     assert mean.interval.low < mean.value < mean.interval.high
-    assert np.isnan(other.interval.low) and other.value > 0
+    assert np.isnan(other.interval.low)
+    assert other.value > 0
     assert any("toy_fruit_1shot: distinct has no interval" in note for note in made.notes)
     assert "nan" not in table.terminal(made) + table.tidy_csv(made) + table.latex(made)
     by_title = {d.column.title: d for d in pairs.pair(made, "a", "b").differences}
-    assert by_title["talk"].test == pairs.MCNEMAR
-    assert by_title["talk"].adjusted == by_title["talk"].p_value
-    assert np.isnan(by_title["fruit"].p_value) and np.isnan(by_title["mean"].p_value)
+    assert by_title["talk"].found.test == scores.MCNEMAR
+    assert by_title["talk"].adjusted == by_title["talk"].found.p_value
+    assert np.isnan(by_title["fruit"].found.p_value)
+    assert np.isnan(by_title["mean"].found.p_value)
 
 
 # ---------------------------------------------------------------------------------- formats
@@ -236,7 +249,8 @@ def test_every_format_has_every_number(toy):
     value, low, high = (f"{float(line[key]):.1f}" for key in ("value", "low", "high"))
     assert f"{value} ({low}–{high})" in table.markdown(made)
     assert f"${value}_{{{low}}}^{{{high}}}$" in table.latex(made)
-    assert value in table.terminal(made) and f"{low}–{high}" in table.terminal(made)
+    assert value in table.terminal(made)
+    assert f"{low}–{high}" in table.terminal(made)
     assert {li["score"] for li in lines if li["task"] == "toy_talk_1shot"} >= {"bleu", "bleu_13a"}
 
 
@@ -255,11 +269,13 @@ def test_a_wide_table_goes_into_blocks(toy):
 def test_the_command_prints_and_writes(toy, tmp_path):
     done = command(toy, "--output", tmp_path / "out", "--compare", "pretrained", "ProMoT")
     assert done.status == 0, done.err
-    assert "exact McNemar" in done.out and "95% intervals" in done.out
+    assert "exact McNemar" in done.out
+    assert "95% intervals" in done.out
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"report.html", "report.md", "report.tex", "report.csv", "figures"}
     text = (tmp_path / "out" / "report.html").read_text()
-    assert "<svg" in text and "Changed examples" in text
+    assert "<svg" in text
+    assert "Changed examples" in text
     # Self-contained: nothing is loaded from anywhere.
     assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', text)
 
@@ -271,7 +287,6 @@ def test_what_is_no_run(tmp_path, toy):
     for words, said in (
         ([tmp_path / "nothing"], "there is no"),
         ([tmp_path], "holds no evaluation"),
-        ([f"ours={toy}"], "holds 4 rows"),
         ([toy, toy], "name each run once"),
         ([toy, "--baseline", "pretraned"], "Did you mean 'pretrained'?"),
         ([toy, "--compare", "pretrained", "promot"], "no row 'promot'"),
@@ -279,7 +294,8 @@ def test_what_is_no_run(tmp_path, toy):
         ([toy, "--task", "fruit"], "--changed A B"),
     ):
         done = command(*words)
-        assert done.status == 2 and said in done.err, done.err
+        assert done.status == 2, done.err
+        assert said in done.err, done.err
         assert done.err.count("\n") == 1
 
 

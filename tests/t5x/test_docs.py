@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import upstream_helpers
 
-from promot_t5x.config import config
+from promot_t5x import config
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "t5x.md").read_text()
 RUNS = sorted(path for path in config.gin_root().glob("t5x/runs/*.gin") if path.stem != "training")

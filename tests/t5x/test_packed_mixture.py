@@ -92,7 +92,9 @@ def test_losses_are_the_engines(tmp_path):
             "DATA_SEED": 0,
             "STATS_PERIOD": 1,
             "EVAL_STEPS": 1,
-            **{"TRAIN_STEPS": STEPS, "EVAL_PERIOD": STEPS, "CHECKPOINT_PERIOD": STEPS},
+            "TRAIN_STEPS": STEPS,
+            "EVAL_PERIOD": STEPS,
+            "CHECKPOINT_PERIOD": STEPS,
         },
     )
     batches = t5xs_batches()

@@ -88,9 +88,14 @@ class World:
         settings = {**self.common, place[verb]: directory}
         if verb == "train":
             settings |= {
-                **{"TRAIN_STEPS": STEPS, "EVAL_PERIOD": STEPS, "CHECKPOINT_PERIOD": STEPS},
-                **{"STATS_PERIOD": 1, "EVAL_STEPS": 1, "EVALUATOR_NUM_EXAMPLES": 16},
-                **{"SHUFFLE": False, "DATA_SEED": 0},
+                "TRAIN_STEPS": STEPS,
+                "EVAL_PERIOD": STEPS,
+                "CHECKPOINT_PERIOD": STEPS,
+                "STATS_PERIOD": 1,
+                "EVAL_STEPS": 1,
+                "EVALUATOR_NUM_EXAMPLES": 16,
+                "SHUFFLE": False,
+                "DATA_SEED": 0,
             }
         files = [self.model, f"t5x/runs/{run}.gin"]
         upstream_helpers.t5x(verb, files, settings | macros, *bindings, devices=devices)

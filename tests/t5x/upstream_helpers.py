@@ -11,7 +11,7 @@ from typing import Any
 import run_helpers
 import tensorflow as tf
 
-from promot_t5x.config import config
+from promot_t5x import config
 
 
 def environment(devices: int = 1) -> dict[str, str]:

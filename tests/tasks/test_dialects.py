@@ -5,7 +5,18 @@ from subwords import train
 
 from promot_t5x.errors import UserError
 from promot_t5x.tasks.answers import Until, first_word, keep
-from promot_t5x.tasks.dialects import Dialect, decode, sentinel_ids, speak
+from promot_t5x.tasks.dialects import (
+    Dialect,
+    decode,
+    question_ids,
+    sentinel_ids,
+    target_ids,
+    text_ids,
+)
+from promot_t5x.tasks.encoding import EncodeWhole
+from promot_t5x.tasks.format import Format
+from promot_t5x.tasks.shots import Assembler
+from promot_t5x.tasks.templates import AS_IT_STANDS
 
 BOTH = Dialect(kind="span_corruption", sentinel="both")
 TARGETS = Dialect(kind="span_corruption", sentinel="targets")
@@ -81,8 +92,12 @@ def test_a_spoken_example_holds_the_sentinel_as_one_token(vocabularies, name, di
     import tensorflow as tf
 
     vocabulary = vocabularies[name]
-    rows = tf.data.Dataset.from_tensors({"inputs": "is it true.", "targets": "True", "id": "7"})
-    (row,) = speak(rows, vocabulary=vocabulary, dialect=dialect).as_numpy_iterator()
+    asks = Assembler(
+        task="t", template=AS_IT_STANDS, format=Format(), vocabulary=vocabulary, cuts=False
+    )
+    rows = {"fields": ["is it true."], "targets": "True", "id": "7", "label": -1}
+    step = EncodeWhole(assembler=asks, dialect=dialect)
+    (row,) = step(tf.data.Dataset.from_tensors(rows)).as_numpy_iterator()
     (first,) = (i for i, number in sentinel_ids(vocabulary).items() if number == 0)
     asked = [*vocabulary.encode("is it true."), *([first] if dialect is BOTH else [])]
     answered = [*([] if dialect is PLAIN else [first]), *vocabulary.encode("True")]
@@ -97,6 +112,17 @@ def test_text_and_ids_agree_where_the_vocabulary_knows_sentinels_as_words(vocabu
         vocabulary = vocabularies[name]
         (first,) = (i for i, number in sentinel_ids(vocabulary).items() if number == 0)
         assert vocabulary.encode("true. <extra_id_0>") == [*vocabulary.encode("true."), first]
+
+
+@pytest.mark.parametrize("name", ["inside", "beside", "bytes"])
+def test_a_sentinel_that_a_row_spells_out_stays_text(vocabularies, name):
+    vocabulary, text = vocabularies[name], "fill <extra_id_0> and <extra_id_12> in"
+    assert not sentinel_ids(vocabulary).keys() & set(text_ids(vocabulary, text))
+    spelled = text if name == "bytes" else text.replace("<extra", "< extra")
+    assert text_ids(vocabulary, text) == vocabulary.encode(spelled)
+    # The one that is put in is the only one.
+    for ids in (question_ids(vocabulary, BOTH, text), target_ids(vocabulary, BOTH, text)):
+        assert sum(int(token) in sentinel_ids(vocabulary) for token in ids) == 1
 
 
 def test_a_vocabulary_without_sentinels_is_refused_with_the_mend():

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import run_helpers
 from engine_helpers import one_device_mesh
+from scan_helpers import scan_params
 
 from promot_t5x.errors import UserError
 from promot_t5x.models import encoder_decoder
-from promot_t5x.network import scan, transformer
+from promot_t5x.network import transformer
 from promot_t5x.network.config import T5Config
 from promot_t5x.runs.stages import DatasetConfig
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
@@ -85,7 +86,7 @@ def test_cosines_are_those_of_the_whole_gradient(model, params):
 
 def test_scanned_layers_give_the_same(model, params):
     scanned = model._with(scan_layers=True)
-    stacked = scan.scan_params(params, scanned.config)
+    stacked = scan_params(params)
     found = measure(scanned, stacked).measure(stacked, None)
     assert found == pytest.approx(measure(model, params).measure(params, None), rel=1e-4)
 

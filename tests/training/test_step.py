@@ -29,12 +29,12 @@ from engine_helpers import (
     two_stores,
     worst_error,
 )
+from scan_helpers import scan_params, unscan_params
 
 from promot_t5x.data.batches import EvalBatches
 from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.data.store import open_store
 from promot_t5x.distributed.partitioning import AXES, Partitioner, standard_logical_axis_rules
-from promot_t5x.network import scan
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.training import adafactor, state, step
 
@@ -285,11 +285,11 @@ def test_scanned_and_recomputed_layers_train_as_plain_ones():
     batches = training_batches(plain.config, 3)
     runs = [
         Run(plain, params, batches[0]),
-        Run(scanned, scan.scan_params(params, scanned.config), batches[0]),
+        Run(scanned, scan_params(params), batches[0]),
     ]
     expected, got = (losses(run.train(batches)) for run in runs)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    unscanned = flat(scan.unscan_params(runs[1].state.params, scanned.config))
+    unscanned = flat(unscan_params(runs[1].state.params))
     worst, path = worst_error(unscanned, runs[0].params)
     assert worst < 1e-5, path
 

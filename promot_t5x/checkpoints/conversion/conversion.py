@@ -38,6 +38,7 @@ from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import SaveError, UserError
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 
 FORMATS = ("promot", "t5x", "t5x-legacy", "hf")
 _INCOMPLETE = ".incomplete"
@@ -303,7 +304,7 @@ def destination_of(path: str, to: str, opened: ConversionSource) -> epath.Path:
     It is `path` itself or, where the format wants a step in the name and there is none, the
     directory `checkpoint_<step>` within it.
     """
-    directory = absolute(path)
+    directory = absolute(user_path(path, "DST"))
     if to == "hf" or step_of(directory.name) is not None:
         return directory
     return directory / f"{CHECKPOINT_PREFIX}{opened.step}"

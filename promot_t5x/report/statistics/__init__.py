@@ -1,6 +1,9 @@
-"""Intervals and comparisons of scores, from sums over examples.
+"""Intervals and tests of scores, computed from sums over examples.
 
-`bootstrap` resamples the examples of a task, `estimates` carries what the resamples say through
-differences and means, `significance` has the tests of a difference, `seeds` what several runs of
-one method say. All of it is seeded: the same records give the same numbers.
+Read in this order: `bootstrap` resamples the questions of a task, `estimates` makes a run's score
+of each task from it, `variance` says how far a mean over several runs and many questions may be
+off, `scores` has the means that tables show and the differences between them, `significance` the
+tests for right and wrong answers and for many tests at once. `tools.simulate_intervals` measures
+how often the intervals hold the truth. Everything is seeded: the same records give the same
+numbers.
 """

@@ -1,18 +1,16 @@
-"""Resampling a task's examples, and the interval that the resamples give.
+"""Resampling a task's questions, and the interval that the resamples give.
 
 Scores are functions of sums (`tasks.metrics.Metric`), so one resample of any number of models is
 a row of counts times a matrix of numbers, and all resamples are one matrix product. Every model
-answers the same examples and is resampled with the same counts, so that differences are paired.
+answers the same questions and is resampled with the same counts.
 
 Intervals are BCa (Efron 1987, *Better bootstrap confidence intervals*): the percentiles of the
 resampled scores, corrected for their bias (a resampled BLEU lies below the score itself) and their
-skew (a share near 0 or 100). Where that corrects nothing they are the plain percentiles. Only the
-jackknife is needed besides, which sums have for nothing.
+skew (a share near 0 or 100). Where that corrects nothing they are the plain percentiles.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -33,7 +31,7 @@ class Interval(NamedTuple):
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and on what is resampled, and on nothing else."""
+    """Return random numbers that depend on the seed and on the name of what is resampled alone."""
     digest = hashlib.sha256(name.encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8])])
 
@@ -43,7 +41,7 @@ def resampled_sums(
     rng: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> Float64[np.ndarray, "resamples k"]:
-    """Sums of as many rows as there are, drawn with replacement; `resamples` times."""
+    """Return sums of as many rows as there are, drawn with replacement, `resamples` times."""
     examples = len(statistics)
     chunk = max(1, _AT_ONCE // examples)
     sums = np.empty((resamples, statistics.shape[1]))
@@ -60,17 +58,17 @@ def resampled_sums(
 def bca_interval(
     estimate: float,
     samples: Float64[np.ndarray, " resamples"],
-    left_out: Sequence[Float64[np.ndarray, " _"]],
+    influence: Float64[np.ndarray, " examples"],
     level: float = LEVEL,
 ) -> Interval:
-    """The BCa interval of an estimate.
+    """Return the BCa interval of an estimate.
 
-    Args:
-        estimate: the number itself.
-        samples: the same of each resample.
-        left_out: for each data set that was resampled by itself, the number with each of its
-            examples left out in turn.
-        level: of confidence.
+    **Arguments:**
+
+    - `estimate`: the number itself.
+    - `samples`: the same number computed from each resample.
+    - `influence`: of each example on the estimate, up to a common factor.
+    - `level`: of confidence.
     """
     if np.isnan(samples).any():
         return Interval(math.nan, math.nan)
@@ -79,7 +77,8 @@ def bca_interval(
     # Scores are often discrete: half of the resamples that equal the estimate count as below.
     below = ((samples < estimate).mean() + (samples <= estimate).mean()) / 2
     bias = _NORMAL.inv_cdf(min(max(below, 0.5 / len(samples)), 1 - 0.5 / len(samples)))
-    skew = _acceleration(left_out)
+    squares = float((influence**2).sum())
+    skew = float((influence**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
     shares = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
         z = bias + _NORMAL.inv_cdf(tail)
@@ -89,34 +88,10 @@ def bca_interval(
 
 
 def extreme_interval(examples: int, *, all_right: bool, level: float = LEVEL) -> Interval:
-    """Clopper and Pearson's interval of a share, in percent, where all or no examples count.
+    """Return Clopper and Pearson's interval of a share, in percent, where all or no examples count.
 
     A bootstrap finds no spread there. The interval also holds for the mean of any values in
     [0, 1] of which all are 1, or all 0: such a mean is no further from its end than the share.
     """
     far = 100.0 * ((1 - level) / 2) ** (1 / examples)
     return Interval(far, 100.0) if all_right else Interval(0.0, 100.0 - far)
-
-
-def p_value(estimate: float, samples: Float64[np.ndarray, " resamples"]) -> float:
-    """Two-sided p-value of the hypothesis that a difference is zero.
-
-    The share of resampled differences that lie as far from their own mean as the difference lies
-    from zero, itself counted as one of them. The bootstrap distribution is thus moved to where the
-    hypothesis puts it (Riezler and Maxwell 2005). sacreBLEU's paired bootstrap counts one side.
-    """
-    if np.isnan(samples).any():
-        return math.nan
-    # A difference's rounding error must not decide whether it is as large as itself.
-    far = np.abs(samples - samples.mean()) >= abs(estimate) - 1e-9
-    return float((far.sum() + 1) / (len(samples) + 1))
-
-
-def _acceleration(left_out: Sequence[Float64[np.ndarray, " _"]]) -> float:
-    """Skew of the influence of single examples, over all data sets."""
-    cubes = squares = 0.0
-    for values in left_out:
-        influence = (values.mean() - values) * (len(values) - 1) / len(values)
-        cubes += float((influence**3).sum())
-        squares += float((influence**2).sum())
-    return cubes / (6 * squares**1.5) if squares > 0 and math.isfinite(cubes) else 0.0

@@ -1,32 +1,67 @@
-"""Tests of a difference between two models, and of many differences at once."""
+"""The test and the interval of two models' right answers, and many tests at once."""
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool
+
+from promot_t5x.report.statistics.bootstrap import LEVEL, Interval
 
 # Fewer examples than these, all to one side, cannot give McNemar's test p < 0.05: 2 / 2**6 < 0.05.
 _FEWEST = 6
 
 
-def mcnemar(first: Bool[np.ndarray, " examples"], second: Bool[np.ndarray, " examples"]) -> float:
-    """McNemar's exact two-sided test that two models are right equally often.
+def mcnemar(gained: int, lost: int) -> float:
+    """Return the p-value of McNemar's exact two-sided test that two models are right equally often.
 
     The examples that one model alone has right are a fair coin's throws under the hypothesis; the
     p-value is that of the binomial test (McNemar 1947, in its exact form).
 
-    Args:
-        first, second: whether each example is right, in the same order.
+    **Arguments:**
+
+    - `gained`, `lost`: examples that the second model alone, or the first alone, has right.
     """
     from scipy.special import bdtr
 
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
+def tango_interval(gained: int, lost: int, examples: int, level: float = LEVEL) -> Interval:
+    """Return Tango's score interval of the difference of two paired shares (1998).
+
+    It holds the differences d that the score test does not refuse, whose standard error is that of
+    the most likely shares with the difference d; for d = 0 that is McNemar's asymptotic test.
+
+    **Arguments:**
+
+    - `gained`, `lost`: examples that the second model alone, or the first alone, has right.
+    - `examples`: how many there are.
+
+    **Returns:** the interval of the second share minus the first, within [-1, 1].
+    """
+    from scipy.optimize import brentq
+
+    z = NormalDist().inv_cdf((1 + level) / 2)
+
+    def score(d: float) -> float:
+        """Distance of the counts from a difference of `d`, in standard errors, minus z."""
+        b = -gained - lost + (2 * examples - gained + lost) * d
+        c = -lost * d * (1 - d)
+        share = (math.sqrt(max(0.0, b**2 - 8 * examples * c)) - b) / (4 * examples)
+        error = math.sqrt(max(0.0, examples * (2 * share + d * (1 - d))))
+        far = gained - lost - examples * d
+        return abs(far) - z * error
+
+    # Without a changed example the score is zero at the centre too, which is not the end sought.
+    centre, beside = (gained - lost) / examples, 1e-9
+    low = -1.0 if score(-1.0) <= 0 else float(brentq(score, -1.0, centre - beside))
+    high = 1.0 if score(1.0) <= 0 else float(brentq(score, centre + beside, 1.0))
+    return Interval(low, high)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979): valid together, however the tests depend on each other.
+    """Return Holm's adjusted p-values (1979): valid together, however the tests depend on another.
 
     The i-th smallest of m p-values is multiplied by m - i + 1; none may fall below a smaller one's.
     """
@@ -38,35 +73,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def smallest_difference(
-    standard_error: float,
-    *,
-    freedom: float | None = None,
-    examples: int | None = None,
-    level: float = 0.95,
-    power: float = 0.80,
-) -> float:
-    """The minimum detectable effect: the true difference that such a sample would show.
+def smallest_share(examples: int) -> float:
+    """Return the smallest difference that McNemar's test finds at 5%, in percentage points.
 
-    (z[(1 + level) / 2] + z[power]) times the standard error: a difference of this size has the
-    chance `power` of an interval without zero.
-
-    Args:
-        standard_error: of the paired difference, in percentage points.
-        freedom: degrees of freedom of the t distribution that takes the normal one's place where
-            the error comes from a few seeds.
-        examples: how many there are, where McNemar's test decides: it needs six that one model
-            alone has right.
-
-    Returns:
-        Percentage points.
+    It needs six examples that one model alone has right.
     """
-    if freedom is None:
-        normal = NormalDist()
-        effect = normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)
-    else:
-        from scipy.special import stdtrit
-
-        effect = float(stdtrit(freedom, (1 + level) / 2) + stdtrit(freedom, power))
-    least = 100.0 * _FEWEST / examples if examples else 0.0
-    return min(100.0, max(least, effect * standard_error))
+    return 100.0 * _FEWEST / examples

@@ -1,0 +1,73 @@
+"""Folders of the token cache: they appear whole, by one rename, or not at all.
+
+A killed build leaves nothing that could be taken for a folder, and builders that run side by side
+do no harm.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ABANDONED_SEC = 24 * 3600
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder and give it its name; one that is there already stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    write(building)
+    building.chmod(0o755)
+    try:
+        building.rename(folder)
+    except OSError:
+        # Another builder of the same folder was quicker: its files are the same.
+        shutil.rmtree(building)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Save an array so that it is on the disk."""
+    with open(path, "wb") as file:
+        np.save(file, array)
+        _settle(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Save text so that it is on the disk."""
+    with open(path, "w") as file:
+        file.write(text)
+        _settle(file)
+
+
+def discard(folder: Path) -> None:
+    """Remove a damaged folder, and say so."""
+    print(f"the token cache {folder} is damaged and is made anew", file=sys.stderr, flush=True)
+    aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    try:
+        folder.rename(aside / folder.name)
+    except FileNotFoundError:
+        # Another process has just done the same.
+        pass
+    shutil.rmtree(aside)
+
+
+def _settle(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove_abandoned(directory: Path) -> None:
+    for path in directory.glob(".building-*"):
+        try:
+            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SEC
+        except FileNotFoundError:
+            continue
+        if abandoned:
+            shutil.rmtree(path, ignore_errors=True)

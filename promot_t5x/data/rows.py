@@ -1,0 +1,71 @@
+"""The raw rows of a split in any order, where its files allow that.
+
+A `Rows` gives columns of any rows by their places, and makes of such columns the data set that
+the source itself would have made of them.
+"""
+
+import os
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+from promot_t5x.data.lazy import import_tensorflow
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Random access to the rows of a split, in the order in which its source reads them.
+
+    **Attributes:**
+
+    - `content_hash`: SHA-256 of the rows; equal wherever they are equal, under any path.
+    """
+
+    content_hash: str
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        ...
+
+    def columns(self, rows: Int64[np.ndarray, " rows"]) -> Any:
+        """Some rows as a nest of tensors (dense or ragged), each with a value a row."""
+        ...
+
+    def dataset(self, columns: Any) -> Any:
+        """The `tf.data.Dataset` of the rows whose columns are given, as the source makes it."""
+        ...
+
+
+def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None) -> Rows | None:
+    """The rows of a source's split, or None where they can only be read one after the other.
+
+    **Arguments:**
+
+    - `source`: a `seqio.DataSource`. One of TFDS is read in any order where its files are local
+      TFRecords and it reads them with TFDS's defaults; another one that has a method
+      `open_rows(split, cache_dir)` is asked itself.
+    - `split`: one of its splits.
+    - `cache_dir`: keeps the index of the rows; None makes it anew each time.
+
+    **Raises:** `UserError` where the rows cannot be read.
+    """
+    from promot_t5x.data import tfds_rows
+
+    if hasattr(source, "open_rows"):
+        return source.open_rows(split, cache_dir)
+    return tfds_rows.open_rows(source, split, cache_dir)
+
+
+def type_of_columns(rows: Rows) -> Any:
+    """The nest of `tf.TypeSpec` of columns of any number of rows."""
+    tf = import_tensorflow()
+
+    def of_any_length(column: Any) -> Any:
+        spec = tf.type_spec_from_value(column)
+        shape = [None, *spec.shape[1:]]
+        if isinstance(spec, tf.RaggedTensorSpec):
+            return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank)
+        return tf.TensorSpec(shape, spec.dtype)
+
+    return tf.nest.map_structure(of_any_length, rows.columns(np.arange(1)))

@@ -1,0 +1,120 @@
+"""What a run refuses before it looks for devices, weights or data: `--dry_run` refuses the same.
+
+A function for each command that gin configures, with the arguments of the command's own function
+but the partitioner. The command's function calls it first. Paths are read as `paths.user_path`
+reads them; whether something is there, and may be written, only a start can say.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from promot_t5x.config import validation
+from promot_t5x.data import sources
+from promot_t5x.errors import UserError
+from promot_t5x.evaluation.evaluator import EvalConfig
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.paths import user_path
+from promot_t5x.runs.stages import Stage
+from promot_t5x.training import state
+
+
+def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str) -> None:
+    """Raise `UserError` for values that `train` does not take."""
+    user_path(model_dir, "MODEL_DIR")
+    _check_stage(model, stage, ())
+    if stage.suite and not stage.suite_period:
+        raise UserError(
+            "SUITE names tasks to evaluate while the stage trains, but not how often: set "
+            "SUITE_EVAL_PERIOD, in steps."
+        )
+
+
+def promot(
+    *,
+    model: EncoderDecoderModel,
+    stages: Sequence[Stage],
+    comparison: Any,
+    model_dir: str,
+    seeds: Sequence[int] | None = None,
+) -> None:
+    """Raise `UserError` for values that `promot` does not take."""
+    user_path(model_dir, "MODEL_DIR")
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two stages share a name: {names}.")
+    _check_seeds(seeds)
+    for index, stage in enumerate(stages):
+        _check_stage(model, stage, names[:index])
+    for questions in (*comparison.targets, comparison.suite):
+        _check_questions(questions)
+
+
+def evaluate(
+    *,
+    model: EncoderDecoderModel,
+    checkpoint_path: str | Sequence[str],
+    questions: EvalConfig,
+    output_dir: str,
+    prompt_path: str | None = None,
+    **modes: Any,
+) -> None:
+    """Raise `UserError` for values that `eval` does not take."""
+    del model, modes  # the one checks itself as it is made; the others are checked with the files
+    user_path(output_dir, "EVAL_OUTPUT_DIR")
+    several = isinstance(checkpoint_path, (list, tuple))
+    for path in checkpoint_path if several else [checkpoint_path]:
+        user_path(path, "CHECKPOINT_PATH")
+    if prompt_path is not None:
+        user_path(prompt_path, "PROMPT_FILE")
+    _check_questions(questions)
+
+
+def infer(
+    *,
+    model: EncoderDecoderModel,
+    checkpoint_path: str,
+    questions: Any,
+    output_dir: str | None,
+    prompt_path: str | None = None,
+) -> None:
+    """Raise `UserError` for values that `infer` does not take."""
+    del model
+    user_path(checkpoint_path, "CHECKPOINT_PATH")
+    if prompt_path is not None:
+        user_path(prompt_path, "PROMPT_FILE")
+    if output_dir is not None:
+        user_path(output_dir, "INFER_OUTPUT_DIR")
+    if questions.input_file != "-":
+        user_path(questions.input_file, "INPUT_FILE")
+
+
+def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Collection[str]) -> None:
+    """Refuse a stage's values; `earlier` are the names of the stages that run before it."""
+    where = f"stage {stage.name!r}: "
+    if stage.base is not None and stage.base not in earlier:
+        user_path(stage.base, f"{where}INITIAL_CHECKPOINT_PATH")
+    if isinstance(stage.prompt, str) and stage.prompt not in earlier:
+        user_path(stage.prompt, f"{where}PROMPT_FILE")
+    data = stage.train_dataset
+    sources.check_names([data.mixture_or_task_name], data.module)
+    for questions in (stage.evaluation, stage.suite):
+        _check_questions(questions)
+    bound = model if stage.prompt is not None else model.without_prompt()
+    state.split(bound.param_shapes(), stage.trainable)
+
+
+def _check_questions(questions: EvalConfig | None) -> None:
+    if questions is not None:
+        sources.check_names(questions.names, questions.module)
+
+
+def _check_seeds(seeds: Sequence[int] | None) -> None:
+    """Raise `UserError` unless `seeds` are different whole numbers that JAX's generators take."""
+    if seeds is None:
+        return
+    if not seeds or not isinstance(seeds, (list, tuple)):
+        raise UserError(f"SEEDS = {seeds!r}: give whole numbers from 0 on, as in [0, 1, 2].")
+    for seed in seeds:
+        validation.check_seed(f"SEEDS = {seeds!r}: each", seed)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"SEEDS = {seeds!r} names a seed twice.")

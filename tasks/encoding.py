@@ -1,0 +1,180 @@
+"""The last step of a task's pipeline: from rendered rows to the token ids that a model is given.
+
+Prompts are put together and measured, and ids are made, by one Python function with one call of
+the vocabulary, whoever reads the task: SeqIO a row at a time (calling the step), the project's
+token stores hundreds of rows at a time (`examples`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from promot_t5x.tasks import dialects
+from promot_t5x.tasks.dialects import Dialect
+from promot_t5x.tasks.shots import Assembler, Row
+
+# What `templates.rendered` makes and this step reads.
+RENDERED = ("fields", "targets", "id", "label")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One example.
+
+    **Attributes:**
+
+    - `inputs`, `targets`: ids, sentinels included, EOS not.
+    - `question`, `target`: the same as text.
+    - `answer`: the plain answer.
+    - `shots`: ids of the demonstrations that are shown.
+    - `dropped_shots`, `cut_articles`: how many of these the example has lost.
+    """
+
+    inputs: list[int]
+    targets: list[int]
+    question: str
+    target: str
+    answer: str
+    shots: tuple[str, ...]
+    dropped_shots: int
+    cut_articles: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EncodeWhole:
+    """A preprocessor for questions that nothing is taken from: their lengths play no part.
+
+    **Attributes:**
+
+    - `assembler`: puts the task's prompts together.
+    - `dialect`: how the model is asked.
+    """
+
+    assembler: Assembler
+    dialect: Dialect
+
+    def __call__(self, dataset: Any) -> Any:
+        """From what `templates.rendered` makes to examples, a row at a time.
+
+        **Returns:** rows with `inputs` and `targets` as ids, `inputs_pretokenized`,
+        `targets_pretokenized` and `answer` as text, `shots`, `dropped_shots`, `cut_articles`, and
+        what else the rows had but `fields` and `label`.
+
+        **Raises:** `UserError` where the template alone is too long, or there are too few rows to
+        show.
+        """
+        return self._mapped(dataset, self.budget(None))
+
+    def budget(self, sequence_length: Mapping[str, int] | None) -> int | None:
+        """The tokens that a prompt may take, checked; None for as many as it wants.
+
+        **Arguments:**
+
+        - `sequence_length`: tokens by feature, EOS and sentinels included.
+
+        **Raises:** `UserError` where the template alone is too long, or there are too few rows to
+        show.
+        """
+        del sequence_length
+        self.assembler.check(None)
+        return None
+
+    def examples(self, rows: Mapping[str, Iterable[Any]], budget: int | None) -> list[Encoded]:
+        """The examples of rendered rows.
+
+        **Arguments:**
+
+        - `rows`: by name in `RENDERED`, the values of all rows.
+        - `budget`: what `budget` has returned.
+        """
+        columns = (rows[name] for name in RENDERED)
+        return [self._example(*values, budget) for values in zip(*columns, strict=True)]
+
+    @functools.cached_property
+    def _sentinel(self) -> list[int]:
+        known = dialects.sentinel_ids(self.assembler.vocabulary)
+        return [token for token, number in known.items() if number == 0]
+
+    def _example(
+        self, fields: Iterable[Any], targets: Any, row_id: Any, label: Any, budget: int | None
+    ) -> Encoded:
+        values = dict(zip(self.assembler.template.fields, map(_text, fields), strict=True))
+        query = Row(fields=values, answer="", id=_text(row_id), label=int(label))
+        prompt, answer = self.assembler.prompt(query, budget), _text(targets)
+        ids, dialect = dialects.text_ids(self.assembler.vocabulary, answer), self.dialect
+        return Encoded(
+            inputs=[*prompt.ids, *self._sentinel] if dialect.marks_inputs else [*prompt.ids],
+            targets=[*self._sentinel, *ids] if dialect.marks_targets else [*ids],
+            question=dialect.question(prompt.text),
+            target=dialect.target(answer),
+            answer=answer,
+            shots=prompt.shots,
+            dropped_shots=prompt.dropped_shots,
+            cut_articles=prompt.cut_articles,
+        )
+
+    def _mapped(self, dataset: Any, budget: int | None) -> Any:
+        import seqio
+        import tensorflow as tf
+
+        def example(*values: Any) -> tuple[Any, ...]:
+            made = self._example(*values, budget)
+            texts = (made.question, made.target, made.answer)
+            return (
+                np.array(made.inputs, np.int32),
+                np.array(made.targets, np.int32),
+                *(text.encode() for text in texts),
+                np.array([shot.encode() for shot in made.shots], dtype=object),
+                np.int32(made.dropped_shots),
+                np.int32(made.cut_articles),
+            )
+
+        kinds = {
+            "inputs": (tf.int32, [None]),
+            "targets": (tf.int32, [None]),
+            "inputs_pretokenized": (tf.string, []),
+            "targets_pretokenized": (tf.string, []),
+            "answer": (tf.string, []),
+            "shots": (tf.string, [None]),
+            "dropped_shots": (tf.int32, []),
+            "cut_articles": (tf.int32, []),
+        }
+
+        def encoded(row: Mapping[str, Any]) -> dict[str, Any]:
+            made = tf.numpy_function(
+                example,
+                [row[name] for name in RENDERED],
+                [dtype for dtype, _ in kinds.values()],
+                stateful=False,
+            )
+            found = dict(zip(kinds, made, strict=True))
+            for name, (_, shape) in kinds.items():
+                found[name].set_shape(shape)
+            rest = {name: row[name] for name in row if name not in ("fields", "label")}
+            return {**rest, **found}
+
+        return seqio.map_over_dataset(encoded)(dataset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Encode(EncodeWhole):
+    """A preprocessor for questions that demonstrations and articles may be taken from."""
+
+    def __call__(self, dataset: Any, sequence_length: Mapping[str, int] | None = None) -> Any:
+        """`EncodeWhole` for the lengths that a run has; without any, nothing is taken."""
+        return self._mapped(dataset, self.budget(sequence_length))
+
+    def budget(self, sequence_length: Mapping[str, int] | None) -> int | None:
+        """The tokens that a prompt may take: those of `inputs` but EOS and sentinel."""
+        taken = 2 if self.dialect.marks_inputs else 1
+        budget = None if sequence_length is None else sequence_length["inputs"] - taken
+        self.assembler.check(budget)
+        return budget
+
+
+def _text(value: Any) -> str:
+    # As SentencePiece reads bytes that are no UTF-8.
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
