@@ -108,7 +108,7 @@ def real_tasks(limit: int = 60) -> tuple[Task, list[Task]]:
 
 def made_up_tasks(examples: int = 30) -> tuple[Task, list[Task]]:
     """A target with two answers, and a suite of two tasks."""
-    words = ["apple", "pear", "plum", "cherry", "fig", "grape", "melon", "lemon"]
+    words = "apple pear plum cherry fig grape melon lemon".split()
     rng = random.Random(0)
 
     def questions(answer):

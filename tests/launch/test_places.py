@@ -165,7 +165,7 @@ def run_script(cloud, monkeypatch, restarts):
 def test_a_batch_script_runs_and_asks_for_more_where_that_helps(cloud, monkeypatch):
     monkeypatch.setattr("sys.executable", str(cloud.directory / "python"))
     done = slurm("--partition=gpu", "--env=NOTE=a b", "--sbatch=--constraint=h100")
-    assert (done.status == 0 and "4711" in done.out) or "submitted" in done.out
+    assert done.status == 0 and "4711" in done.out or "submitted" in done.out
     script = (cloud.directory / "script").read_text()
     options = {line.split()[1] for line in script.splitlines() if line.startswith("#SBATCH ")}
     assert options >= {

@@ -13,23 +13,7 @@ from promot_t5x.tasks import exact_match, metrics
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.rouge import Rouge
 
-WORDS = [
-    "der",
-    "Hund,",
-    "die",
-    "Katze",
-    "und",
-    "das",
-    "(kleine)",
-    "Haus;",
-    "es-war",
-    "3,5",
-    "Meter",
-    "hoch",
-    "–",
-    "doch",
-    "„gut“.",
-]
+WORDS = "der Hund, die Katze und das (kleine) Haus; es-war 3,5 Meter hoch – doch „gut“.".split()
 LABELS = ("True", "False", "Neither")
 METRICS = [
     metrics.accuracy,
