@@ -156,7 +156,7 @@ def test_a_configuration_that_differs_is_refused_with_the_difference():
 def test_configs_that_do_not_fit_the_arrays(copy, changes, message):
     edit(copy, **changes)
     with pytest.raises(UserError, match=message):
-        open_checkpoint(copy).shapes
+        open_checkpoint(copy)
 
 
 def test_files_that_cannot_be_read(copy):
@@ -207,6 +207,68 @@ def test_shards(copy):
         read_params(copy)
     shutil.copy(copy / "a.safetensors", copy / "b.safetensors")
     with pytest.raises(UserError, match="b.safetensors lacks .* which model.safetensors.index"):
+        read_params(copy)
+
+
+def test_two_sets_of_weights_are_ambiguous(copy):
+    tensors = tensors_of(copy)
+    names = sorted(tensors)
+    other = {name: tensors[name] + 1 for name in names}
+    shards = {
+        "model-00001-of-00002.safetensors": names[:20],
+        "model-00002-of-00002.safetensors": names[20:],
+    }
+    for file, held in shards.items():
+        write(copy / file, {name: other[name] for name in held})
+    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        UserError, match=r"two sets of weights: model.safetensors, and model-00001"
+    ) as e:
+        read_params(copy)
+    assert "Remove the set that is not meant" in str(e.value)
+    (copy / "model.safetensors").unlink()
+    assert open_stored(copy).files == sorted(shards)
+    # A tensor that the index gives to the other file, and one that it does not know.
+    first, second = shards
+    write(copy / second, {name: other[name] for name in [names[0], *names[20:]]})
+    with pytest.raises(
+        UserError, match=f"{second} holds {names[0]} too, which .* gives to {first}"
+    ):
+        read_params(copy)
+    write(copy / second, {"x": other[names[0]], **{name: other[name] for name in names[20:]}})
+    with pytest.raises(UserError, match="holds x too, which .* gives to no file"):
+        read_params(copy)
+    # An index may name the single file.
+    for file in shards:
+        (copy / file).unlink()
+    write(copy / "model.safetensors", tensors)
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert open_stored(copy).files == ["model.safetensors"]
+
+
+def test_an_encoder_alone_is_named(copy):
+    tensors = {n: a for n, a in tensors_of(copy).items() if not n.startswith("decoder")}
+    write(copy / "model.safetensors", tensors)
+    edit(copy, architectures=["MT5EncoderModel"])
+    with pytest.raises(UserError, match=r"hf holds an encoder alone \(MT5EncoderModel\)"):
+        read_params(copy)
+
+
+def test_quantized_tensors_are_named(copy):
+    path = copy / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    header[name]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(UserError, match=f"{name} is stored as F8_E4M3.* cannot be read"):
+        read_params(copy)
+    write(path, {**tensors_of(GOLDEN / "hf_mt5"), name: np.ones((32, 32), np.int8)})
+    with pytest.raises(UserError, match=r"attention/query/kernel \(int8\)"):
         read_params(copy)
 
 

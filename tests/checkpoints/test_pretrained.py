@@ -1,5 +1,6 @@
 """Reading base weights: both T5X formats, our own, and what to say when there is none."""
 
+import dataclasses
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,10 +18,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from promot_t5x.checkpoints import hashing
+from promot_t5x.checkpoints.formats.reading import DamagedCheckpointError
 from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.opening import check_shapes, open_checkpoint
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.errors import UserError
+from promot_t5x.network.transformer import T5Config, param_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -335,3 +338,99 @@ def test_large_arrays_are_hashed_in_pieces(monkeypatch):
         other[i] += 1
         assert hashing.digest(other) != value
     assert hashing.digest(np.concatenate([x[16:32], x[:16], x[32:]])) != value
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["legacy", "own"])
+def test_numbers_that_are_not_finite_are_blamed_on_their_checkpoint(
+    tmp_path, golden, number, kind, monkeypatch
+):
+    arrays = {path: array.copy() for path, array in golden.items()}
+    arrays["encoder/layers_1/mlp/wo/kernel"][3, 2] = number
+    if kind == "legacy":
+        write_legacy(tmp_path / "checkpoint_3", arrays)
+    else:
+        monkeypatch.setattr("promot_t5x.checkpoints.saving.non_finite_state", lambda leaves: [])
+        save_own(tmp_path, traverse_util.unflatten_dict(arrays, sep="/"), 3)
+    with pytest.raises(UserError) as error:
+        read_params(tmp_path / "checkpoint_3")
+    for part in (
+        f"{tmp_path / 'checkpoint_3'} holds numbers that are not finite",
+        f"1 of {len(golden)} arrays: encoder/layers_1/mlp/wo/kernel",
+    ):
+        assert part in str(error.value)
+    # What is not read does no harm.
+    read_params(tmp_path / "checkpoint_3", only="decoder/.*")
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P())
+    with pytest.raises(UserError, match="not finite"):
+        read_params(tmp_path / "checkpoint_3", shardings=everywhere)
+
+
+def test_numbers_too_large_for_a_type_are_blamed_too(tmp_path):
+    write_legacy(tmp_path, {"a/kernel": np.full((2, 2), 3e38, np.float32)})
+    assert read_params(tmp_path)["a"]["kernel"][0, 0] == np.float32(3e38)
+    message = "not finite, read as float16, in 1 of 1 arrays: a/kernel"
+    with np.errstate(over="ignore"), pytest.raises(UserError, match=message):
+        read_params(tmp_path, dtype="float16")
+
+
+def test_integers_are_no_parameters(tmp_path):
+    write_legacy(tmp_path, {**ARRAYS, "a/kernel": np.ones((11, 13), np.int64)})
+    with pytest.raises(UserError, match=r"not floating-point numbers: a/kernel \(int64\)"):
+        read_params(tmp_path)
+
+
+def test_a_model_of_another_network_is_refused_when_it_is_opened(t5x_checkpoint):
+    config = T5Config(
+        vocab_size=384, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=2,
+        num_decoder_layers=3, mlp_activations=("gelu", "linear"),
+    )  # fmt: skip
+    with pytest.raises(
+        UserError, match="checkpoint_7.* does not fit the model.* missing: decoder/"
+    ):
+        open_checkpoint(t5x_checkpoint, config)
+    fitting = dataclasses.replace(config, num_decoder_layers=2, scan_layers=True)
+    parameters = open_checkpoint(t5x_checkpoint, fitting)
+    wanted = traverse_util.flatten_dict(param_shapes(fitting), sep="/")
+    found = parameters.read(wanted)
+    query = "encoder/layers_1/attention/query/kernel"
+    np.testing.assert_array_equal(
+        found["encoder/encoder/attention/query/kernel"][:, 1],
+        flat(read_params(t5x_checkpoint))[query],
+    )
+
+
+def test_files_that_only_stand_for_others_are_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    hub = Path(shutil.copytree(GOLDEN / "hf_mt5", tmp_path / "hub"))
+    weights = (hub / "model.safetensors").read_bytes()
+    (hub / "model.safetensors").write_bytes(pointer)
+    with pytest.raises(UserError, match="model.safetensors is a Git LFS pointer.*git lfs pull"):
+        read_params(hub)
+    (hub / "model.safetensors").unlink()
+    (hub / "model.safetensors").symlink_to("../../blobs/4d7a")
+    with pytest.raises(UserError, match="a link to ../../blobs/4d7a, which does not exist"):
+        read_params(hub)
+    (hub / "model.safetensors").unlink()
+    (hub / "model.safetensors").write_bytes(weights)
+    (hub / "config.json").rename(tmp_path / "config.json")
+    (hub / "config.json").symlink_to("../../blobs/77aa")
+    with pytest.raises(UserError, match="config.json is a link to ../../blobs/77aa"):
+        read_params(hub)
+    (tmp_path / "checkpoint").write_bytes(pointer)
+    with pytest.raises(UserError, match="checkpoint is a Git LFS pointer"):
+        read_params(tmp_path / "checkpoint")
+
+
+def test_two_formats_in_one_directory_are_ambiguous(tmp_path):
+    hub = Path(shutil.copytree(GOLDEN / "hf_mt5", tmp_path / "hub"))
+    write_legacy(hub, {"scale": ARRAYS["scale"]})
+    with pytest.raises(UserError, match="hub holds checkpoints of several formats"):
+        read_params(hub)
+
+
+def test_an_own_checkpoint_without_its_manifest_is_damaged(tmp_path, golden):
+    save_own(tmp_path, traverse_util.unflatten_dict(golden, sep="/"), 4)
+    (tmp_path / "checkpoint_4" / "manifest.json").unlink()
+    with pytest.raises(DamagedCheckpointError, match="its manifest.json is missing"):
+        read_params(tmp_path / "checkpoint_4")

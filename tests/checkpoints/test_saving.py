@@ -138,6 +138,21 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path, number, sharded):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
 
 
+def test_a_checkpoint_that_holds_such_numbers_already_is_passed_over(tmp_path, monkeypatch):
+    """As versions before the check have saved them."""
+    save(tmp_path, 1)
+    monkeypatch.setattr("promot_t5x.checkpoints.saving.non_finite_state", lambda leaves: [])
+    trainable, opt_state = make_state(2)
+    opt_state.v["kernel"] = np.full((16, 8), np.nan, np.float32)
+    with Checkpoints(tmp_path, keep=None) as saver:
+        saver.save(2, trainable=trainable, opt_state=opt_state, metadata=INFO)
+    found = load(tmp_path)
+    assert found.step == 1
+    assert "not finite in state/opt_state/v/kernel" in found.warnings[0]
+    with pytest.raises(UserError, match="No valid checkpoint.*not finite"):
+        load(tmp_path, step=2)
+
+
 def test_a_scalar_of_the_optimizer_may_be_infinite_but_not_nan(tmp_path):
     params = {"a": jnp.ones(3)}
     opt_state = optax.contrib.reduce_on_plateau().init(params)
