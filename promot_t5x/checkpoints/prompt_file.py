@@ -199,7 +199,9 @@ def _load_described(file: Any) -> tuple[Shaped[np.ndarray, "..."], PromptInfo]:
     return array, PromptInfo(**{**info, "tasks": tuple(info["tasks"])})
 
 
-def _join(loaded: list[tuple[Prompts, PromptInfo]], names: list[str]) -> tuple[Prompts, PromptInfo]:
+def _join(
+    loaded: list[tuple[Float[np.ndarray, "_ _ _"], PromptInfo]], names: list[str]
+) -> tuple[Prompts, PromptInfo]:
     shapes = [list(array.shape[1:]) for array, _ in loaded]
     if not loaded or any(shape != shapes[0] for shape in shapes):
         raise UserError(

@@ -295,17 +295,15 @@ def _difference(old: StoredArrays, new: StoredArrays, path: str) -> str:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Read everything again and compare what can be compared: `ckpt verify`."""
-    # What is no checkpoint is said before the first one is read, which may take hours.
-    found = [place for path in arguments.directories for place in find_checkpoints(path)]
-    for place in found:
-        _check_is_checkpoint(place)
-    return max([_verify(place) for place in found])
-
-
-def _check_is_checkpoint(step_dir: epath.Path) -> None:
-    with contextlib.suppress(DamagedCheckpointError, UnfinishedCheckpointError):
-        if not (step_dir / MANIFEST_FILE).exists():
-            open_stored(step_dir)
+    found = []
+    for path in arguments.directories:
+        places = find_checkpoints(path)
+        if len(places) == 1 and not (places[0] / MANIFEST_FILE).exists():
+            # What is no checkpoint is said before the first one is read, which may take hours.
+            with contextlib.suppress(DamagedCheckpointError, UnfinishedCheckpointError):
+                open_stored(places[0])
+        found += places
+    return max(map(_verify, found))
 
 
 def _verify(step_dir: epath.Path) -> int:
@@ -315,6 +313,9 @@ def _verify(step_dir: epath.Path) -> int:
     except UnfinishedCheckpointError as error:
         print(f"{step_dir}: unfinished, does not count. {error}")
         return 0
+    except NotACheckpointError as error:
+        print(f"{step_dir}: not a checkpoint. {error}")
+        return EXIT_DIFFERENT
     except DamagedCheckpointError as error:
         problems, done = [str(error)], ""
     for problem in problems:

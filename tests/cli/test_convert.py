@@ -378,7 +378,7 @@ def frozen(run, tmp_path_factory):
     model = {path: array + 1 for path, array in read(base).items()}
     save(root / "stage_two", model, 20, base_path=str(base), prompt_path="stage_one")
     save(root / "plain", model, 20, base_path="stage_one", prompt_path=None)
-    save(root / "older", model, 20, base_path=str(base))
+    save(root / "older", model, 20, base_path=str(base), frozen_hash="0" * 32)
     return root, prompt, model
 
 
@@ -531,7 +531,7 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
     """SIGKILL between two batches; the same command then begins anew."""
     code = (
         "import os, signal, sys\n"
-        "from promot_t5x.cli.main import main as cli\n"
+        "from promot_t5x.cli.main import main\n"
         "from promot_t5x.checkpoints.conversion import conversion\n"
         "original = conversion.layouts.batches\n"
         "conversion.layouts.batches = lambda s, w: original(s, w, 1)\n"
@@ -542,7 +542,7 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
         "        if self.updates == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
         "import promot_t5x.cli.convert\n"
         "promot_t5x.cli.convert.Progress = Progress\n"
-        "cli.main(sys.argv[1:])\n"
+        "main(sys.argv[1:])\n"
     )
     words = ["convert", str(GOLDEN / "hf_mt5"), str(tmp_path / "out"), "--to", "promot"]
     killed = subprocess.run([sys.executable, "-c", code, *words], capture_output=True)

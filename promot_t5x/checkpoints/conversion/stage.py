@@ -84,11 +84,12 @@ def complete(trained: PromotCheckpoint, *, with_prompt: bool = True) -> Complete
     **Raises:** `UserError` where something is not where it was, or is of another shape.
     """
     whole = _complete_model(trained)
-    knows_prompt = PROMPT_PATH in trained.shapes or _PROMPT_KEY in trained.manifest.metadata
-    if not with_prompt or not knows_prompt or PROMPT_PATH in trained.shapes:
-        return dataclasses.replace(
-            whole, knows_prompt=knows_prompt or PROMPT_PATH in whole.source.shapes
-        )
+    metadata = trained.manifest.metadata
+    if not with_prompt or PROMPT_PATH in trained.shapes or _PROMPT_KEY not in metadata:
+        has_prompt = PROMPT_PATH in whole.source.shapes
+        was_trained = "frozen_hash" in metadata  # by a run, and not written by a conversion
+        knows_prompt = has_prompt or _PROMPT_KEY in metadata or not was_trained
+        return dataclasses.replace(whole, knows_prompt=knows_prompt)
     prompt = _frozen_prompt(trained)
     width = whole.source.shapes[EMBEDDING].shape[-1]
     if any(leaf.shape[-1] != width for leaf in prompt.shapes.values()):
