@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import run_helpers
 
+import promot_t5x
 from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.saving import Checkpoints
 
-TINY_WORLD = Path(__file__).parents[2].resolve() / "tasks" / "tiny" / "base"
+TINY_WORLD = Path(promot_t5x.__file__).parent / "tasks" / "tiny" / "base"
 
 
 @pytest.fixture

@@ -395,7 +395,7 @@ def test_a_prompt_that_was_frozen_comes_along(frozen, tmp_path, capsys):
     assert_same(read(tmp_path / "t5x/checkpoint_20"), {**model, PROMPT: prompt})
     convert(root / "stage_two", tmp_path / "bare", "hf", "--remove_prompt")
     assert not (tmp_path / "bare" / writers.ADAPTER).exists()
-    assert capsys.readouterr().err.count("without tokenizer files") == 2
+    assert "no prompt comes along" not in capsys.readouterr().err
 
 
 def test_a_frozen_prompt_of_a_file_and_none(frozen, tmp_path, capsys):
