@@ -110,7 +110,7 @@ def _staged(arguments: argparse.Namespace, run: remote.Run, shell: Shell) -> Ite
             shell.show_file(f"{directory}/{name}", run.hidden(name, text))
             if not shell.dry:
                 (directory / name).touch(mode=0o600)
-                (directory / name).write_text(text)
+                (directory / name).write_text(text, encoding="utf-8")
         yield directory
 
 

@@ -20,7 +20,7 @@ from promot_t5x.tasks.shots import Assembler, Row
 RENDERED = ("fields", "targets", "id", "label")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Encoded:
     """One example.
 

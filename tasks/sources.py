@@ -7,13 +7,13 @@ within its split and does not depend on the order of reading.
 
 import csv
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from promot_t5x.errors import UserError
+from promot_t5x.tasks import json_lines
 
 ROW_ID = "row_id"
 Rows = Sequence[Mapping[str, Any]]
@@ -66,17 +66,23 @@ class Files:
     Attributes:
       read: path -> rows.
       paths: (split, path), in order.
+      parse_line: line -> row, where each row is a line by itself; `ValueError` says what the line
+        is instead.
     """
 
     read: Callable[[Path], list[dict[str, Any]]]
     paths: tuple[tuple[str, str], ...]
+    parse_line: Callable[[bytes], dict[str, Any]] | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(split for split, _ in self.paths)
 
     def __call__(self) -> Any:
-        return _source_of_rows(self.rows, self.splits)
+        source = _source_of_rows(self.rows, self.splits)
+        # For who reads the files in another way.
+        source.files = self
+        return source
 
     def rows(self, split: str) -> Rows:
         """The rows of a split; `UserError` names the file and line that cannot be read."""
@@ -95,7 +101,7 @@ def jsonl(train: str | os.PathLike, **others: str | os.PathLike) -> Files:
 
     Relative paths are looked up from the working directory.
     """
-    return Files(_read_jsonl, _paths(train, others))
+    return Files(json_lines.read, _paths(train, others), json_lines.parsed)
 
 
 def tsv(train: str | os.PathLike, **others: str | os.PathLike) -> Files:
@@ -185,21 +191,6 @@ def _is_prepared(source: Any) -> bool:
 
 def _paths(train: Any, others: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((split, os.fspath(path)) for split, path in {"train": train, **others}.items())
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} is not a JSON object: {line[:80]!r}")
-        rows.append(row)
-    return rows
 
 
 def _read_tsv(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ the line, and `{{`, `}}` are braces.
 import dataclasses
 import functools
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError
@@ -150,9 +150,11 @@ def _filled(template: str, values: Mapping[str, Any]) -> list[Any]:
     return filled
 
 
-def _parts(template: str) -> Iterator[tuple[str, str | None]]:
-    for literal, field, _, _ in string.Formatter().parse(template):
-        yield literal, field
+@functools.cache
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Take a template apart; it is filled in once a row."""
+    parts = string.Formatter().parse(template)
+    return tuple((literal, field) for literal, field, _, _ in parts)
 
 
 def _named(template: Template, keep: Mapping[str, str]) -> Sequence[str]:

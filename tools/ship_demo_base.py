@@ -42,7 +42,7 @@ def ship(run: epath.Path, result: StageResult) -> dict[str, Any]:
     write_json_lines(
         BASE / "training.jsonl",
         [
-            {"stage": stage, "step": row["step"], "loss": row["loss"]}
+            {"stage": stage, "step": row["step"], "loss": row["loss_sum"]}
             for stage in STAGES
             for row in read_json_lines(run / stage / "train" / "metrics.jsonl")
             if row["step"] <= FIRST or row["step"] % EVERY == 0
@@ -62,7 +62,7 @@ def ship(run: epath.Path, result: StageResult) -> dict[str, Any]:
 
 
 def platform_name() -> str:
-    """Name what decides, with the packages' versions, whether a run's numbers are the same bits."""
+    """Name the system and the kind of processor: part of what a run's numbers depend on."""
     cpu = "AVX-512" if _has_avx512() else "no AVX-512"
     return f"{platform.system()} {platform.machine()}, {cpu}"
 

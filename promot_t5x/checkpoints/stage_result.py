@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -15,15 +16,29 @@ RESULT_FILE = "stage.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """A finished stage: its directory, its chosen step, and that step's validation score."""
+    """A finished stage and the checkpoint that it chose.
+
+    **Attributes:**
+
+    - `directory`: of the stage.
+    - `step`, `score`: the chosen step and its validation score.
+    - `metric`: what the score is, such as `exact_match`.
+    - `train_steps`: how many steps the stage was trained; None where an older version wrote it.
+    - `selection_split`: by task, the split on whose score the step was chosen.
+    """
 
     directory: epath.Path
     step: int
     score: float | None
+    metric: str | None = None
+    train_steps: int | None = None
+    selection_split: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def write(self) -> None:
         """Mark the stage as finished."""
-        text = json.dumps({"step": self.step, "score": self.score}, indent=1)
+        fields = dataclasses.asdict(self)
+        del fields["directory"]
+        text = json.dumps(fields, indent=1)
         write_atomically(self.directory / RESULT_FILE, text + "\n")
 
     @classmethod

@@ -21,7 +21,8 @@ from promot_t5x.checkpoints.paths import (
     step_directory,
 )
 
-TIES = ("earliest", "latest")
+TIES = ("loss", "earliest", "latest")
+LOSS = "validation_loss"  # among a step's metrics
 _DEPTH = 3  # MODEL_DIR/seed_0/<stage>/checkpoint_<step>
 
 
@@ -83,12 +84,16 @@ def best_step(
     - `steps`: complete ones. Those without the metric, or where it is NaN, do not take part.
     - `metric`: its name.
     - `mode`: whether the largest or the smallest value is the best.
-    - `ties`: of equals, the `earliest` or the `latest` is the best.
+    - `ties`: of equals, the `earliest`, the `latest` or the one with the least validation `loss` is
+      the best; of equal losses, and where there is none, the earliest.
 
     **Returns:** None if no step takes part.
     """
-    scores = {step: step_metrics(directory, step).get(metric, math.nan) for step in steps}
+    metrics = {step: step_metrics(directory, step) for step in steps}
+    scores = {step: metrics[step].get(metric, math.nan) for step in steps}
     sign = 1 if mode == "max" else -1
-    later = 1 if ties == "latest" else -1
     taking_part = [step for step in steps if not math.isnan(scores[step])]
-    return max(taking_part, key=lambda s: (sign * scores[s], later * s), default=None)
+    later = 1 if ties == "latest" else -1
+    losses = {s: metrics[s].get(LOSS, math.inf) if ties == "loss" else 0.0 for s in steps}
+    order = {s: (sign * scores[s], -losses[s], later * s) for s in taking_part}
+    return max(taking_part, key=order.__getitem__, default=None)

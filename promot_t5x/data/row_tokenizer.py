@@ -23,6 +23,8 @@ _REMEMBERING = {
     "PyFunc", "EagerPyFunc", "Multinomial", "RandomGamma", "RandomPoissonV2", "RandomShuffle",
     "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal",
 }  # fmt: skip
+# Operations that make of many rows at once what they make of each.
+_OF_TEXT = {"Const", "Identity", "NoOp", "Pack", "Placeholder", "StringJoin"}
 
 
 class RowTokenizer:
@@ -49,8 +51,9 @@ class RowTokenizer:
         def run(columns: Any) -> Any:
             source = rows.dataset(columns)
             data = pipeline.dataset(source)
-            self.looks_at_each = _looks_at_each(data, source)
-            return data.ragged_batch(EXAMPLES_AT_ONCE).get_single_element()
+            maps = _maps(data, source)
+            self.looks_at_each = maps is not None
+            return _at_once(maps or [], data, source) or _one_by_one(data)
 
         signature = [type_of_columns(rows)]
         function = import_tensorflow().function
@@ -80,21 +83,49 @@ class RowTokenizer:
             return self._pipeline.tokens(self._run(self._rows.columns(rows)))
 
 
-def _looks_at_each(data: Any, source: Any) -> bool:
+def _maps(data: Any, source: Any) -> list[Any] | None:
+    """Give the functions that make a data set of another, the first one first.
+
+    None where more than functions of one element each, which remember nothing, stand between them.
+    """
+    functions: list[Any] = []
     while data is not source:
         inputs = data._inputs()
-        known = type(data).__name__ in _ELEMENT_BY_ELEMENT
-        if not known or len(inputs) != 1 or not _REMEMBERING.isdisjoint(_operations(data)):
-            return False
+        if type(data).__name__ not in _ELEMENT_BY_ELEMENT or len(inputs) != 1:
+            return None
+        if hasattr(data, "_map_func"):
+            functions.insert(0, data._map_func.function)
         (data,) = inputs
-    return True
+    operations = set(itertools.chain(*map(_operations, functions)))
+    return functions if _REMEMBERING.isdisjoint(operations) else None
 
 
-def _operations(data: Any) -> Iterator[str]:
-    """What the function of a map does, and the functions within it."""
-    mapped = getattr(data, "_map_func", None)
-    if mapped is None:
-        return iter(())
-    graph = mapped.function.graph.as_graph_def()
+def _one_by_one(data: Any) -> Any:
+    return data.ragged_batch(EXAMPLES_AT_ONCE).get_single_element()
+
+
+def _at_once(functions: list[Any], data: Any, source: Any) -> Any:
+    """Apply functions that only put text together to all rows in one go: a tenth of the time.
+
+    None for others, and for rows with lists.
+    """
+    tf = import_tensorflow()
+    columns = getattr(source, "_tensors", None)
+    if columns is None or any(column.dtype == tf.variant for column in columns):
+        return None
+    if not set(itertools.chain(*map(_operations, functions))) <= _OF_TEXT:
+        return None
+
+    def composed(values: list[Any]) -> list[Any]:
+        for function in functions:
+            values = tf.nest.flatten(function(*values), expand_composites=True)
+        return values
+
+    return tf.nest.pack_sequence_as(data.element_spec, tf.vectorized_map(composed, list(columns)))
+
+
+def _operations(function: Any) -> Iterator[str]:
+    """Name what a function does, and the functions within it."""
+    graph = function.graph.as_graph_def()
     nodes = itertools.chain(graph.node, *(each.node_def for each in graph.library.function))
     return (node.op for node in nodes)

@@ -42,19 +42,19 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
 
     **Arguments:**
 
-    - `source`: a `seqio.DataSource`. One of TFDS is read in any order where its files are local
-      TFRecords and it reads them with TFDS's defaults; another one that has a method
-      `open_rows(split, cache_dir)` is asked itself.
+    - `source`: a `seqio.DataSource`. Rows can be read in any order of the project's own sources of
+      files with a row a line, and of TFDS where its files are local TFRecords that are read with
+      TFDS's defaults.
     - `split`: one of its splits.
     - `cache_dir`: keeps the index of the rows; None makes it anew each time.
 
     **Raises:** `UserError` where the rows cannot be read.
     """
-    from promot_t5x.data import tfds_rows
+    # Each imports the libraries that it reads with.
+    from promot_t5x.data import line_rows, tfds_rows
 
-    if hasattr(source, "open_rows"):
-        return source.open_rows(split, cache_dir)
-    return tfds_rows.open_rows(source, split, cache_dir)
+    found: Rows | None = line_rows.open_rows(source, split, cache_dir)
+    return found or tfds_rows.open_rows(source, split, cache_dir)
 
 
 def type_of_columns(rows: Rows) -> Any:

@@ -12,6 +12,15 @@ from promot_t5x.data.lazy import import_seqio, import_tensorflow
 from promot_t5x.data.record_index import Instruction, ReadOrder, RecordIndex
 
 _FILES_AT_ONCE = 16  # TFDS's own default
+# Settings of `tfds.ReadConfig` that decide which rows come when.
+_OF_THE_ORDER = (
+    "repeat_filenames",
+    "interleave_cycle_length",
+    "interleave_block_length",
+    "experimental_interleave_sort_fn",
+    "input_context",
+    "file_format",
+)
 
 
 class TfdsRows:
@@ -75,13 +84,16 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
 
     # Files first: only a loaded builder knows its data set.
     files = loader.files(split)
+    paths = [Path(str(file.filename)) for file in files]
     builder, config = loader._get_builder(split), loader.read_config
-    defaults = tfds.ReadConfig(add_tfds_id=config.add_tfds_id)
+    defaults = tfds.ReadConfig()
     if (
-        config != defaults
+        any(getattr(config, name) != getattr(defaults, name) for name in _OF_THE_ORDER)
         or loader._decoders is not None
         or builder.info.file_format != tfds.core.file_adapters.FileFormat.TFRECORD
-        or not all(Path(str(file.filename)).is_file() for file in files)
+        or not all(path.is_file() for path in paths)
+        # TFDS's ids of rows are then the files' names.
+        or len({path.parent for path in paths}) > 1
     ):
         return None
     order = ReadOrder(
@@ -89,10 +101,8 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
         cycle=1 if builder.info.disable_shuffling else _FILES_AT_ONCE,
         block=config.interleave_block_length,
     )
-    paths = [str(file.filename) for file in files]
-    index = record_index.open_index(paths, record_index.tfrecords, cache_dir, order)
+    index = record_index.open_index([str(path) for path in paths], record_index.tfrecords, cache_dir, order)
     ids = None
     if config.add_tfds_id:
-        prefixes = tfds.core.reader._get_tfds_id_prefixes(files)
-        ids = [prefixes[file.filename] for file in files]
+        ids = [path.name for path in paths]
     return TfdsRows(builder.info.features, index, ids)

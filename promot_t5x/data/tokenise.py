@@ -62,7 +62,7 @@ class Pipeline:
         """The data set whose batches `tokens` takes, of one of raw rows."""
         data = _preprocessed(self._steps, rows, self._lengths)
         if self._encode is not None:
-            return data.map(lambda row: {name: row[name] for name in RENDERED})
+            return data
         tf = import_tensorflow()
         data = _check(self.task, data)
         wanted = (*FEATURES, *(name for name in LOSSES if name in data.element_spec))

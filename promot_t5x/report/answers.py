@@ -152,7 +152,8 @@ class TaskAnswers:
     def right(self) -> Bool[np.ndarray, " examples"] | None:
         """Whether each example is right, where the primary score counts just that."""
         if self.is_mean and np.isin(self.example_scores, (0.0, 100.0)).all():
-            return np.equal(self.example_scores, 100.0)
+            right: np.ndarray = np.equal(self.example_scores, 100.0)
+            return right
         return None
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clean_environment import xla_flags
 
 from promot_t5x.cli import main
 from promot_t5x.tasks import registry
@@ -59,7 +60,7 @@ def run(text, *more):
         [sys.executable, "-m", "promot_t5x", *words[1:], *more],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": xla_flags()},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

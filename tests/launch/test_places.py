@@ -1,5 +1,6 @@
 """GKE's manifests, Slurm's scripts and processes on this machine: what they hold and what runs."""
 
+import shlex
 import subprocess
 
 import pytest
@@ -153,7 +154,8 @@ def slurm(*words):
 
 def run_script(cloud, monkeypatch, restarts):
     """What the submitted script ends with, on the first node; and whether it asks for more."""
-    package = f'#!/bin/bash\nshift 2; exec {cloud.directory}/promot-t5x "$@"\n'
+    program = shlex.quote(f"{cloud.directory}/promot-t5x")
+    package = f'#!/bin/bash\nshift 2; exec {program} "$@"\n'
     (cloud.directory / "python").write_text(package)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")

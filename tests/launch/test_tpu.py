@@ -102,11 +102,11 @@ def test_a_lost_connection_is_taken_up_where_it_was(cloud):
 
 def test_a_stuck_run_is_started_again(cloud):
     cloud.cue(states=["", "", "ACTIVE"], worker_0=["stuck", 0], worker_1=["stuck", 0])
-    done = tpu(cloud, "--stall_timeout=1")
+    done = tpu(cloud, "--stall_timeout=3")
     assert done.status == 0
     assert "the run is stuck; restart 1 of 20" in done.out
     assert cloud.verbs().count("start") == 2 and cloud.verbs().count("create") == 1
-    assert cloud.ran()[0]["words"][-1] == "--stall_timeout=1"
+    assert cloud.ran()[0]["words"][-1] == "--stall_timeout=3"
 
 
 def test_a_launcher_that_was_stopped_finds_its_run(cloud):
@@ -114,8 +114,9 @@ def test_a_launcher_that_was_stopped_finds_its_run(cloud):
     assert tpu(cloud, "--keep").status == 0
     home = cloud.directory / "home" / "rte" / "0" / "promot-t5x-rte"
     (home / "log").write_text("what was said\nbefore\n")
-    # A process group that is alive for a moment, as the run's would be.
-    (home / "start.sh").write_text("setsid sleep 1.5 & echo $! > pid; echo 0 > status")
+    # A process group that is alive, as the run's would be, until somebody follows it.
+    alive = 'until grep -q follow.sh "$LAUNCH_LAB/calls"; do sleep 0.1; done 2> /dev/null'
+    (home / "start.sh").write_text(f"setsid bash -c '{alive}' & echo $! > pid; echo 0 > status")
     launched = cloud.directory / "calls"
     launched.unlink()
     subprocess.run(["bash", "start.sh"], cwd=home, check=True)

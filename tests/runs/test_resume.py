@@ -99,7 +99,7 @@ def runs(tmp_path_factory):
             assert not (place / "stage.json").exists()
             for death in ENDING if stage == "stage_one" else ():
                 trial(death=death)
-        trial(death=Death("promot_t5x.runs.promot:Judge.row", call=2))
+        trial(death=Death("promot_t5x.runs.comparison:ComparisonEvaluator.evaluate", call=2))
         trial(status=0)
     return straight, model_dir, trials
 
@@ -140,7 +140,7 @@ def test_there_were_enough_deaths_and_each_left_something_to_go_on_from(runs):
     assert sum(ended.status == -signal.SIGKILL for _, ended in trials) >= 20
     stops = [ended.said for _, ended in trials if ended.status == errors.EXIT_START_AGAIN]
     assert len(stops) == 2 and all("start it again to go on" in said for said in stops)
-    assert sum("continues after step" in ended.said for _, ended in trials) >= 15
+    assert sum("resumes after step" in ended.said for _, ended in trials) >= 15
     assert not any("is damaged" in ended.said for _, ended in trials)
     assert "step compiled" not in trials[-1][1].said
 

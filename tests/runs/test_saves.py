@@ -53,7 +53,7 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server):
     after = run_helpers.tree(directory / "checkpoint_2")
     assert {name: after[name] for name in before} == before
     ended = server.run(words)
-    assert ended.status == 0 and "continues after step 2" in ended.said
+    assert ended.status == 0 and "resumes after step 2" in ended.said
     assert 4 in complete_steps(directory)
 
 
@@ -67,7 +67,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
     assert ended.status == 0
     (warning,) = [line for line in ended.said.splitlines() if line.startswith("[train] warning")]
     assert "checkpoint_4 is damaged" in warning and "target/" in warning
-    assert "continues after step 2" in ended.said
+    assert "resumes after step 2" in ended.said
     again = run_helpers.tree(directory)
     for name in ("train/metrics.jsonl", "inference_eval/run_signs-000004.jsonl"):
         assert again[name] == straight[name]
@@ -91,7 +91,7 @@ def test_other_devices_go_on_with_the_same_batches_and_losses(lab, server, devic
     words, _ = training(lab, **names, **layout[then])
     ended = server.run(words, devices=then)
     assert ended.status == 0, ended.said
-    assert "continues after step 2" in ended.said
+    assert "resumes after step 2" in ended.said
     words, straight = training(lab, f"straight_{then}", DROPOUT_RATE=0.1, **layout[then])
     assert server.run(words, devices=then).status == 0
     found, wanted = run_helpers.losses(directory), run_helpers.losses(straight)
@@ -124,7 +124,7 @@ def test_what_a_checkpoint_says_of_its_run(lab, server):
     words, directory = training(lab, "told", OPTIMIZER_STEP=1000, RANDOM_SEED=3)
     ended = server.run(words)
     assert ended.status == 0, ended.said
-    assert "optimiser's state from scratch, counting from 1000" in ended.said
+    assert "optimizer's state from scratch, counting from 1000" in ended.said
     manifest = json.loads((directory / "checkpoint_4" / "manifest.json").read_text())
     told = manifest["metadata"]
     assert told["origins"] == ["28 arrays, 12,528 parameters from scratch (seed 3)"]
