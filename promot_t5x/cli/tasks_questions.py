@@ -92,12 +92,6 @@ def default_split(task: Any) -> str:
     return next(split for split in order if split in task.splits)
 
 
-def answer_of(question: Question) -> str:
-    """The right answer's text, without what the dialect puts around it."""
-    value = question.example.get("answer", question.answer)
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
 def spoken_answer_of(question: Question) -> str:
     """The right answer as the model is trained to give it, with its dialect's sentinel."""
     value = question.example.get("targets_pretokenized", question.answer)

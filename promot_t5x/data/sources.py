@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from promot_t5x.data import prepared
+from promot_t5x.data import prepared, vocabularies
 from promot_t5x.data.fingerprint import vocabulary_identity
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio
 from promot_t5x.errors import UserError, did_you_mean, listed
@@ -97,6 +97,7 @@ def resolve_tasks(
     """
     if module:
         import_task_module(module)
+    vocabularies.check(vocabulary)
     members = _rated(list(_members(name, vocabulary, dialect, task_format)), name, rates or {})
     for member in members:
         _check_rate(member, name)
@@ -243,7 +244,20 @@ def _mixture_members(mixture: Any) -> Iterator[_Member]:
         task = tasks[name]
         # SeqIO's own arithmetic: a nested mixture's rate is divided among its tasks, and the
         # rates of a task that is reached on several ways are added.
-        yield _Member(task, float(mixture.get_rate(task)), _splits(task))
+        yield _Member(task, _rate(mixture, task), _splits(task))
+
+
+def _rate(mixture: Any, task: Any) -> float:
+    # A rate may be any function of the user's; SeqIO's own ask the source how many examples it has.
+    try:
+        return float(mixture.get_rate(task))
+    except Exception as error:
+        raise UserError(
+            f"The rate of task {task.name!r} in mixture {mixture.name!r} cannot be computed: "
+            f"{type(error).__name__}: {error}. A rate by size needs a source that says how many "
+            "examples each split has (num_input_examples of the source), or give the rate as a "
+            "number, there or in RATES."
+        ) from error
 
 
 def _leaf_names(mixture: Any, tasks: dict[str, Any]) -> Iterator[str]:

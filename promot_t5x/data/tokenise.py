@@ -18,6 +18,7 @@ from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio, import_tensorflow
 from promot_t5x.data.ragged import FEATURES, Ragged
 from promot_t5x.data.rows import Rows, type_of_columns
 from promot_t5x.errors import UserError
+from promot_t5x.tasks import pipeline_errors
 from promot_t5x.tasks.encoding import RENDERED, EncodeWhole
 
 # Counts that the project's tasks give with each example of what its prompt lost, and how an
@@ -128,9 +129,11 @@ def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
 
 def unreadable(task: Any, split: str, error: Exception) -> UserError:
     """The error for a split that its source, or the task's preprocessors, cannot read."""
+    if (message := pipeline_errors.stated(error)) is not None:
+        return UserError(f"Task {task.name!r}, split {split!r}: {message}.")
     return UserError(
         f"The examples of task {task.name!r}, split {split!r}, cannot be read: "
-        f"{type(error).__name__}: {error}. {PREPARE_TFDS}"
+        f"{pipeline_errors.described(error)}. {PREPARE_TFDS}"
     )
 
 

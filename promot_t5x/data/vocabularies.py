@@ -7,6 +7,7 @@ one and be read, checked and planned without them.
 from typing import Any
 
 from promot_t5x.data import lazy
+from promot_t5x.errors import UserError
 
 
 def sentencepiece(path: str, extra_ids: int = 0) -> Any:
@@ -18,6 +19,69 @@ def sentencepiece(path: str, extra_ids: int = 0) -> Any:
 
     """
     return lazy.import_seqio().SentencePieceVocabulary(path, extra_ids)
+
+
+def tokenizer_json(path: str, eos_token: str | None = None) -> Any:
+    """Read a Hugging Face `tokenizer.json` as a `seqio.Vocabulary`; needs `pip install tokenizers`.
+
+    Args:
+        path: the file, local or remote.
+        eos_token: the token that ends a text; by default `</s>` or another usual name.
+
+    """
+    lazy.import_seqio()
+    from promot_t5x.data.tokenizer_json import TokenizerJsonVocabulary
+
+    return TokenizerJsonVocabulary(path, eos_token)
+
+
+def check(vocabulary: Any) -> None:
+    """Raise `UserError` for a vocabulary that no model here can be trained or asked with.
+
+    Texts end in its EOS, and batches are filled up with id 0, which counts for nothing in the
+    loss: an ordinary piece of that id would never be learned.
+
+    Args:
+        vocabulary: a `seqio.Vocabulary`.
+
+    """
+    name = _described(vocabulary)
+    try:
+        eos, size = vocabulary.eos_id, vocabulary.vocab_size
+    except UserError:
+        raise
+    # Files that are not there, or not what their name says, show when they are first read.
+    except Exception as error:
+        raise UserError(f"The vocabulary {name} cannot be read: {error}") from error
+    if eos is None or not 0 < eos < size:
+        raise UserError(
+            f"The vocabulary {name} has no end-of-text token (its eos_id is {eos}): training "
+            "targets would not end, and answers never would. Train it again with one "
+            "(SentencePiece: --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1)."
+        )
+    if (piece := _ordinary_piece_at_0(vocabulary)) is not None:
+        raise UserError(
+            f"The vocabulary {name} has {piece!r} at id 0, which batches are filled up with and "
+            "which counts for nothing in the loss. Id 0 must be the padding: train it again "
+            "with one (SentencePiece: --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1)."
+        )
+
+
+def _ordinary_piece_at_0(vocabulary: Any) -> str | None:
+    """Return the piece of id 0 where text can have that id; None where it cannot."""
+    if hasattr(vocabulary, "is_special"):
+        return None if vocabulary.is_special(0) else str(vocabulary.id_to_piece(0))
+    tokenizer = getattr(vocabulary, "tokenizer", None)
+    if tokenizer is None or not hasattr(tokenizer, "is_control"):
+        return None
+    if tokenizer.is_control(0) or tokenizer.is_unused(0):
+        return None
+    return str(tokenizer.id_to_piece(0))
+
+
+def _described(vocabulary: Any) -> str:
+    file = getattr(vocabulary, "sentencepiece_model_file", None)
+    return str(file or vocabulary)
 
 
 def tiny_world() -> Any:

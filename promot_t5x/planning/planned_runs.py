@@ -284,7 +284,13 @@ def answer_length(questions: EvalConfig) -> int:
         for name in questions.names
         for task in (registry.get_mixture(name).rates if registry.is_mixture(name) else [name])
     ]
-    return max(registry.get_task(task).output_length for task in tasks)
+    known = {task: registry.get_task(task).output_length for task in tasks}
+    if measured := [task for task, length in known.items() if length is None]:
+        raise UserError(
+            f"Task {measured[0]!r} takes the length of its answers from its data, which are not "
+            "read here: set TASK_FEATURE_LENGTHS['targets']."
+        )
+    return max(length for length in known.values() if length is not None)
 
 
 def bytes_a_chip(tree: Any) -> int:

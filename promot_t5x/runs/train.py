@@ -281,7 +281,9 @@ class Trainer:
                         )
                     if stop:
                         saver.wait()
-                        raise Preempted(f"stopped by SIGTERM; step {number} is in {directory}")
+                        raise Preempted(
+                            f"stopped by {preemption.cause()}; step {number} is in {directory}"
+                        )
                     with preemption.at_once():
                         if due:
                             self._measure(saver, events, train_state, number, token_cache)

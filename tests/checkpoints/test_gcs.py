@@ -16,6 +16,8 @@ from promot_t5x.checkpoints.formats import read_arrays
 from promot_t5x.checkpoints.hashing import content_hash
 from promot_t5x.checkpoints.paths import absolute
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 PUBLIC = "t5-data/pretrained_models/t5x"
 

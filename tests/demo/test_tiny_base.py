@@ -18,6 +18,8 @@ from promot_t5x.tasks.tiny import definitions, episodes
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 from tools import ship_demo_base
 
+pytestmark = pytest.mark.slow
+
 BASE = Path(str(ship_demo_base.BASE))
 CARD = json.loads((BASE / "card.json").read_text())
 LOG = [row for row in run_helpers.json_lines(BASE / "training.jsonl") if row["stage"] == "learn"]

@@ -24,6 +24,8 @@ from promot_t5x import errors
 from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.network.config import T5Config
 
+pytestmark = pytest.mark.slow
+
 STEPS, PERIOD = 6, 2
 # A stage without validation; the settings of one are then unused.
 UNASKED = """\

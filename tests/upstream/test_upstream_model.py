@@ -41,6 +41,8 @@ from promot_t5x.training.state import with_prompt
 from promot_t5x.upstream.optimizers import prompt_axis_rules
 from promot_t5x.upstream.prompts import InitialPrompt
 
+pytestmark = pytest.mark.slow
+
 PROMPTED = {"num_prompts": 2, "prompt_length": 3}
 # The axes that T5X's standard rules know, of partitioning and of Adafactor's factoring.
 RULED = {"vocab", "embed", "mlp", "heads", "kv", "joined_kv", "relpos_buckets", "layers"}
