@@ -110,7 +110,7 @@ def _seqio_vocabulary(name: str) -> Any:
 
 def configured_model(arguments: argparse.Namespace) -> Any:
     """The model that the gin flags configure."""
-    # gin files may name modules of the user's, as for the other verbs.
+    # gin files may name modules of the user's, as for the other commands.
     if "" not in sys.path:
         sys.path.append("")
     with quiet.imports():
