@@ -1,5 +1,7 @@
-"""A MODEL_DIR belongs to one configuration."""
+"""A MODEL_DIR belongs to one configuration, and to one run at a time."""
 
+import dataclasses
+import datetime
 import os
 import re
 import socket
@@ -8,13 +10,16 @@ from collections.abc import Collection
 
 from etils import epath
 
-from promot_t5x import config
+from promot_t5x import __version__, config
 from promot_t5x.config import gin_reader
-from promot_t5x.distributed import processes
-from promot_t5x.errors import UserError
-from promot_t5x.files import write_atomically
+from promot_t5x.distributed import devices, processes, startup
+from promot_t5x.errors import InUseError, UserError
+from promot_t5x.files import append_json_line, write_atomically
+from promot_t5x.paths import make_directory
+from promot_t5x.runs import ownership
 
 CONFIG = "config.gin"
+LAUNCHES = "launches.jsonl"
 _SHARING_SECONDS = 10.0  # in which a file of one host shows on the others
 # How a run lies on its devices changes none of its numbers but their last digits.
 _LAYOUT = re.compile(r"NUM_PARTITIONS|MESH|partitioning\..*")
@@ -38,21 +43,34 @@ def claim(
     may_change: Collection[str] = (),
     macro: str = "MODEL_DIR",
 ) -> None:
-    """Make `directory` the home of the configuration `text`, or find that it already is.
+    """Make this run the owner of `directory`, and `directory` the home of its configuration.
 
-    A run may resume on other devices, laid out otherwise, and with more training steps.
+    A run may resume on other devices, laid out otherwise, and with more training steps. Each launch
+    adds a line to `launches.jsonl`, with the devices that it found.
 
     **Arguments:**
 
+    - `directory`: MODEL_DIR, or another directory of results.
     - `text`: the resolved configuration.
     - `may_change`: names of other bindings that a run may change from launch to launch.
     - `macro`: what the configuration calls the directory, for messages.
 
-    **Raises:** `UserError` with a readable difference if it holds another configuration's run.
+    **Raises:** `UserError` with a readable difference if it holds another configuration's run,
+    `InUseError` if another run is writing into it.
     """
     with processes.agreement(UserError):
         if processes.leads():
-            _claim(directory, text, may_change, macro)
+            _check(directory, text, may_change, macro)
+    with processes.agreement(InUseError):
+        try:
+            if processes.leads():
+                ownership.take(directory)
+        finally:
+            startup.meet()  # waiting for a sign of life outlasts the patience of collectives
+    with processes.agreement(UserError):
+        if processes.leads():
+            _check(directory, text, may_change, macro)
+            _write(directory, text)
     with processes.agreement(UserError):
         _check_shared(directory / CONFIG, macro)
 
@@ -70,9 +88,8 @@ def _check_shared(path: epath.Path, macro: str) -> None:
         time.sleep(0.2)
 
 
-def _claim(directory: epath.Path, text: str, may_change: Collection[str], macro: str) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{macro} {directory} is a file; name a directory, new or this run's.")
+def _check(directory: epath.Path, text: str, may_change: Collection[str], macro: str) -> None:
+    make_directory(directory, macro)
     path = directory / CONFIG
     if path.exists():
         known = path.read_text()
@@ -88,9 +105,21 @@ def _claim(directory: epath.Path, text: str, may_change: Collection[str], macro:
                 + "\n  ".join(difference)
                 + f"\nGive this run a {macro} of its own, or the settings of the other one."
             )
-    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _write(directory: epath.Path, text: str) -> None:
+    path = directory / CONFIG
     if not path.exists() or path.read_text() != text:
         write_atomically(path, text)
+    now = datetime.datetime.now(datetime.UTC)
+    launch = {
+        "started": now.isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "version": __version__,
+        **dataclasses.asdict(devices.found()),
+    }
+    append_json_line(directory / LAUNCHES, launch)
 
 
 def _grown(known: str, text: str) -> set[str]:

@@ -41,6 +41,7 @@ class StepLog:
     ):
         self._writer = MetricWriter(directory / "train", start) if processes.leads() else None
         self._label = f"{label} step"
+        self._step = start
         self._non_finite = non_finite
         self._progress = Progress(self._label, total, start)
         # (step, metrics, whether they are finite, counts of its batch), still on the device
@@ -53,6 +54,7 @@ class StepLog:
         self, step: int, metrics: Mapping[str, Any], finite: Finite, batch: Mapping[str, Any]
     ) -> None:
         """Take in what a step returned and its whole batch, all still on the devices."""
+        self._step = step
         here(f"{self._label} {step}")
         self._shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
         self._pending.append((step, metrics, finite, _counts(batch)))
@@ -106,6 +108,7 @@ class StepLog:
         if self._writer:
             self._writer.flush()
         self._progress.close()
+        here(f"{self._label} {self._step}, saving or evaluating")
 
     def resume(self) -> None:
         """Start the clock again."""

@@ -10,12 +10,15 @@ import pytest
 import run_helpers
 
 from promot_t5x import config
-from promot_t5x.checkpoints import hashing, pretrained
+from promot_t5x.checkpoints import hashing
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.data import tokenise
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 from tools import ship_demo_base
+
+pytestmark = pytest.mark.slow
 
 BASE = Path(str(ship_demo_base.BASE))
 CARD = json.loads((BASE / "card.json").read_text())
@@ -63,7 +66,7 @@ def tokenised(task, split, lengths):
 
 
 def test_the_card_names_the_checkpoint():
-    assert hashing.content_hash(pretrained.read_params("tiny_world")) == CARD["hash"]
+    assert hashing.content_hash(open_checkpoint("tiny_world").read_tree()) == CARD["hash"]
 
 
 def test_the_recipe_is_the_shipped_configuration():
