@@ -57,7 +57,8 @@ def main(words: Sequence[str]) -> int:
     if given.source is None:
         raise UserError("name the checkpoint to convert. See `promot-t5x convert --help`.")
     if given.gin:
-        print(conversion.open_for_conversion(given.source).model_shape().macros(), end="")
+        opened = conversion.open_for_conversion(given.source, with_prompt=False)
+        print(opened.model_shape().macros(), end="")
         return 0
     if given.destination is None or given.to is None:
         raise UserError(
@@ -111,7 +112,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(given: argparse.Namespace) -> None:
-    opened = conversion.open_for_conversion(given.source)
+    opened = conversion.open_for_conversion(given.source, with_prompt=not given.remove_prompt)
     job = Conversion(
         opened=opened,
         to=given.to,
@@ -124,6 +125,12 @@ def _convert(given: argparse.Namespace) -> None:
         tokenizer=None if given.tokenizer is None else user_path(given.tokenizer, "--tokenizer"),
     )
     print(f"from {' over '.join(opened.origins)} ({opened.format}, step {opened.step})")
+    if not (opened.knows_prompt or given.remove_prompt):
+        print(
+            f"{opened.directory} was saved by an earlier version, which did not note the prompt of "
+            "its stage: no prompt comes along. `promot-t5x prompt export` writes one by itself",
+            file=sys.stderr,
+        )
     shown: list[Progress] = []
 
     def progress(done: int, total: int) -> None:

@@ -87,9 +87,10 @@ def asking(arguments: argparse.Namespace) -> Asking:
 
 
 def default_split(task: Any) -> str:
-    """The split that is scored when none is named, or else the first of test and train it has."""
+    """Return the split that is scored when none is named, or else the first of test and train."""
     order = (task.scored_split, "test", "train", *task.splits)
-    return next(split for split in order if split in task.splits)
+    chosen: str = next(split for split in order if split in task.splits)
+    return chosen
 
 
 def spoken_answer_of(question: Question) -> str:
