@@ -25,8 +25,8 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
-from promot_t5x.checkpoints.paths import absolute
 from promot_t5x.checkpoints.formats import read_arrays
+from promot_t5x.checkpoints.paths import absolute
 from promot_t5x.errors import EXIT_IN_USE, InUseError, SaveError, UserError
 
 FILE_NAME = "owner.json"
