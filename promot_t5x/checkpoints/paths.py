@@ -16,6 +16,8 @@ import re
 
 from etils import epath
 
+from promot_t5x.paths import is_remote, user_path
+
 CHECKPOINT_PREFIX = "checkpoint_"
 PENDING_PREFIX = "pending_"
 STATE_DIRECTORY = "state"
@@ -26,9 +28,9 @@ PIN_FILE = "PINNED"
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Return a path that orbax accepts: absolute, or a bucket's as it is."""
-    place = epath.Path(path)
+    place = user_path(path, "a checkpoint's path")
     # etils would make '<current directory>/gs:/bucket' of it.
-    return place if "://" in str(place) else place.expanduser().resolve()
+    return place if is_remote(place) else place.resolve()
 
 
 def step_directory(directory: str | os.PathLike[str], step: int) -> epath.Path:

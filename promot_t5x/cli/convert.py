@@ -4,13 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from etils import epath
-
 from promot_t5x.checkpoints import pretrained_names
 from promot_t5x.checkpoints.conversion import conversion
 from promot_t5x.checkpoints.conversion.conversion import FORMATS, Conversion
 from promot_t5x.cli import flags
 from promot_t5x.errors import UserError
+from promot_t5x.paths import user_path
 from promot_t5x.progress import Progress
 
 _MIB = 2**20
@@ -123,7 +122,7 @@ def _convert(given: argparse.Namespace) -> None:
         scanned=given.scanned,
         bias_per_layer=None if given.bias is None else given.bias == "per_layer",
         optimizer_state=given.optimizer_state,
-        tokenizer=None if given.tokenizer is None else epath.Path(given.tokenizer),
+        tokenizer=None if given.tokenizer is None else user_path(given.tokenizer, "--tokenizer"),
     )
     print(f"from {' over '.join(opened.origins)} ({opened.format}, step {opened.step})")
     if not (opened.knows_prompt or given.remove_prompt):

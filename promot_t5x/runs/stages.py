@@ -141,6 +141,11 @@ class Stage:
             if (value := getattr(self, field)) is not None or field not in ("keep", "keep_period"):
                 validation.check_positive(f"stage {self.name!r}: {field}", value)
         validation.check_seed(f"stage {self.name!r}: RANDOM_SEED", self.random_seed)
+        if isinstance(self.trainable, str) or not all(isinstance(p, str) for p in self.trainable):
+            raise UserError(
+                f"stage {self.name!r}: trainable = {self.trainable!r} must be a list of patterns, "
+                "as in ['encoder/.*']."
+            )
         if self.best_mode not in ("max", "min"):
             raise UserError(
                 f"stage {self.name!r}: best_mode must be 'max' or 'min', got {self.best_mode!r}."

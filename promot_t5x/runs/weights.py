@@ -22,6 +22,7 @@ from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training.state import count, flatten
 
@@ -85,7 +86,7 @@ class Weights:
                 "needs it."
             )
         known = [*earlier, *(pretrained_names.NAMES if what == "base" else ())]
-        if not (reference in known or "/" in reference or epath.Path(reference).exists()):
+        if not (reference in known or "/" in reference or user_path(reference, what).exists()):
             named = ", nor a base with a name (`promot-t5x convert --list` shows them)"
             raise UserError(
                 f"{what} = {reference!r} is neither an earlier stage of this run"

@@ -11,6 +11,7 @@ from promot_t5x.checkpoints.formats import safetensors
 from promot_t5x.checkpoints.formats.reading import read_json, reading, refuse_stand_in
 from promot_t5x.errors import UserError, listed
 from promot_t5x.files import write_json
+from promot_t5x.paths import user_path
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -38,7 +39,7 @@ def save_adapters(
 
     **Raises:** `UserError` where one of them holds an adapter already, or two names are the same.
     """
-    place = epath.Path(directory)
+    place = user_path(directory, "an adapter's directory")
     places = [place] if len(prompts) == 1 else [place / name for name in names]
     if len(set(places)) < len(prompts):
         raise UserError(f"{directory}: the tasks {list(names)} are not all different.")
