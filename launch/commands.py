@@ -12,17 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from promot_t5x.errors import UserError
 
 HIDDEN = "***"
 _SECRET_NAME = r"[A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)"
 _SECRET_VALUE = re.compile(rf"(?<![A-Z0-9_])({_SECRET_NAME}=)('[^']*'|\"[^\"]*\"|[^\s'\"]+)")
+_READ_SECONDS = 600.0  # deleting a slice may take minutes
+_TIMED_OUT = 124  # as `timeout` ends
 _SHORTEST_SECRET = 6  # characters; shorter values would blot out ordinary words
 
 
 def is_secret(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret: HF_TOKEN, WANDB_API_KEY, …"""
+    """Whether an environment variable of this name holds a secret: HF_TOKEN, WANDB_API_KEY."""
     return re.fullmatch(_SECRET_NAME, name.upper()) is not None
 
 
@@ -40,6 +43,7 @@ class Redactor:
         )
 
     def __call__(self, text: str) -> str:
+        """Return the text with `***` in place of secrets."""
         for value in self._values:
             text = text.replace(value, HIDDEN)
         return _SECRET_VALUE.sub(rf"\1{HIDDEN}", text)
@@ -47,10 +51,17 @@ class Redactor:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A command that has ended: its exit status, and its stdout where that was read."""
+    """A command that has ended.
+
+    **Attributes:**
+
+    - `status`: its exit status.
+    - `out`, `err`: its stdout and stderr, where they were read.
+    """
 
     status: int
     out: str = ""
+    err: str = ""
 
 
 class Shell:
@@ -86,13 +97,26 @@ class Shell:
         return Done(self._start(words, input=stdin, text=True).returncode)
 
     def read(self, words: Sequence[str], *, dry: str = "", loud: bool = True) -> Done:
-        """Run a command and read its stdout; `dry` is what it says in a dry run."""
+        """Run a command and read its output; its stderr is shown too.
+
+        **Arguments:**
+
+        - `dry`: its stdout in a dry run.
+        - `loud`: whether the command is shown.
+
+        **Returns:** how it ended; with status 124 where it did not end within ten minutes.
+        """
         if loud:
             self.show(words)
         if self.dry:
             return Done(0, dry)
-        done = self._start(words, stdout=subprocess.PIPE, text=True)
-        return Done(done.returncode, done.stdout)
+        try:
+            done = self._start(words, capture_output=True, text=True, timeout=_READ_SECONDS)
+        except subprocess.TimeoutExpired:
+            return Done(_TIMED_OUT, err=f"no answer within {_READ_SECONDS:g} s")
+        if done.stderr:
+            print(self.redact(done.stderr), end="", file=sys.stderr, flush=True)
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def follow(
         self, words: Sequence[str], line: Callable[[str], None], *, silence_seconds: float
@@ -122,14 +146,14 @@ class Shell:
                 else:
                     time.sleep(0.05)
 
-    def _start(self, words: Sequence[str], **settings) -> subprocess.CompletedProcess:
+    def _start(self, words: Sequence[str], **settings: Any) -> subprocess.CompletedProcess[str]:
         sys.stdout.flush()
         try:
             return subprocess.run(words, **settings)
         except FileNotFoundError:
             raise _missing(words[0]) from None
 
-    def _open(self, words: Sequence[str]) -> subprocess.Popen:
+    def _open(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except FileNotFoundError:
@@ -146,7 +170,7 @@ def _missing(program: str) -> UserError:
 def parse_environment(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """`NAME` (this process's own value) and `NAME=VALUE` words as a mapping.
 
-    **Raises** `UserError` for a name that is not one, or has no value here.
+    **Raises:** `UserError` for a name that is not one, or has no value here.
     """
     found = {}
     for word in given:
@@ -160,7 +184,10 @@ def parse_environment(given: Sequence[str], environ: Mapping[str, str]) -> dict[
 
 
 def check_name(name: str) -> str:
-    """A name that clouds take: lower-case letters, digits and dashes, at most 40 characters."""
+    """Return a name that clouds take: lower-case letters, digits, dashes, at most 40 characters.
+
+    **Raises:** `UserError` where it is not one.
+    """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
         raise UserError(
             f"--name={name!r}: use lower-case letters, digits and dashes, a letter first, at most "

@@ -7,24 +7,32 @@ fails; a mistake of the user's (exit status 2) ends it. Secrets are named, never
 """
 
 import argparse
+import base64
 import math
 import os
 import re
+import shlex
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from promot_t5x.errors import EXIT_NOT_SAVED, EXIT_USER_ERROR, UserError
+from promot_t5x.errors import UserError
+from promot_t5x.launch import accelerators, cloud
 from promot_t5x.launch.commands import Shell, check_name, is_secret, parse_environment
-from promot_t5x.launch.retries import Retries
+from promot_t5x.launch.payload import Command, check_output, travelling
+from promot_t5x.launch.retries import FINAL, Retries
 
 _JOB = "slice"  # the name of the replicated job; its pods are NAME-slice-J-I
 _CONTAINER = "promot-t5x"
 _COORDINATOR_PORT = 8476
 _TPU_PORTS = (8471, 8080)  # between TPU hosts, and between slices
 _POLL_SECONDS = 15.0
+_FILES = "/promot-t5x"  # where a container finds the command's local files
+_CONFIG_MAP_BYTES = 700_000  # Kubernetes takes 1 MiB, in which base64 is four thirds of the files
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
@@ -62,45 +70,145 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--poll", type=float, default=_POLL_SECONDS, help=argparse.SUPPRESS)
 
 
-def launch(arguments: argparse.Namespace, words: Sequence[str], shell: Shell) -> int:
-    """Apply the JobSet and wait for its end; 0 or 1."""
-    text = yaml.safe_dump(manifest(arguments, words), sort_keys=False, width=100)
+def launch(arguments: argparse.Namespace, command: Command, shell: Shell) -> int:
+    """Apply the JobSet and wait for its end.
+
+    **Returns:** 0 where the run is complete; 1 where it failed, or Kubernetes did not answer.
+
+    **Raises:** `UserError` for bad input, and where Kubernetes refuses the JobSet.
+    """
+    check_output(command, shared_disk=False)
+    files = travelling(command, may_be_there=True)
+    documents = [manifest(arguments, command, files)]
+    if files:
+        documents.insert(0, _config_map(arguments, files))
+    text = yaml.safe_dump_all(documents, sort_keys=False, width=100)
     shell.show_file(f"{arguments.name}.yaml", text)
-    namespace = f"--namespace={arguments.namespace}"
-    if shell.run(["kubectl", "apply", namespace, "--filename=-"], stdin=text).status:
-        raise UserError("kubectl did not take the JobSet; the reason is above.")
-    shell.say(f"to end it: kubectl delete jobset {arguments.name} {namespace}")
-    labels = (
-        f"jobset.sigs.k8s.io/jobset-name={arguments.name},jobset.sigs.k8s.io/job-index=0,"
-        "batch.kubernetes.io/job-completion-index=0"
-    )
-    logs = ["kubectl", "logs", namespace, "--follow", "--tail=-1", f"--selector={labels}"]
-    conditions = 'jsonpath={.status.conditions[?(@.status=="True")].type}'
-    state = ["kubectl", "get", "jobset", arguments.name, namespace, "--output", conditions]
-    retries = Retries(most=arguments.max_restarts, first_seconds=arguments.poll)
-    while True:
-        # The log ends with its pod; the JobSet may then have ended, or be starting new pods.
-        shell.follow(logs, lambda line: print(line, flush=True), silence_seconds=math.inf)
-        done = shell.read(state, dry="Completed")
-        if "Completed" in done.out.split():
-            shell.say("the run is done")
-            return 0
-        if "Failed" in done.out.split():
-            shell.say("the run has failed; its log says why")
-            return 1
-        if done.status and not retries.again("kubectl cannot say how the run is", shell.say):
-            return 1
-        time.sleep(arguments.poll)
+    job = _JobSet(arguments, shell)
+    try:
+        job.clear()
+        if shell.run(["kubectl", "apply", job.namespace, "--filename=-"], stdin=text).status:
+            raise UserError("kubectl did not take the JobSet; the reason is above.")
+        shell.say(f"to end it: {shlex.join(job.delete_words)}")
+        return job.follow()
+    except cloud.CloudError as error:
+        print(f"promot-t5x: error: {shell.redact(str(error))}", file=sys.stderr)
+        shell.say(f"the run may be running, and costs. To end it: {shlex.join(job.delete_words)}")
+        return 1
 
 
-def manifest(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """The JobSet, as YAML's mappings and lists.
+class _JobSet:
+    """The JobSet of a run, through kubectl.
 
-    **Raises** `UserError` for a topology that is none, and a secret that would be written down.
+    **Attributes:**
+
+    - `namespace`: the flag that names the Kubernetes namespace.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, shell: Shell):
+        self._arguments, self._shell = arguments, shell
+        self.namespace = f"--namespace={arguments.namespace}"
+
+    @property
+    def delete_words(self) -> list[str]:
+        """The command that ends and deletes it."""
+        return ["kubectl", "delete", "jobset", self._arguments.name, self.namespace]
+
+    def _conditions(self, *, dry: str) -> list[str] | None:
+        """Return the conditions that hold; None where Kubernetes says that there is no such JobSet.
+
+        **Raises:** `CloudError` where Kubernetes does not answer.
+        """
+        # The leading word makes an answer without conditions differ from none.
+        wanted = 'jsonpath=conditions{range .status.conditions[?(@.status=="True")]} {.type}{end}'
+        name = self._arguments.name
+        words = ["kubectl", "get", "jobset", name, self.namespace, "--output", wanted]
+        most, first = self._arguments.max_restarts, self._arguments.backoff
+        retries = Retries(what="attempt", most=most, first_seconds=first)
+        answer = cloud.ask(self._shell, words, retries, dry=dry)
+        return None if answer is None else answer.split()
+
+    def clear(self) -> None:
+        """Delete an earlier JobSet of the same name that has ended; one that runs is left alone.
+
+        Its conditions would count as this run's, and Kubernetes starts no JobSet anew.
+        """
+        ended = {"Completed", "Failed"} & set(self._conditions(dry="") or [])
+        if not ended:
+            return
+        self._shell.say(f"an earlier run of this name has ended ({ended.pop()}); it is deleted")
+        if self._shell.run([*self.delete_words, "--ignore-not-found"]).status:
+            raise UserError("kubectl did not delete the earlier JobSet; the reason is above.")
+
+    def follow(self) -> int:
+        """Show the log until the run ends; return 0 where it is complete, else 1."""
+        labels = (
+            f"jobset.sigs.k8s.io/jobset-name={self._arguments.name},jobset.sigs.k8s.io/job-index=0,"
+            "batch.kubernetes.io/job-completion-index=0"
+        )
+        logs = ["kubectl", "logs", self.namespace, "--follow", "--tail=-1", f"--selector={labels}"]
+        while True:
+            # The log ends with its pod; the JobSet may then have ended, or be starting new pods.
+            self._shell.follow(logs, lambda line: print(line, flush=True), silence_seconds=math.inf)
+            conditions = self._conditions(dry="Completed")
+            if conditions is None:
+                self._shell.say("the JobSet has been deleted")
+                return 1
+            if "Completed" in conditions:
+                self._shell.say("the run is done")
+                return 0
+            if "Failed" in conditions:
+                self._shell.say("the run has failed; its log says why")
+                return 1
+            time.sleep(self._arguments.poll)
+
+
+def _config_map(arguments: argparse.Namespace, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the command's local files as Kubernetes keeps them.
+
+    **Raises:** `UserError` where they are too large.
+    """
+    contents = {key: files[name].read_bytes() for key, name in _keys(files).items()}
+    size = sum(map(len, contents.values()))
+    if size > _CONFIG_MAP_BYTES:
+        largest = max(files, key=lambda name: files[name].stat().st_size)
+        raise UserError(
+            f"The command's local files have {size:,} bytes, and Kubernetes takes "
+            f"{_CONFIG_MAP_BYTES:,} at most; the largest is {largest}. Put it into the image or a "
+            "bucket."
+        )
+    encoded = {key: base64.b64encode(content).decode() for key, content in contents.items()}
+    metadata = {"name": f"{arguments.name}-files", "namespace": arguments.namespace}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": encoded}
+
+
+def _keys(files: Mapping[str, Path]) -> dict[str, str]:
+    """Keys that a ConfigMap takes -> relative names of files."""
+    return {f"file-{number}": name for number, name in enumerate(sorted(files))}
+
+
+def manifest(
+    arguments: argparse.Namespace, command: Command, files: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Make the JobSet, as YAML's mappings and lists.
+
+    **Arguments:**
+
+    - `files`: the local files that it finds in its working directory, by their relative names.
+
+    **Raises:** `UserError` for a topology that is none, and a secret that would be written down.
     """
     check_name(arguments.name)
+    for name in ("devices_per_host", "hosts", "node_count"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name}={getattr(arguments, name)}: give at least 1.")
     tpu = arguments.accelerator.startswith("tpu")
     hosts = _hosts(arguments) if tpu else arguments.hosts
+    processes = hosts * (arguments.node_count if tpu else 1)
+    requirement = accelerators.gke_requirement(
+        arguments.accelerator, processes * arguments.devices_per_host, processes
+    )
+    words = command.requiring(requirement)
     resource = "google.com/tpu" if tpu else "nvidia.com/gpu"
     devices = {resource: str(arguments.devices_per_host)}
     container = {
@@ -112,6 +220,9 @@ def manifest(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, A
         "ports": [{"containerPort": port} for port in _ports(tpu)],
         "resources": {"requests": dict(devices), "limits": devices},
     }
+    if files:
+        container["workingDir"] = _FILES
+        container["volumeMounts"] = [{"name": "files", "mountPath": _FILES}]
     if tpu:
         selector = {
             "cloud.google.com/gke-tpu-accelerator": arguments.accelerator,
@@ -131,6 +242,10 @@ def manifest(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, A
         "tolerations": tolerations,
         "containers": [container],
     }
+    if files:
+        items = [{"key": key, "path": name} for key, name in _keys(files).items()]
+        source = {"name": f"{arguments.name}-files", "items": items}
+        pod["volumes"] = [{"name": "files", "configMap": source}]
     metadata: dict[str, Any] = {"name": arguments.name, "namespace": arguments.namespace}
     if tpu:
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
@@ -174,12 +289,9 @@ def manifest(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, A
 
 
 def _final_rule() -> dict[str, Any]:
-    """A user's mistake, or a disk that takes nothing more, fails the job for good."""
-    statuses = {
-        "containerName": _CONTAINER,
-        "operator": "In",
-        "values": [EXIT_USER_ERROR, EXIT_NOT_SAVED],
-    }
+    """Return the rule by which statuses that no restart changes fail the job for good."""
+    values = [status for status in FINAL if status]
+    statuses = {"containerName": _CONTAINER, "operator": "In", "values": values}
     return {"action": "FailJob", "onExitCodes": statuses}
 
 
@@ -197,7 +309,8 @@ def _hosts(arguments: argparse.Namespace) -> int:
             f"--topology={topology} has {chips} chips, which --devices_per_host={each} does not "
             "divide."
         )
-    return chips // each
+    hosts: int = chips // each
+    return hosts
 
 
 def _ports(tpu: bool) -> tuple[int, ...]:
@@ -205,7 +318,7 @@ def _ports(tpu: bool) -> tuple[int, ...]:
 
 
 def _environment(arguments: argparse.Namespace, hosts: int, tpu: bool) -> list[dict[str, Any]]:
-    """The container's variables; GKE itself tells the pods of TPU slices who they are."""
+    """Return the container's variables; GKE itself numbers the pods of TPU slices."""
     given = parse_environment(arguments.env, os.environ)
     for name in given:
         if is_secret(name):

@@ -16,7 +16,10 @@ import threading
 import time
 from collections.abc import Sequence
 
+from promot_t5x.distributed.devices import Requirement
+from promot_t5x.errors import UserError
 from promot_t5x.launch.commands import Shell, parse_environment
+from promot_t5x.launch.payload import Command
 from promot_t5x.launch.retries import FINAL, Retries, outcome, reason
 
 _GRACE_SECONDS = 60.0  # in which the others end when one has failed
@@ -41,8 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def launch(arguments: argparse.Namespace, words: Sequence[str], shell: Shell) -> int:
-    """Run the processes to the end; the run's exit status."""
+def launch(arguments: argparse.Namespace, command: Command, shell: Shell) -> int:
+    """Run the processes to the end; return the run's exit status."""
+    for name in ("processes", "cpu_devices", "gpus_per_process"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value}: give at least 1.")
+    words = command.requiring(_requirement(arguments))
     given = parse_environment(arguments.env, os.environ)
     retries = Retries(most=arguments.max_restarts, first_seconds=arguments.backoff)
     while True:
@@ -66,7 +74,7 @@ class _Group:
     ):
         self._shell = shell
         self._lines: queue.Queue[tuple[int, bytes | None]] = queue.Queue()
-        self._processes: list[subprocess.Popen] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.retried = False
         port = 8476 if shell.dry else _free_port()
         for index in range(arguments.processes):
@@ -92,7 +100,7 @@ class _Group:
         for index, process in enumerate(self._processes):
             threading.Thread(target=self._read, args=(index, process), daemon=True).start()
 
-    def _read(self, index: int, process: subprocess.Popen) -> None:
+    def _read(self, index: int, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
@@ -152,6 +160,16 @@ class _Group:
                 process.send_signal(number)
 
 
+def _requirement(arguments: argparse.Namespace) -> Requirement:
+    """Return what the run must find: the devices and processes that were asked for."""
+    count, platform, each = arguments.processes, None, None
+    if arguments.cpu_devices:
+        platform, each = "cpu", arguments.cpu_devices
+    elif arguments.gpus_per_process:
+        platform, each = "gpu", arguments.gpus_per_process
+    return Requirement(platform=platform, count=each and each * count, processes=count)
+
+
 def _devices(arguments: argparse.Namespace, index: int) -> dict[str, str]:
     if arguments.cpu_devices:
         flags = os.environ.get("XLA_FLAGS", "")
@@ -167,4 +185,5 @@ def _devices(arguments: argparse.Namespace, index: int) -> dict[str, str]:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

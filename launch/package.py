@@ -33,7 +33,9 @@ def stage(directory: Path, wheel: str | None, shell: Shell) -> str:
             )
         # Of a copy: what earlier builds have left in the clone would get into the wheel.
         copy = directory / "source"
-        build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory)]
+        # By the setuptools that is installed here, so that no package index is asked.
+        build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+        build += ["--wheel-dir", str(directory)]
         for words in (
             ["mkdir", str(copy)],
             ["cp", "-r", *(str(ROOT / name) for name in _SOURCES), str(copy)],

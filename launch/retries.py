@@ -4,14 +4,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from promot_t5x.errors import EXIT_NOT_SAVED, EXIT_START_AGAIN, EXIT_USER_ERROR
+from promot_t5x.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, NEVER_REPEATED
 
-# A user's mistake, a disk that takes nothing more, Ctrl-C: starting again would not mend them.
-FINAL = (0, EXIT_USER_ERROR, EXIT_NOT_SAVED, 130)
+FINAL = (0, *NEVER_REPEATED, EXIT_INTERRUPTED)
 
 
 def outcome(statuses: list[int]) -> int:
-    """One status for the processes of a run: one that must not be retried, else the first bad one.
+    """Choose one status for all processes: one that must not be retried, else the first bad one.
 
     The processes that a failed one takes down with it end by signals (negative, or above 128).
     """
@@ -21,9 +20,9 @@ def outcome(statuses: list[int]) -> int:
 
 
 def reason(status: int) -> str:
-    """What a status means, for the log."""
+    """Describe a status, for the log."""
     if status == EXIT_START_AGAIN:
-        return "it was told to stop and has saved"
+        return "it stopped, to be started again"
     if status < 0:
         return f"signal {-status} ended it"
     if status > 128:
@@ -33,15 +32,17 @@ def reason(status: int) -> str:
 
 @dataclasses.dataclass
 class Retries:
-    """Counts starts and waits longer before each, unless the last one held out for a while.
+    """Counts attempts and waits longer before each, unless the last one lasted for a while.
 
     **Attributes:**
 
-    - `most`: restarts in a row, each of a run that did not hold out.
+    - `what`: the name of an attempt, for messages.
+    - `most`: attempts in a row, none of which lasted.
     - `first_seconds`, `longest_seconds`: the waits double from the first to the longest.
-    - `held_out_seconds`: a run that lasted so long starts the count anew.
+    - `held_out_seconds`: an attempt that lasted so long starts the count anew.
     """
 
+    what: str = "restart"
     most: int = 20
     first_seconds: float = 10.0
     longest_seconds: float = 600.0
@@ -50,15 +51,23 @@ class Retries:
     _began: float = dataclasses.field(default_factory=time.monotonic, init=False)
 
     def again(self, why: str, say: Callable[[str], None]) -> bool:
-        """Wait before the next start, or say that there is none."""
+        """Wait before the next attempt.
+
+        **Arguments:**
+
+        - `why`: what made it necessary.
+        - `say`: shows a message.
+
+        **Returns:** False where no attempt is left, which is said too.
+        """
         if time.monotonic() - self._began > self.held_out_seconds:
             self._row = 0
         if self._row == self.most:
-            say(f"{why}; given up after {self.most} restarts")
+            say(f"{why}; given up after {self.most} {self.what}s")
             return False
         wait = min(self.first_seconds * 2**self._row, self.longest_seconds)
         self._row += 1
-        say(f"{why}; restart {self._row} of {self.most} in {wait:g} s")
+        say(f"{why}; {self.what} {self._row} of {self.most} in {wait:g} s")
         time.sleep(wait)
         self._began = time.monotonic()
         return True

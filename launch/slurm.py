@@ -11,8 +11,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from promot_t5x.distributed.devices import Requirement
 from promot_t5x.errors import UserError
 from promot_t5x.launch.commands import Shell, check_name, is_secret, parse_environment
+from promot_t5x.launch.payload import Command, check_output
 from promot_t5x.launch.retries import FINAL
 
 _SAVE_SECONDS = 300  # between Slurm's SIGTERM and the end of the time limit
@@ -58,9 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def launch(arguments: argparse.Namespace, words: Sequence[str], shell: Shell) -> int:
-    """Submit the job; 0 if Slurm took it."""
-    text = script(arguments, words)
+def launch(arguments: argparse.Namespace, command: Command, shell: Shell) -> int:
+    """Submit the job; return 0 if Slurm accepts it.
+
+    **Raises:** `UserError` for bad input, and where Slurm refuses the job.
+    """
+    for name in ("nodes", "gpus_per_node"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name}={getattr(arguments, name)}: give at least 1.")
+    check_output(command, shared_disk=True)
+    count = arguments.nodes * arguments.gpus_per_node
+    requirement = Requirement(platform="gpu", count=count, processes=arguments.nodes)
+    text = script(arguments, command.requiring(requirement))
     shell.show_file(f"{arguments.name}.sbatch", text)
     done = shell.run(["sbatch", "--parsable"], stdin=text)
     if done.status:
@@ -70,9 +81,9 @@ def launch(arguments: argparse.Namespace, words: Sequence[str], shell: Shell) ->
 
 
 def script(arguments: argparse.Namespace, words: Sequence[str]) -> str:
-    """The batch script.
+    """Write the batch script.
 
-    **Raises** `UserError` for a secret that would be written down.
+    **Raises:** `UserError` for a secret that would be written down.
     """
     check_name(arguments.name)
     given = parse_environment(arguments.env, os.environ)

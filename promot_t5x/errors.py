@@ -3,10 +3,15 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
-EXIT_NOT_SAVED = 74  # sysexits' EX_IOERR: results could not be written; mend the disk, start again
-EXIT_START_AGAIN = 75  # sysexits' EX_TEMPFAIL: stopped by SIGTERM, nothing lost; start it again
+EXIT_IN_USE = 73  # sysexits' EX_CANTCREAT: another run owns the directory
+EXIT_NOT_SAVED = 74  # sysexits' EX_IOERR: results could not be written; free the disk, start again
+EXIT_START_AGAIN = 75  # sysexits' EX_TEMPFAIL: stopped, nothing lost; start it again
 EXIT_NON_FINITE = 76  # training diverged: the same command would diverge again
+EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells count
+# The same command, started again, would end the same way; launchers do not repeat it.
+NEVER_REPEATED = (EXIT_USER_ERROR, EXIT_IN_USE, EXIT_NOT_SAVED, EXIT_NON_FINITE)
 
 
 class UserError(Exception):
@@ -14,6 +19,13 @@ class UserError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with
     status 2. Raise it before anything expensive starts or anything is written.
+    """
+
+
+class InUseError(Exception):
+    """Another run owns the directory; the message names its owner.
+
+    The command line prints the message alone and exits with status `EXIT_IN_USE`.
     """
 
 

@@ -13,9 +13,14 @@ def tell(listener: Callable[[str], None]) -> None:
     _listeners.append(listener)
 
 
+def forget(listener: Callable[[str], None]) -> None:
+    """End what `tell` began."""
+    _listeners.remove(listener)
+
+
 def here(where: str) -> None:
     """Say where this process is, to those who asked by `tell`."""
-    for listener in _listeners:
+    for listener in tuple(_listeners):
         listener(where)
 
 

@@ -52,12 +52,13 @@ def show(rows: int) -> None:
 
 
 def measured_alone(folder: Path, kind: str, packed: bool) -> dict[str, float]:
-    """`measure` in a process of its own, whose peak memory is then its alone."""
+    """Measure in a process of its own, whose peak memory is then its alone."""
     command = [sys.executable, "-m", "promot_t5x.bench.data", str(folder), kind]
     ran = subprocess.run(
         [*command, "--packed"] if packed else command, stdout=subprocess.PIPE, check=True, text=True
     )
-    return json.loads(ran.stdout)
+    measured: dict[str, float] = json.loads(ran.stdout)
+    return measured
 
 
 def measure(folder: Path, kind: str, packed: bool) -> dict[str, float]:

@@ -100,11 +100,11 @@ def measure(
         )
         compiled = lowered.compile()
     compile_seconds = time.perf_counter() - began
-    train_state, _ = compiled(train_state, partitioner.place_batch(batches[0]))
+    train_state, *_ = compiled(train_state, partitioner.place_batch(batches[0]))
     jax.block_until_ready(train_state)
     began = time.perf_counter()
     for batch in batches[1:]:
-        train_state, _ = compiled(train_state, partitioner.place_batch(batch))
+        train_state, *_ = compiled(train_state, partitioner.place_batch(batch))
     jax.block_until_ready(train_state)
     seconds = time.perf_counter() - began
     full = [statistics(batch) for batch in batches[1:]]

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 from etils import epath
 
-from promot_t5x.checkpoints import pretrained, restoring
+from promot_t5x.checkpoints.opening import Parameters
+from promot_t5x.checkpoints.paths import step_directory
+from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.files import write_atomically
 
 RESULT_FILE = "stage.json"
@@ -13,25 +16,39 @@ RESULT_FILE = "stage.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """A finished stage: its directory, its chosen step, and that step's validation score."""
+    """A finished stage and the checkpoint that it chose.
+
+    **Attributes:**
+
+    - `directory`: of the stage.
+    - `step`, `score`: the chosen step and its validation score.
+    - `metric`: what the score is, such as `exact_match`.
+    - `train_steps`: how many steps the stage was trained; None where an older version wrote it.
+    - `selection_split`: by task, the split on whose score the step was chosen.
+    """
 
     directory: epath.Path
     step: int
     score: float | None
+    metric: str | None = None
+    train_steps: int | None = None
+    selection_split: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def write(self) -> None:
         """Mark the stage as finished."""
-        text = json.dumps({"step": self.step, "score": self.score}, indent=1)
+        fields = dataclasses.asdict(self)
+        del fields["directory"]
+        text = json.dumps(fields, indent=1)
         write_atomically(self.directory / RESULT_FILE, text + "\n")
 
     @classmethod
     def read(cls, directory: epath.Path) -> "StageResult | None":
-        """The result that `write` left in a stage's directory, if the stage has finished."""
+        """Read the result that `write` left in a stage's directory; None before it finished."""
         path = directory / RESULT_FILE
         if not path.exists():
             return None
         return cls(directory=directory, **json.loads(path.read_text()))
 
-    def trained(self) -> pretrained.OwnSource:
-        """What the stage trained, at its chosen step."""
-        return pretrained.OwnSource(restoring.step_directory(self.directory, self.step))
+    def trained(self) -> Parameters:
+        """Open what the stage trained, at its chosen step."""
+        return Parameters(PromotCheckpoint(step_directory(self.directory, self.step)))

@@ -5,9 +5,13 @@ import importlib
 import os
 from collections.abc import Sequence
 
+from promot_t5x.cli import main as main_program
+from promot_t5x.cli.commands import COMMANDS
 from promot_t5x.cli.flags import Parser
 from promot_t5x.errors import UserError
+from promot_t5x.launch import payload
 from promot_t5x.launch.commands import Redactor, Shell
+from promot_t5x.launch.payload import Command
 
 _PROGRAM = "promot-t5x launch"
 PLACES = {
@@ -34,34 +38,45 @@ def main(words: Sequence[str]) -> int:
     """Launch a run; the exit status is the run's."""
     own, command = _divided(list(words))
     arguments = _parser().parse_args(own)
-    _check(command)
     if arguments.stall_timeout != _STALL_SECONDS:
         # Each process watches over itself too.
         command.append(f"--stall_timeout={arguments.stall_timeout:.0f}")
+    checked = _checked(command)
     place = importlib.import_module(f"promot_t5x.launch.{arguments.place}")
     shell = Shell(dry=arguments.print, redact=Redactor(os.environ))
-    status: int = place.launch(arguments, command, shell)
+    status: int = place.launch(arguments, checked, shell)
     return status
 
 
 def _divided(words: list[str]) -> tuple[list[str], list[str]]:
-    """What the launcher takes, and what it launches."""
+    """Part what the launcher takes from what it launches."""
     if "--" in words:
         middle = words.index("--")
         return words[:middle], words[middle + 1 :]
     return words, []
 
 
-def _check(command: list[str]) -> None:
-    from promot_t5x.cli.commands import COMMANDS
+def _checked(words: list[str]) -> Command:
+    """Read and check the configuration of a command, by the same code as its `--dry_run`.
 
-    commands = [each.name for each in COMMANDS if each.takes_gin]
-    if not command or command[0] not in commands:
-        found = repr(command[0]) if command else "nothing"
+    **Raises:** `UserError` for whatever the command itself would refuse before it starts.
+    """
+    names = [command.name for command in COMMANDS if command.takes_gin]
+    if not words or words[0] not in names:
+        found = repr(words[0]) if words else "nothing"
         raise UserError(
-            f"after `--` comes what to run, with its arguments: {', '.join(commands)}; there is "
+            f"after `--` comes what to run, with its arguments: {', '.join(names)}; there is "
             f"{found}. See `{_PROGRAM} --help`."
         )
+    command = main_program.find_command(words[0])
+    parsed = main_program.parse_flags(command, words[1:])
+    if parsed.dry_run:
+        raise UserError(
+            f"--dry_run after `--` would start machines to print a configuration: run "
+            f"`promot-t5x {words[0]} … --dry_run` here, or `{_PROGRAM} … --print`."
+        )
+    main_program.configure(command, parsed)
+    return payload.read(words, parsed, command.target.partition(":")[2])
 
 
 def _parser() -> argparse.ArgumentParser:

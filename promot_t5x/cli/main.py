@@ -1,15 +1,18 @@
 """The command line: `promot-t5x COMMAND …`.
 
 A command is an entry of `commands.COMMANDS`; what it runs is imported only when it runs. Errors end
-in one message on stderr and an exit status: 2 for bad input (`UserError`, and files that may not be
-read or written), 74 for a failed save, 75 after SIGTERM ("start me again", see `preemption`), 76 for
-numbers that are not finite, 130 after Ctrl-C, and 1 for anything else, a fault of the program, whose traceback goes to a log file.
+in one message on stderr and an exit status, which docs/reliability.md lists: 2 for bad input
+(`UserError`, and files that may not be read or written), 73 for a directory of another run, 74 for
+a failed save, 75 after SIGTERM or Ctrl-C ("start me again", see `preemption`), 76 for numbers that
+are not finite, 130 after a second Ctrl-C, and 1 for anything else, a fault of the program, whose
+traceback goes to a log file.
 """
 
 import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -19,12 +22,16 @@ from typing import Any
 from promot_t5x import quiet
 from promot_t5x.cli import flags
 from promot_t5x.cli.commands import COMMANDS, OVERVIEW, Command
-from promot_t5x.distributed import preemption, startup
+from promot_t5x.distributed import devices, preemption, startup
 from promot_t5x.errors import (
+    EXIT_FAULT,
+    EXIT_IN_USE,
+    EXIT_INTERRUPTED,
     EXIT_NON_FINITE,
     EXIT_NOT_SAVED,
     EXIT_START_AGAIN,
     EXIT_USER_ERROR,
+    InUseError,
     NonFiniteError,
     Preempted,
     SaveError,
@@ -32,8 +39,6 @@ from promot_t5x.errors import (
     did_you_mean,
 )
 
-EXIT_FAULT = 1
-EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells count
 EXIT_BROKEN_PIPE = 141
 # What happens to a path that may not be read or written, and to nothing else.
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -48,6 +53,7 @@ _FLAGS = (
     "--process_index",
     "--initialization_timeout",
     "--stall_timeout",
+    "--require_devices",
     "--dry_run",
     "--help",
 )
@@ -76,6 +82,9 @@ def _status_of(words: list[str]) -> int:
     except UserError as error:
         print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except InUseError as error:
+        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        return EXIT_IN_USE
     except SaveError as error:
         print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
         return EXIT_NOT_SAVED
@@ -84,7 +93,7 @@ def _status_of(words: list[str]) -> int:
         return EXIT_NON_FINITE
     except Preempted as stop:
         print(
-            f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to go on",
+            f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to resume",
             file=sys.stderr,
         )
         return EXIT_START_AGAIN
@@ -161,7 +170,7 @@ def configure(command: Command, parsed: argparse.Namespace) -> Callable[[], Any]
 
     **Returns:** the function that the configuration configures, to be called without arguments.
 
-    **Raises** `UserError` where the configuration is missing or wrong.
+    **Raises:** `UserError` where the configuration is missing or wrong.
     """
     if not parsed.gin_file and not parsed.gin_bindings:
         raise UserError(
@@ -199,10 +208,18 @@ def _check_values(command: Command, function: Callable[..., Any]) -> None:
     from promot_t5x import config
     from promot_t5x.planning.planned_runs import AnyVocabulary
 
-    values = config.arguments(
-        function, without=("partitioner",), stand_ins={"VOCABULARY": AnyVocabulary()}
-    )
-    _load(command.check)(**values)
+    stand_ins = {"VOCABULARY": AnyVocabulary()}
+    try:
+        values = config.arguments(function, without=("partitioner",), stand_ins=stand_ins)
+        _load(command.check)(**values)
+    except (AttributeError, TypeError, ValueError) as error:
+        # A value of another type than any that was thought of.
+        called = re.search(r"In call to configurable '([\w.]+)'", str(error))
+        where = f"a value of {called[1]} is wrong" if called else "a value is wrong"
+        raise UserError(
+            f"{where}: {_message(error)}. See --help and the comments of the gin files for what "
+            "each takes."
+        ) from error
 
 
 def _check_run_file(command: Command, files: Sequence[str]) -> None:
@@ -234,8 +251,15 @@ def _run_gin(command: Command, parsed: argparse.Namespace) -> int:
 
         print(config.explained_str())
         return 0
+    from promot_t5x.runs import ownership
+
     startup.start(parsed)
-    configured()
+    try:
+        devices.announce(parsed.require_devices)
+        configured()
+    finally:
+        ownership.release_all()
+        startup.end()
     return 0
 
 
@@ -263,6 +287,7 @@ def parse_flags(command: Command, words: Sequence[str]) -> argparse.Namespace:
     flags.add_gin_flags(parser)
     flags.add_tfds_flag(parser)
     startup.add_flags(parser)
+    devices.add_flag(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the configuration, then stop"
     )

@@ -92,18 +92,8 @@ class Batches:
         return self._contents
 
     @property
-    def trimmed_inputs(self) -> int:
-        """Examples, over all tasks, whose inputs do not fit and lose their end."""
-        return _total(self.trimmed, "inputs")
-
-    @property
-    def trimmed_targets(self) -> int:
-        """Examples, over all tasks, whose targets do not fit and lose their end."""
-        return _total(self.trimmed, "targets")
-
-    @property
     def trimmed(self) -> dict[str, dict[str, int]]:
-        """The same by store name and feature."""
+        """Examples that lose their end, by store name and feature."""
         return self._assembler.trimmed
 
     def batch(self, step: int, rows: Rows = ALL_ROWS) -> Batch:
@@ -111,18 +101,26 @@ class Batches:
 
         Returns int32 arrays [rows, length] as `assembly.batch_shapes` lists them.
         """
+        chosen = np.arange(self._batch_size)[rows]
+        segments = self._segments(step, chosen)
+        return self._assembler.assemble(segments, rows=len(chosen), packed=self._pack)
+
+    def examples(self, step: int) -> list[tuple[int, int]]:
+        """Return the (task, place in its split) of each example of the batch at `step` (from 0)."""
+        segments = self._segments(step, np.arange(self._batch_size))
+        return [(int(t), int(i)) for t, i in zip(segments.tasks, segments.examples, strict=True)]
+
+    def _segments(self, step: int, chosen: np.ndarray) -> Segments:
         if step < 0:
             raise ValueError(f"step {step} is negative")
         first = step * self._batch_size
-        chosen = np.arange(self._batch_size)[rows]
         if self._pack:
             plan = self._rows.rows(first, first + self._batch_size)
         else:
             plan = _one_a_row(first, first + self._batch_size)
         places, rows_of, numbers = _standing_in(plan, chosen)
         tasks, examples = self._look_up(places)
-        segments = Segments(tasks, examples, rows_of, numbers)
-        return self._assembler.assemble(segments, rows=len(chosen), packed=self._pack)
+        return Segments(tasks, examples, rows_of, numbers)
 
     def _look_up(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not len(places):
@@ -153,13 +151,14 @@ class EvalBatches:
         vocab_size: int,
         prompt_length: int = 0,
         use_prompts: bool = False,
+        limit: int | None = None,
     ):
-        """Arguments and errors are those of `Batches`."""
+        """Arguments and errors are those of `Batches`; of each task the first `limit` examples."""
         _check_batch_size(batch_size)
         self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
         self._batch_size = batch_size
         self._pack = pack
-        counts = [len(store) for store in stores]
+        counts = [min(len(store), limit or len(store)) for store in stores]
         self._tasks = np.repeat(np.arange(len(counts)), counts)
         self._examples = np.concatenate([np.arange(count) for count in counts])
         self._plan = self._packed(lengths) if pack else _one_a_row(0, len(self._tasks))
@@ -308,10 +307,6 @@ def _standing_in(plan: RowPlan, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     index = np.repeat(np.arange(len(rows)), counts)
     within = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
     return plan.places[starts[index] + within], index, within + 1
-
-
-def _total(trimmed: Mapping[str, Mapping[str, int]], feature: str) -> int:
-    return sum(counts[feature] for counts in trimmed.values())
 
 
 def _check_batch_size(batch_size: int) -> None:

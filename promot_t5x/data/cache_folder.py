@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder and give it its name; one that is there already stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    building = folder.parent / f".building-{uuid.uuid4().hex}"
+    building.mkdir()  # with the user's umask, as everything else
     write(building)
-    building.chmod(0o755)
     try:
         building.rename(folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the processes of one run decide together: process 0 leads, and nobody goes on alone.
+"""Decisions that the processes of one run take together: all of them continue, or none.
 
 Every function here must be called by all processes alike; in a run of one process they cost
 nothing.
@@ -15,18 +15,18 @@ _MOST = 4096
 
 
 def leads() -> bool:
-    """Whether this process writes what all of them know."""
+    """Whether this is process 0, which writes what all processes share."""
     return jax.process_index() == 0
 
 
 def leaders(numbers: Sequence[int]) -> list[int]:
-    """The numbers that process 0 passed, in all processes: they may have looked at other times."""
+    """Return, in all processes, the numbers that process 0 passed."""
     if jax.process_count() == 1:
         return list(numbers)
-    told = np.full(_MOST + 1, -1, np.int32)
+    sent = np.full(_MOST + 1, -1, np.int32)
     mine = list(numbers)[-_MOST:]
-    told[0], told[1 : len(mine) + 1] = len(mine), mine
-    heard = np.asarray(multihost_utils.broadcast_one_to_all(told))
+    sent[0], sent[1 : len(mine) + 1] = len(mine), mine
+    heard = np.asarray(multihost_utils.broadcast_one_to_all(sent))
     return [int(number) for number in heard[1 : heard[0] + 1]]
 
 

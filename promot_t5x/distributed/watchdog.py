@@ -1,52 +1,80 @@
-"""Stands beside a process of a run of several, and says where it was when it ends without a word.
+"""The watchdog beside this process, which knows where the process is and ends it when it hangs.
 
-    python witness.py PID NAME STALL_SECONDS
-
-Reads on stdin where the process is, a line each time it gets on; an empty line is its farewell. The
-end of the input without one means that it was killed or aborted. No line for STALL_SECONDS means
-that it is stuck, whatever its threads wait for: it is asked for its Python stacks, and killed.
+It is a process of its own (`watchdog_process`), because a hang may hold everything that a thread
+would need.
 """
 
+import atexit
+import faulthandler
 import os
-import select
 import signal
+import subprocess
 import sys
-import time
+import threading
+from pathlib import Path
 
-GO_ON = "start all processes again and the run goes on from what is saved"
-_STACKS_SECONDS = 3.0  # for the stacks to reach the log
+from promot_t5x import progress
+from promot_t5x.errors import EXIT_START_AGAIN
 
 
-def watch(pid: int, name: str, stall_seconds: float) -> None:
-    """Follow the process until it ends."""
-    where, began = "its start", time.monotonic()
-    unread = b""
-    while True:
-        ready, _, _ = select.select([0], [], [], stall_seconds)
-        if not ready:
-            _say(f"{name} has not got on for {stall_seconds:.0f} s at {where}; its stacks:")
-            os.kill(pid, signal.SIGUSR1)
-            time.sleep(_STACKS_SECONDS)
-            os.kill(pid, signal.SIGKILL)
-            _say(f"{name} was stuck and has been ended; {GO_ON}")
+class Watchdog:
+    """A watchdog of this process, until `dismiss`.
+
+    **Attributes:**
+
+    - `where`: where the process is, as it has said last.
+    """
+
+    def __init__(self, name: str, stall_seconds: int):
+        """Start the watchdog.
+
+        **Arguments:**
+
+        - `name`: of this process, for messages.
+        - `stall_seconds`: how long it may make no progress; 0 leaves that to its pace.
+        """
+        assert sys.__stderr__ is not None
+        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)  # the watchdog asks for stacks
+        program = Path(__file__).with_name("watchdog_process.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", program, str(os.getpid()), name, str(stall_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is not for the watchdog
+        )
+        self.where = "its start"
+        self._dismissed = False
+        progress.tell(self._tell)
+        threading.Thread(target=self._obey, name="watchdog", daemon=True).start()
+        atexit.register(self.dismiss)
+
+    def _tell(self, where: str) -> None:
+        self.where = where
+        self._write(where.replace("\n", " "))
+
+    def _obey(self) -> None:
+        """End this process when the watchdog asks for it."""
+        assert self._process.stdout is not None
+        with self._process.stdout as orders:
+            if orders.readline():
+                os._exit(EXIT_START_AGAIN)
+
+    def dismiss(self) -> None:
+        """Say farewell: this process ends as it should, or has said why not."""
+        if self._dismissed:
             return
-        read = os.read(0, 65536)
-        if not read:
-            minutes = (time.monotonic() - began) / 60
-            _say(
-                f"{name} was ended at {where}, after {minutes:.1f} minutes: it was killed, or JAX "
-                f"ended it because another process is gone (see above); {GO_ON}"
-            )
-            return
-        *lines, unread = (unread + read).split(b"\n")
-        if b"" in lines:
-            return
-        where = lines[-1].decode() if lines else where
+        self._dismissed = True
+        progress.forget(self._tell)
+        atexit.unregister(self.dismiss)
+        self._write("")
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
-
-def _say(text: str) -> None:
-    print(f"promot-t5x: {text}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    watch(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it is gone; the run continues without

@@ -1,6 +1,6 @@
-"""Answering a fixed set of questions with any weights: one plan of batches, kept as it goes.
+"""Answer a fixed set of questions with any weights: one plan of batches, kept as it goes.
 
-The plan is a function of the questions, so that a run that was killed goes on with the batches
+The plan is a function of the questions, so that a run that was killed resumes with the batches
 that it lacks and gives, bit for bit, what a straight run gives.
 """
 
@@ -18,6 +18,8 @@ from jaxtyping import Int32
 from promot_t5x.checkpoints import hashing
 from promot_t5x.decoding import decoder, likelihood
 from promot_t5x.decoding.length_buckets import Batch
+from promot_t5x.decoding.search import Method
+from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.journal import Journal
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -29,13 +31,15 @@ from promot_t5x.progress import Progress
 Answer = dict[str, Any]
 
 
-class Ask(NamedTuple):
+class EncodedQuestion(NamedTuple):
     """One question as the model gets it.
 
-    inputs: token ids, the prompt's among them.
-    limit: most tokens of an answer; of candidates, of the longest.
-    number: what tells its random stream from others'.
-    candidates: the answers to choose from; without any, one is decoded.
+    **Attributes:**
+
+    - `inputs`: token ids, the prompt's among them.
+    - `limit`: most tokens of an answer; of candidates, of the longest.
+    - `number`: tells its random stream from those of others.
+    - `candidates`: the answers to choose from; without any, one is decoded.
     """
 
     inputs: Int32[np.ndarray, " length"]
@@ -47,12 +51,12 @@ class Ask(NamedTuple):
 @functools.cache
 def shared_decoder(
     module: transformer.Transformer,
-    method: decoder.Method,
+    method: Method,
     batch_size: int,
     eos_id: int,
     batch_sharding: NamedSharding,
 ) -> decoder.Decoder:
-    """The process's one decoder of these settings: stages and rows share what it compiles."""
+    """Return the process's one decoder of these settings: stages and rows share its programs."""
     return decoder.Decoder(
         module,
         method=method,
@@ -66,47 +70,51 @@ def shared_decoder(
 def shared_scorer(
     module: transformer.Transformer, batch_size: int, batch_sharding: NamedSharding
 ) -> likelihood.Scorer:
-    """Likewise of candidates."""
+    """Return the process's one scorer of candidates with these settings."""
     return likelihood.Scorer(module, batch_size=batch_size, batch_sharding=batch_sharding)
 
 
 class Answerer:
-    """The batches of a set of questions, and the programs that answer them."""
+    """The batches of a set of questions, and the programs that answer them.
+
+    **Arguments:**
+
+    - `model`: the network with its vocabulary.
+    - `method`: of decoding, where a question comes without candidates.
+    - `batch_size`: questions answered together.
+    - `partitioner`: the mesh.
+    - `kept`: hypotheses that an answer has, at most those of `method`.
+    """
 
     def __init__(
         self,
         model: EncoderDecoderModel,
-        method: decoder.Method,
+        method: Method,
         batch_size: int,
         partitioner: Partitioner,
         *,
         kept: int = 1,
     ):
-        """**Arguments:**
-
-        - `method`: of decoding, where a question comes without candidates.
-        - `kept`: hypotheses that an answer has, at most those of `method`.
-        """
         sharding = partitioner.sharding(("batch",))
         eos_id = model.vocabulary.eos_id
         self._decoder = shared_decoder(model.module, method, batch_size, eos_id, sharding)
         self._scorer = shared_scorer(model.module, batch_size, sharding)
         self._kept = kept
         self._settings = f"{method} {batch_size} {kept}"
-        self._asks: Sequence[Ask] = ()
+        self._questions: Sequence[EncodedQuestion] = ()
         self._decoded: list[Batch] = []
         self._scored: list[Batch] = []
 
-    def plan(self, asks: Sequence[Ask]) -> None:
+    def plan(self, questions: Sequence[EncodedQuestion]) -> None:
         """Take in the questions that `answers` answers from now on."""
-        chosen = np.array([bool(ask.candidates) for ask in asks], bool)
+        chosen = np.array([bool(question.candidates) for question in questions], bool)
 
         def cut(program: decoder.Decoder | likelihood.Scorer, rows: np.ndarray) -> list[Batch]:
-            lengths = [len(asks[row].inputs) for row in rows]
-            batches = program.plan(lengths, [asks[row].limit for row in rows])
+            lengths = [len(questions[row].inputs) for row in rows]
+            batches = program.plan(lengths, [questions[row].limit for row in rows])
             return [batch._replace(rows=rows[batch.rows]) for batch in batches]
 
-        self._asks = asks
+        self._questions = questions
         self._decoded = cut(self._decoder, np.flatnonzero(~chosen))
         self._scored = cut(self._scorer, np.flatnonzero(chosen))
 
@@ -124,43 +132,47 @@ class Answerer:
         """(input length, output length) of each program that this process has compiled so far."""
         return [*self._decoder.compilations, *self._scorer.compilations]
 
-    def identity(self, whose: Mapping[str, Any]) -> str:
-        """A hash of the plan and of whose answers they are, for a `Journal`."""
+    def identity(self, weights: Mapping[str, Any]) -> str:
+        """Return a hash of the plan and of the weights that answer it, for a `Journal`."""
         shapes = [
-            (ask.limit, ask.number, len(ask.inputs), *map(len, ask.candidates))
-            for ask in self._asks
+            (each.limit, each.number, len(each.inputs), *map(len, each.candidates))
+            for each in self._questions
         ]
-        said = json.dumps([self._settings, self.programs, dict(whose), shapes], sort_keys=True)
-        tokens = [part for ask in self._asks for part in (ask.inputs, *ask.candidates)]
-        return hashing.hex_digest(said.encode() + np.concatenate(tokens).tobytes())
+        described = json.dumps(
+            [self._settings, self.programs, dict(weights), shapes], sort_keys=True
+        )
+        tokens = [part for each in self._questions for part in (each.inputs, *each.candidates)]
+        return hashing.hex_digest(described.encode() + np.concatenate(tokens).tobytes())
 
     def answers(
         self, params: Any, label: str, journal: Journal | None = None
     ) -> tuple[list[Answer], int]:
-        """Answer every question with these parameters, which lie on the mesh.
+        """Answer every question with these parameters.
 
         **Arguments:**
 
+        - `params`: nested dict of arrays that lie on the mesh.
+        - `label`: what the line of progress starts with.
         - `journal`: has the batches that are answered already, and gets the others.
 
-        **Returns** an answer a question, and how many of them were made now.
+        **Returns:** one answer per question, and how many of them were made now.
         """
         plan = [*self._decoded, *self._scored]
-        found: list[Answer | None] = [None] * len(self._asks)
+        found: list[Answer | None] = [None] * len(self._questions)
 
         def take(number: int, answers: Sequence[Answer]) -> None:
             for row, answer in zip(plan[number].rows, answers, strict=True):
                 assert found[row] is None, f"question {row} was answered twice"
                 found[row] = answer
 
-        before = {} if journal is None else first_process_says(journal.read)
+        before = {} if journal is None else primary_process_result(journal.read)
         for number, answers in before.items():
             take(int(number), answers)
         done = before_now = sum(answer is not None for answer in found)
         progress = Progress(label, len(found), done)
         numbers = [n for n in range(len(plan)) if n not in {int(known) for known in before}]
         for number, answers in self._run(params, numbers):
-            if journal is not None and jax.process_index() == 0:
+            if journal is not None and processes.leads():
                 journal.add(number, answers)
             take(number, answers)
             done += len(answers)
@@ -173,15 +185,15 @@ class Answerer:
     def _run(self, params: Any, numbers: Sequence[int]) -> Iterator[tuple[int, list[Answer]]]:
         """Answer the batches of these numbers."""
         plan = [*self._decoded, *self._scored]
-        inputs = [ask.inputs for ask in self._asks]
-        random = np.array([ask.number for ask in self._asks], np.int32)
+        inputs = [question.inputs for question in self._questions]
+        random = np.array([question.number for question in self._questions], np.int32)
         decoded = [n for n in numbers if n < len(self._decoded)]
         results = self._decoder.run(params, inputs, [plan[n] for n in decoded], numbers=random)
         for number, (_, decodes) in zip(decoded, results, strict=True):
             rows = zip(decodes.ids, decodes.scores, strict=True)
             yield number, [self._hypotheses(ids, scores) for ids, scores in rows]
         scored = [n for n in numbers if n >= len(self._decoded)]
-        candidates = [ask.candidates for ask in self._asks]
+        candidates = [question.candidates for question in self._questions]
         scores = self._scorer.run(params, inputs, candidates, [plan[n] for n in scored])
         for number, (batch, found) in zip(scored, scores, strict=True):
             chosen = zip(batch.rows, found, strict=True)
@@ -206,14 +218,18 @@ def _likeliest(candidates: Sequence[np.ndarray], scores: np.ndarray) -> Answer:
     }
 
 
-def first_process_says(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, as JSON has it, in every process.
+def primary_process_result(make: Callable[[], Any]) -> Any:
+    """Return in every process what `make` returns in the primary one, as JSON has it.
 
     Only that process is sure to see what it wrote.
+
+    **Arguments:**
+
+    - `make`: called in the primary process alone.
     """
     if jax.process_count() == 1:
         return make()
-    text = json.dumps(make()).encode() if jax.process_index() == 0 else b""
+    text = json.dumps(make()).encode() if processes.leads() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     data = np.frombuffer(text.ljust(size, b"\0"), np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())

@@ -1,6 +1,6 @@
-"""Answers as they come, a batch a line on disk, so that a killed run loses the batch at hand alone.
+"""Keep answers as they come, one line per batch: a killed run loses the batch at hand alone.
 
-The first line says what is asked of whom; answers to anything else are not taken up again.
+The first line identifies the questions and the weights; answers to anything else are not used.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class Journal:
         self._path, self._identity = path, identity
 
     def read(self) -> dict[int, Any]:
-        """What `add` has been given by earlier launches, by the number of the batch.
+        """Return what `add` has been given by earlier launches, by the number of the batch.
 
         Makes the file, empty if it was another plan's.
         """
@@ -50,5 +50,5 @@ class Journal:
                 os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """The plan is done and its results lie elsewhere."""
+        """Remove the file, once the plan is done and its results lie elsewhere."""
         self._path.unlink(missing_ok=True)

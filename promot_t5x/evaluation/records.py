@@ -1,9 +1,9 @@
-"""What an evaluation leaves, and reading it back: no model, no data, no TensorFlow.
+"""The files that an evaluation leaves, and reading them back without a model or TensorFlow.
 
     <directory>/inference_eval/
-      <task>-<step:06>.jsonl    a record an example, in the order of the data
-      <task>-<step:06>.json     the summary: scores, how to compute them again, whose they are
-      <task>-metrics.jsonl      a line of scores a step
+      <task>-<step:06>.jsonl    one record per example, in the order of the data
+      <task>-<step:06>.json     the summary: scores, how to compute them again, whose answers
+      <task>-metrics.jsonl      one line of scores per step
 The names are T5X's. The summary is written last: where it is, the task has been answered.
 """
 
@@ -34,11 +34,12 @@ _SUMMARY = re.compile(r"(?P<task>.+)-(?P<step>\d{6,})\.json")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """A task's scores (the first is the primary one) and one record an example.
+    """A task's scores (the first is the primary one) and one record per example.
 
     **Attributes:**
 
-    - `split`: the split that was asked.
+    - `split`: the split that was scored.
+    - `other_values`: what the metrics return that is no number (texts, histograms).
     - `metric_specs`: what `tasks.metrics.from_spec` makes each metric of again.
     - `counts`: the examples whose prompt lost something, by what it was, and the answers that are
       none of the task's labels.
@@ -50,6 +51,7 @@ class TaskResult:
     task: str
     split: str = ""
     metrics: dict[str, float]
+    other_values: dict[str, Any] = dataclasses.field(default_factory=dict)
     metric_specs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     records: list[dict[str, Any]]
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -69,13 +71,26 @@ class TaskResult:
 
 
 def mean_score(results: Sequence[TaskResult]) -> float:
-    """The plain mean of the tasks' primary scores."""
+    """Return the plain mean of the tasks' primary scores; NaN if one of them has none."""
     return float(np.mean([result.score for result in results]))
+
+
+def score_name(primaries: Sequence[str | None]) -> str | None:
+    """Return what a mean score is called: its metric, or the metrics that it is the mean of.
+
+    **Arguments:**
+
+    - `primaries`: the name of each task's primary score, None for a task without metrics.
+    """
+    names = list(dict.fromkeys(name for name in primaries if name is not None))
+    if len(primaries) < 2 or not names:
+        return names[0] if names else None
+    return f"mean {' and '.join(names)} of {len(primaries)} tasks"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRun:
-    """Whose answers an evaluation's are, and where they go.
+    """The weights that answer in an evaluation, and where the results go.
 
     **Attributes:**
 
@@ -84,6 +99,7 @@ class EvalRun:
     - `checkpoint`: its `path`, the `hash` of the model's weights where it is known, and in words
       where they come from, `origin`.
     - `prompt`: `hash` and `origin` of the attached prompt, or none.
+    - `selection_split`: by task, the split on whose score the checkpoint was chosen.
     - `config`: the resolved configuration.
     """
 
@@ -91,11 +107,12 @@ class EvalRun:
     step: int = 0
     checkpoint: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prompt: Mapping[str, Any] | None = None
+    selection_split: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: str = ""
 
     @property
-    def whose(self) -> dict[str, Any]:
-        """The weights that answer, as summaries name them."""
+    def weights(self) -> dict[str, Any]:
+        """The weights as summaries name them, which tells two evaluations apart."""
         prompt = None if self.prompt is None else dict(self.prompt)
         return {"checkpoint": dict(self.checkpoint), "prompt": prompt}
 
@@ -109,13 +126,14 @@ class Recorded:
     step: int
 
     def summary(self) -> dict[str, Any]:
-        """The summary as it was written."""
-        return json.loads(self.path.read_text())
+        """Return the summary as it was written."""
+        found: dict[str, Any] = json.loads(self.path.read_text())
+        return found
 
     def records(self) -> list[dict[str, Any]]:
-        """A record an example, in the order of the data.
+        """Return one record per example, in the order of the data.
 
-        **Raises** `UserError` where there are not as many as the summary says.
+        **Raises:** `UserError` where there are not as many as the summary says.
         """
         path = self.path.with_suffix(".jsonl")
         records = read_json_lines(path)
@@ -128,15 +146,15 @@ class Recorded:
         return records
 
     def result(self) -> TaskResult:
-        """Records and summary as the evaluation had them."""
+        """Return records and summary as the evaluation had them."""
         summary = self.summary()
         fields = {field.name for field in dataclasses.fields(TaskResult)} - {"records"}
-        told = {name: value for name, value in summary.items() if name in fields}
-        return TaskResult(**told, records=self.records())
+        known = {name: value for name, value in summary.items() if name in fields}
+        return TaskResult(**known, records=self.records())
 
 
 def find(directory: epath.Path) -> Iterator[Recorded]:
-    """The tasks answered in a directory, by name and step, wherever `inference_eval/` lies in it.
+    """Yield the tasks answered in a directory, by name and step, wherever their files lie in it.
 
     **Arguments:**
 
@@ -155,13 +173,13 @@ def find(directory: epath.Path) -> Iterator[Recorded]:
 
 
 def read(run: EvalRun, task: str) -> Recorded | None:
-    """A task's answers where the run's belong, if they are there and of the same weights."""
+    """Return a task's answers in the run's directory, if they are there and of the same weights."""
     path = run.directory / DIRECTORY / f"{task}-{run.step:06}.json"
     if not path.exists():
         return None
     recorded = Recorded(path, task, run.step)
     summary = recorded.summary()
-    return recorded if {name: summary[name] for name in run.whose} == run.whose else None
+    return recorded if {name: summary[name] for name in run.weights} == run.weights else None
 
 
 def forget_after(directory: epath.Path, step: int) -> None:
@@ -173,6 +191,18 @@ def forget_after(directory: epath.Path, step: int) -> None:
                 path.unlink()
 
 
+def remove_from(directory: epath.Path, step: int) -> None:
+    """Remove all that evaluations of a step and of later ones left, as if they had not been."""
+    if not (folder := directory / DIRECTORY).exists():
+        return
+    for path in folder.iterdir():
+        match = _SUMMARY.fullmatch(path.name.removesuffix("l"))
+        if match and int(match["step"]) >= step:
+            path.unlink()
+        elif path.name.endswith("-metrics.jsonl"):
+            keep_until(path, step - 1)
+
+
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
     for path in directory.iterdir():
         if not path.is_dir():
@@ -181,12 +211,14 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
             yield from _files(path)
 
 
-def write(run: EvalRun, results: Sequence[TaskResult], **told: Any) -> None:
+def write(run: EvalRun, results: Sequence[TaskResult], **provenance: Any) -> None:
     """Write records, scores and summaries; whatever of them was there before is replaced.
 
     **Arguments:**
 
-    - `told`: what else the summaries say: `seeds`, `versions`, `decoding`, `timings`.
+    - `run`: where they go, and the weights that gave them.
+    - `results`: one for each task.
+    - `provenance`: what else the summaries say: `seeds`, `versions`, `decoding`, `timings`.
     """
     directory = run.directory / DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
@@ -201,17 +233,19 @@ def write(run: EvalRun, results: Sequence[TaskResult], **told: Any) -> None:
             "task": result.task,
             "step": run.step,
             "split": result.split,
+            "selection_split": run.selection_split.get(result.task),
             "primary": result.primary,
             "metrics": result.metrics,
+            "other_values": result.other_values,
             "metric_specs": result.metric_specs,
             "signatures": result.signatures,
             "examples": len(result.records),
             "counts": result.counts,
             "labels": result.labels,
             "answer_words": result.answer_words,
-            **run.whose,
+            **run.weights,
             "config": run.config,
-            **told,
+            **provenance,
         }
         text = json.dumps(summary, indent=1, ensure_ascii=False)
         write_atomically(directory / f"{name}.json", text + "\n")
@@ -230,9 +264,10 @@ def example_scores(
 def _alone(metric: AnyMetric, target: Any, prediction: Any) -> float | None:
     # A user's metric may need more than one example, and fails then in its own way.
     try:
-        score = float(next(iter(metric([target], [prediction]).values())))
+        scores, _ = task_metrics.numbers(metric([target], [prediction]))
     except Exception:
         return None
+    score = next(iter(scores.values()), math.nan)
     return score if math.isfinite(score) else None
 
 
@@ -248,5 +283,5 @@ def recomputed(
     scores: dict[str, float] = {}
     for spec in summary["metric_specs"]:
         metric = task_metrics.from_spec(spec)
-        scores |= {name: float(value) for name, value in metric(targets, predictions).items()}
+        scores |= task_metrics.numbers(metric(targets, predictions))[0]
     return scores

@@ -1,5 +1,6 @@
-"""From what a model said to what a task makes of it: predictions, scores, a record an example."""
+"""From a model's answers to a task's result: predictions, scores, and one record per example."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,110 +12,157 @@ from promot_t5x.data.sources import BoundTask
 from promot_t5x.data.tokenise import LOSSES
 from promot_t5x.evaluation import records
 from promot_t5x.evaluation.answering import Answer
+from promot_t5x.evaluation.question_set import TaskQuestions
 from promot_t5x.evaluation.records import TaskResult
 from promot_t5x.tasks import dialects
 from promot_t5x.tasks import metrics as task_metrics
+from promot_t5x.tasks.metrics import AnyMetric
 from promot_t5x.tasks.perplexity import Perplexity
 
 
-def mark(
-    task: BoundTask,
-    split: str,
-    vocabulary: Any,
-    questions: Sequence[Question],
-    answers: Sequence[Answer],
-    counts: Mapping[str, int],
-    *,
-    by_likelihood: bool,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnsweredQuestion:
+    """A question, what the model answered, and what the task's metrics compare.
+
+    **Attributes:**
+
+    - `target`, `prediction`: reference and answer after the task's post-processing.
+    - `output`: the answer's text; None where the target's likelihood is scored.
+    - `label_log_probs`: the log-probability of each label, where one was chosen by that.
+    """
+
+    question: Question
+    answer: Answer
+    target: Any
+    prediction: Any
+    output: str | None = None
+    label_log_probs: Mapping[str, float] | None = None
+
+    def record(self, task: str, score: float | None) -> dict[str, Any]:
+        """Return the line that the evaluation keeps of it."""
+        chosen = {} if self.label_log_probs is None else {"label_log_probs": self.label_log_probs}
+        return {
+            "task": task,
+            "id": self.question.id,
+            "inputs": self.question.text,
+            **demonstrations_and_losses(self.question.example),
+            "target": self.target,
+            "output": self.output,
+            "prediction": self.prediction,
+            "score": score,
+            "log_prob": self.answer["log_probs"][0],
+            **chosen,
+        }
+
+
+def score_answers(
+    asked: TaskQuestions, answers: Sequence[Answer], vocabulary: Any, *, by_likelihood: bool
 ) -> TaskResult:
-    """The result of one task.
+    """Score the answers to a task's questions.
 
     **Arguments:**
 
-    - `answers`: one a question.
-    - `counts`: what is counted of the questions already.
+    - `answers`: one for each question, in their order.
+    - `vocabulary`: the model's, which decodes answers.
     - `by_likelihood`: the answers are the targets, and their likelihood is what is scored.
+
+    **Returns:** the task's metrics and records.
     """
-    metrics = [Perplexity()] if by_likelihood else list(task.task.predict_metric_fns)
-    labels = task.definition.labels if task.definition else ()
-    said: list[str | None] = []
-    targets, predictions = [], []
-    for question, answer in zip(questions, answers, strict=True):
-        process = functools.partial(task.task.postprocess_fn, example=question.example)
-        targets.append(plain(process(question.answer, is_target=True)))
-        if by_likelihood:
-            tokens = len(answer["ids"][0])
-            said.append(None)
-            predictions.append({"log_prob": answer["log_probs"][0], "tokens": tokens})
-        else:
-            output = text_of(task, vocabulary, answer["ids"][0])
-            said.append(output)
-            predictions.append(plain(process(output, is_target=False)))
-    scores: Sequence[float | None] = [None] * len(questions)
+    task, definition = asked.task, asked.task.definition
+    labels = list(definition.labels) if definition else []
+    metrics: list[AnyMetric] = (
+        [Perplexity()] if by_likelihood else list(task.task.predict_metric_fns)
+    )
+    pairs = zip(asked.questions, answers, strict=True)
+    if by_likelihood:
+        answered = [_target_scored(task, question, answer) for question, answer in pairs]
+    else:
+        answered = [_read(task, vocabulary, question, answer) for question, answer in pairs]
+    targets = [each.target for each in answered]
+    predictions = [each.prediction for each in answered]
+    scores: Sequence[float | None] = [None] * len(answered)
     if metrics:
         scores = records.example_scores(metrics[0], targets, predictions)
     values: dict[str, float] = {}
+    other_values: dict[str, Any] = {}
     signatures: dict[str, str] = {}
     for metric in metrics:
-        values |= {k: float(v) for k, v in metric(targets, predictions).items()}
+        numbers, others = task_metrics.numbers(metric(targets, predictions))
+        values |= numbers
+        other_values |= others
         if hasattr(metric, "signatures"):
             signatures |= metric.signatures(targets)
+    counts = dict(asked.truncation_counts)
     if labels and not by_likelihood:
-        strange = sum(prediction not in labels for prediction in predictions)
-        counts = {**counts, "unmatched answers": strange}
+        counts["unmatched answers"] = sum(prediction not in labels for prediction in predictions)
     return TaskResult(
         task=task.name,
-        split=split,
+        split=asked.split,
         metrics=values,
+        other_values=other_values,
         metric_specs=[task_metrics.spec(metric) for metric in metrics],
         records=[
-            {
-                "task": task.name,
-                "id": question.id,
-                "inputs": question.text,
-                **shown(question.example),
-                "target": target,
-                "output": output,
-                "prediction": prediction,
-                "score": score,
-                "log_prob": answer["log_probs"][0],
-                **_of_labels(labels, answer, by_likelihood),
-            }
-            for question, answer, target, output, prediction, score in zip(
-                questions, answers, targets, said, predictions, scores, strict=True
-            )
+            each.record(task.name, score) for each, score in zip(answered, scores, strict=True)
         ],
-        counts=dict(counts),
+        counts=counts,
         signatures=signatures,
-        labels=list(labels),
-        answer_words=list(task.definition.answer_words) if task.definition else [],
+        labels=labels,
+        answer_words=list(definition.answer_words) if definition else [],
     )
 
 
-def _of_labels(labels: Sequence[str], answer: Answer, by_likelihood: bool) -> dict[str, Any]:
-    """How likely each label was, where one was chosen by that."""
-    if by_likelihood or "candidates" not in answer:
-        return {}
-    return {"label_log_probs": dict(zip(labels, answer["candidates"], strict=True))}
+def _read(task: BoundTask, vocabulary: Any, question: Question, answer: Answer) -> AnsweredQuestion:
+    """Read an answer that was decoded, or chosen among the task's labels."""
+    process = functools.partial(task.task.postprocess_fn, example=question.example)
+    output = text_of(task, vocabulary, answer["ids"][0])
+    label_log_probs = None
+    if "candidates" in answer:
+        labels = task.definition.labels if task.definition else ()
+        label_log_probs = dict(zip(labels, answer["candidates"], strict=True))
+    return AnsweredQuestion(
+        question=question,
+        answer=answer,
+        target=as_json(process(question.answer, is_target=True)),
+        prediction=as_json(process(output, is_target=False)),
+        output=output,
+        label_log_probs=label_log_probs,
+    )
+
+
+def _target_scored(task: BoundTask, question: Question, answer: Answer) -> AnsweredQuestion:
+    """Read the likelihood of a question's target."""
+    target = task.task.postprocess_fn(question.answer, example=question.example, is_target=True)
+    return AnsweredQuestion(
+        question=question,
+        answer=answer,
+        target=as_json(target),
+        prediction={"log_prob": answer["log_probs"][0], "tokens": len(answer["ids"][0])},
+    )
 
 
 def text_of(task: BoundTask, vocabulary: Any, ids: Sequence[int]) -> str:
-    """What the model said; a task of SeqIO's registry gets it as its vocabulary decodes it."""
+    """Decode an answer; one to a task of SeqIO's registry as its vocabulary decodes it.
+
+    **Arguments:**
+
+    - `ids`: token ids of the answer, without padding.
+    """
     if task.definition is None:
-        return vocabulary.decode(list(ids))
+        text: str = vocabulary.decode(list(ids))
+        return text
     return dialects.decode(vocabulary, ids)
 
 
-def shown(example: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids of an example's demonstrations and what its prompt lost, where it says so."""
+def demonstrations_and_losses(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ids of an example's demonstrations and what its prompt lost, where it says so."""
     found = {name: int(example[name]) for name in LOSSES if name in example}
     if "shots" in example:
-        return {"shots": [plain(shot) for shot in example["shots"]], **found}
+        return {"shots": [as_json(shot) for shot in example["shots"]], **found}
     return found
 
 
-def plain(value: Any) -> Any:
-    """A post-processed answer as JSON can hold it."""
+def as_json(value: Any) -> Any:
+    """Return a post-processed answer as JSON can hold it."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return value.decode("utf-8") if isinstance(value, bytes) else value

@@ -77,11 +77,29 @@ class EncoderDecoderModel:
 
     def without_prompt(self) -> "EncoderDecoderModel":
         """Return the same model with no prompt table: an ordinary T5."""
-        return self._with(num_prompts=0, prompt_length=0)
+        return self.with_prompts(0, 0)
 
     def unscanned(self) -> "EncoderDecoderModel":
         """Return the same model with its layers one by one, as checkpoints hold them."""
         return self._with(scan_layers=False)
+
+    def trained_with(
+        self, dropout_rate: float | None, label_smoothing: float | None
+    ) -> "EncoderDecoderModel":
+        """Return the model with a stage's own regularization.
+
+        **Arguments:**
+
+        - `dropout_rate`, `label_smoothing`: in place of the model's; None keeps the model's.
+        """
+        model = self if dropout_rate is None else self._with(dropout_rate=dropout_rate)
+        if label_smoothing is None:
+            return model
+        return dataclasses.replace(model, label_smoothing=label_smoothing)
+
+    def with_prompts(self, num_prompts: int, prompt_length: int) -> "EncoderDecoderModel":
+        """Return the same model with a table of so many prompts of so many vectors."""
+        return self._with(num_prompts=num_prompts, prompt_length=prompt_length)
 
     def _with(self, **changes: Any) -> "EncoderDecoderModel":
         config = dataclasses.replace(self.config, **changes)

@@ -28,7 +28,7 @@ def render(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
     - `title`: plain text.
     - `lead`: HTML below the title.
     """
-    style = Path(__file__).with_name("page.css").read_text()
+    style = Path(__file__).with_name("page.css").read_text("utf-8")
     named = [section.title for section in sections if section.title]
     contents = " ".join(f'<a href="#{anchor(name)}">{escape(name)}</a>' for name in named)
     body = "\n".join(

@@ -21,6 +21,9 @@ class ReportRow:
     - `position`: among the rows.
     - `stage`: the stage that its weights come from; none for the pretrained checkpoint's.
     - `seed`: of the run that it belongs to, where there are several.
+    - `checkpoints`: the step that each of its stages chose.
+    - `split`: by task, the split that was scored.
+    - `selection_split`: by task, the split on whose score its checkpoint was chosen, or None.
     """
 
     label: str
@@ -29,6 +32,9 @@ class ReportRow:
     position: int = 0
     stage: str | None = None
     seed: int | None = None
+    checkpoints: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    split: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    selection_split: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 def number(value: float | None) -> str:

@@ -207,7 +207,7 @@ def examples(comparison: RunComparison, pairs: Sequence[tuple[str, str]]) -> Sec
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # Nothing in a script element may look like a tag or a comment.
     text = text.replace("<", "\\u003c")
-    script = Path(__file__).with_name("examples.js").read_text()
+    script = Path(__file__).with_name("examples.js").read_text("utf-8")
     ways = "".join(
         f'<option value="{way}">{escape(said)}</option>'
         for way, said in (

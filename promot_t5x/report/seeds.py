@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from promot_t5x.config import config, gin_reader
+from promot_t5x import config
+from promot_t5x.config import gin_reader
 from promot_t5x.errors import UserError
 from promot_t5x.report.runs import DiscoveredRun
 

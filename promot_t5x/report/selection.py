@@ -57,6 +57,9 @@ def found(stage: epath.Path, reported: Mapping[str, TaskAnswers]) -> Selection |
     common = set.intersection(*(set(steps) for steps in asked.values())) - {0}
     if len(common) < 2:
         return None
+    # Summaries are small; the answers of all steps are not, and are read only if they matter.
+    if not any(_split(asked[task][max(common)]) == reported[task].split for task in asked):
+        return None
     read = {task: [answers.read(steps[s]) for s in sorted(common)] for task, steps in asked.items()}
     same = {
         task: made
@@ -66,6 +69,10 @@ def found(stage: epath.Path, reported: Mapping[str, TaskAnswers]) -> Selection |
     if not same:
         return None
     return Selection(_optimism(read, list(same)), len(common))
+
+
+def _split(summary: epath.Path) -> str:
+    return str(json.loads(summary.read_text()).get("split") or "")
 
 
 def _optimism(asked: Mapping[str, Sequence[TaskAnswers]], tasks: Sequence[str]) -> dict[str, float]:

@@ -67,12 +67,12 @@ def terminal(comparison: RunComparison, width: int | None = None) -> str:
 
     - `width`: columns that do not fit go into a second block, and so on.
     """
-    heads = ["", "", *(line for row in comparison.rows for line in (row.label, seeds(row)))]
+    heads = ["", "", "", *(line for row in comparison.rows for line in (row.label, seeds(row)))]
     first = max(map(len, heads))
     blocks: list[list[list[str]]] = [[]]
     left = width or math.inf
     for column in comparison.columns:
-        lines = [column.title, about(column)]
+        lines = [column.title, score_name(column), column.split]
         for row in comparison.rows:
             lines += [value(row, column), interval(row.cells.get(column), column)]
         wide = max(map(len, lines))

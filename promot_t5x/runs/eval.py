@@ -1,17 +1,21 @@
-"""Measure checkpoints on tasks and mixtures, with a prompt, without, or both: `promot-t5x eval`."""
+"""`promot-t5x eval`: evaluate checkpoints on tasks, with a prompt, without, or both."""
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 from etils import epath
 
 from promot_t5x import config
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints import prompt_file
+from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX, absolute, numbered_steps, step_of
+from promot_t5x.checkpoints.stage_result import StageResult
+from promot_t5x.checkpoints.steps import complete_steps
+from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.evaluation.evaluator import EvalConfig, Evaluator, eval_run
+from promot_t5x.evaluation.eval_config import EvalConfig
+from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_AXES
@@ -27,7 +31,14 @@ PROMPT_MODES = ("kept", "removed", "both")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One of the checkpoints of an evaluation, and what its results are called."""
+    """One of the checkpoints of an evaluation.
+
+    **Attributes:**
+
+    - `path`: as the configuration names it.
+    - `label`: tells its results from others'.
+    - `step`: under which they are kept.
+    """
 
     path: str
     label: str
@@ -45,21 +56,26 @@ def evaluate(
     output_dir: str,
     partitioner: Partitioner,
 ) -> dict[str, list[TaskResult]]:
-    """Ask checkpoints the questions of tasks, score the answers and write them down.
+    """Evaluate checkpoints on tasks; `promot-t5x eval` calls this.
 
     What an earlier launch has answered is not asked again.
 
     **Arguments:**
 
-    - `checkpoint_path`: one or several of anything that can be a base; a prompt in it is left
-      behind.
+    - `model`: the network with its vocabulary; without a prompt table it takes the file's.
+    - `checkpoint_path`: one or several pretrained or trained checkpoints, of any format; a prompt
+      in one is left behind.
     - `checkpoint_mode`: `specific`, or `all` for every checkpoint in those directories.
     - `prompt_path`: a prompt file to attach, or none to ask without one.
     - `prompt_mode`: with a prompt, whether it is `kept` (the default), `removed`, or `both`.
+    - `questions`: the tasks, and how answers are decoded.
+    - `partitioner`: the mesh.
     - `output_dir`: gets `config.gin` and `inference_eval/`; where there are several checkpoints or
       both modes, a directory for each with its own `inference_eval/`.
 
-    **Returns** the results by the names of those directories.
+    **Returns:** the results by the names of those directories.
+
+    **Raises:** `UserError` for bad input, before anything is written.
     """
     preflight.evaluate(
         model=model,
@@ -69,6 +85,7 @@ def evaluate(
         prompt_path=prompt_path,
     )
     directory = user_path(output_dir, "EVAL_OUTPUT_DIR")
+    model = with_prompt_table(model, prompt_path)
     modes = _prompt_modes(prompt_path, prompt_mode)
     paths = [checkpoint_path] if isinstance(checkpoint_path, str) else list(checkpoint_path)
     checkpoints = find_checkpoints(paths, checkpoint_mode)
@@ -83,7 +100,7 @@ def evaluate(
         mode: Evaluator(models[mode], questions, partitioner, index if mode == "kept" else None)
         for mode in modes
     }
-    run_directory.claim(directory, config.resolved_str())
+    run_directory.claim(directory, config.resolved_str(), macro="EVAL_OUTPUT_DIR")
 
     found = {}
     for checkpoint in checkpoints:
@@ -97,10 +114,21 @@ def evaluate(
             with partitioner.activate():
                 found[name] = evaluators[mode].run(params, f"[{name or 'evaluate'}]", run)
             del params
-            if jax.process_index() == 0:
+            if processes.leads():
                 for result in found[name]:
                     print(_line(name, result), flush=True)
     return found
+
+
+def with_prompt_table(model: EncoderDecoderModel, prompt_path: str | None) -> EncoderDecoderModel:
+    """Return the model with a table for the prompts of a file, where it has none of its own.
+
+    **Raises:** `UserError` where the file holds no prompts.
+    """
+    if prompt_path is None or model.config.num_virtual_ids:
+        return model
+    prompts, length, _ = prompt_file.load_prompt(prompt_path)[0].shape
+    return model.with_prompts(prompts, length)
 
 
 def load(
@@ -111,8 +139,10 @@ def load(
     model: EncoderDecoderModel,
     partitioner: Partitioner,
 ) -> tuple[Tree, EvalRun]:
-    """The parameters of a checkpoint on the mesh, behind a prompt if there is one, and whose
-    answers they give in `directory`."""
+    """Read a checkpoint onto the mesh, with a prompt if there is one.
+
+    **Returns:** the parameters, and what identifies an evaluation with them in `directory`.
+    """
     plain = model.without_prompt()
     wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
     loaded = weights.read(checkpoint.path, flatten(wanted), seed=0)
@@ -128,14 +158,25 @@ def load(
         path=checkpoint.path,
         origin=loaded.origin,
         prompt_origin=prompt_origin,
+        selection_split=_selection_split(checkpoint),
     )
     return params, run
 
 
-def find_checkpoints(paths: Sequence[str], mode: str) -> list[Checkpoint]:
-    """The checkpoints that paths name, each with a label of its own.
+def _selection_split(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """By task, the split on which a finished stage chose this checkpoint; nothing of others."""
+    path = absolute(checkpoint.path)
+    for directory in (path, path.parent):
+        result = StageResult.read(directory) if directory.is_dir() else None
+        if result is not None and result.step == checkpoint.step:
+            return result.selection_split
+    return {}
 
-    **Raises** `UserError` for a mode that there is not, for `all` of a directory without
+
+def find_checkpoints(paths: Sequence[str], mode: str) -> list[Checkpoint]:
+    """Return the checkpoints that paths name, each with a label of its own.
+
+    **Raises:** `UserError` for a mode that there is not, for `all` of a directory without
     checkpoints, and for a checkpoint that is named twice.
     """
     if mode not in CHECKPOINT_MODES:
@@ -156,20 +197,20 @@ def find_checkpoints(paths: Sequence[str], mode: str) -> list[Checkpoint]:
 
 
 def _all_in(path: str) -> Iterator[str]:
-    """Paths of a directory's checkpoints, ours or T5X's, by their steps."""
-    directory = restoring.absolute(path)
-    steps = restoring.complete_steps(directory) or restoring.numbered(directory, restoring.PREFIX)
+    """Yield the paths of a directory's checkpoints, ours or T5X's, by their steps."""
+    directory = absolute(path)
+    steps = complete_steps(directory) or numbered_steps(directory)
     if not steps:
         raise UserError(
-            f"CHECKPOINT_MODE = 'all', but {path} holds no {restoring.PREFIX}<step>. Name the "
+            f"CHECKPOINT_MODE = 'all', but {path} holds no {CHECKPOINT_PREFIX}<step>. Name the "
             "directory of a stage, or one checkpoint with CHECKPOINT_MODE = 'specific'."
         )
     for step in steps:
-        yield str(epath.Path(path) / f"{restoring.PREFIX}{step}")
+        yield str(epath.Path(path) / f"{CHECKPOINT_PREFIX}{step}")
 
 
 def _labels(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell them apart, as names of directories."""
+    """Return the shortest ends of paths that tell them apart, as names of directories."""
     parts = [[re.sub(r"[^\w.-]+", "_", part) for part in path.split("/") if part] for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         labels = ["_".join(part[-count:]) for part in parts]
@@ -179,12 +220,11 @@ def _labels(paths: Sequence[str]) -> list[str]:
 
 
 def _step_of(path: str) -> int:
-    """The step of a checkpoint; of a stage's directory, that of its newest one; else 0."""
-    name = path.rstrip("/").rpartition("/")[2]
-    if match := re.fullmatch(rf"{restoring.PREFIX}(\d+)", name):
-        return int(match[1])
-    directory = restoring.absolute(path)
-    steps = restoring.complete_steps(directory) if directory.is_dir() else []
+    """Return the step of a checkpoint; of a stage's directory, that of its newest one; else 0."""
+    if (step := step_of(path.rstrip("/").rpartition("/")[2])) is not None:
+        return step
+    directory = absolute(path)
+    steps = complete_steps(directory) if directory.is_dir() else []
     return steps[-1] if steps else 0
 
 

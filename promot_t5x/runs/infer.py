@@ -1,34 +1,41 @@
-"""Answer inputs of one's own: a JSONL file, a text file or standard input in, JSONL out.
+"""Answer inputs of the user's own: a JSONL file, a text file or standard input in, JSONL out.
 
-The output has a line an input, in the order of the inputs. In a directory it is resumable: what
+The output has one line per input, in the order of the inputs. In a directory it is resumable: what
 has been answered when a run is killed is not answered again.
 """
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from promot_t5x import config
 from promot_t5x.config import validation
+from promot_t5x.data import vocabularies
 from promot_t5x.data.questions import trim
+from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean, listed
-from promot_t5x.evaluation.answering import Answer, Answerer, Ask, first_process_says
+from promot_t5x.evaluation.answering import (
+    Answer,
+    Answerer,
+    EncodedQuestion,
+    primary_process_result,
+)
 from promot_t5x.evaluation.journal import Journal
 from promot_t5x.files import write_json_lines
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.paths import user_path
 from promot_t5x.runs import preflight, run_directory
-from promot_t5x.runs.eval import Checkpoint, load
+from promot_t5x.runs.eval import Checkpoint, load, with_prompt_table
 from promot_t5x.runs.weights import Weights
-from promot_t5x.tasks import dialects
+from promot_t5x.tasks import dialects, files
 
 OUTPUT_FILE = "answers.jsonl"
 STANDARD_INPUT = "-"
@@ -41,7 +48,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferConfig:
-    """What is answered, and how.
+    """The inputs that are answered, and how answers are decoded.
 
     **Attributes:**
 
@@ -94,12 +101,15 @@ def infer(
 
     **Arguments:**
 
-    - `checkpoint_path`: anything that can be a base; a prompt in it is left behind.
+    - `model`: the network with its vocabulary; without a prompt table it takes the file's.
+    - `checkpoint_path`: a checkpoint of any format; a prompt in it is left behind.
     - `prompt_path`: a prompt file to attach, or none to ask without one.
+    - `questions`: the inputs, and how answers are decoded.
+    - `partitioner`: the mesh.
     - `output_dir`: gets `answers.jsonl` and `config.gin`; without it the answers go to standard
       output when all are there.
 
-    **Raises** `UserError` for bad input, before anything is decoded.
+    **Raises:** `UserError` for bad input, before anything is decoded.
     """
     preflight.infer(
         model=model,
@@ -108,28 +118,28 @@ def infer(
         output_dir=output_dir,
         prompt_path=prompt_path,
     )
-    model = model if prompt_path else model.without_prompt()
+    model = with_prompt_table(model, prompt_path) if prompt_path else model.without_prompt()
     weights = Weights(model)
     weights.check(checkpoint_path, {}, "base")
     weights.check(prompt_path, {}, "prompt")
-    rows = first_process_says(lambda: read_rows(questions.input_file))
-    asks, cut = _asks(model, questions, rows)
+    rows = primary_process_result(lambda: read_rows(questions.input_file))
+    encoded, cut = _encode(model, questions, rows)
     kept = questions.method.num_decodes if questions.all_decodes else 1
     answerer = Answerer(model, questions.method, questions.batch_size, partitioner, kept=kept)
-    answerer.plan(asks)
+    answerer.plan(encoded)
     directory = None if output_dir is None else user_path(output_dir, "INFER_OUTPUT_DIR")
     if directory is not None:
-        run_directory.claim(directory, config.resolved_str())
+        run_directory.claim(directory, config.resolved_str(), macro="INFER_OUTPUT_DIR")
 
     checkpoint = Checkpoint(path=checkpoint_path, label="", step=0)
     home = directory or epath.Path(".")
     params, run = load(weights, checkpoint, prompt_path, home, model, partitioner)
     journal = None
     if directory is not None:
-        journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.whose))
+        journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.weights))
     with partitioner.activate():
         answers, _ = answerer.answers(params, "infer", journal)
-    if jax.process_index():
+    if not processes.leads():
         return
     lines = [
         {**row, **_answered(model, answer, was_cut, questions.all_decodes)}
@@ -145,26 +155,32 @@ def infer(
 
 
 def read_rows(input_file: str) -> list[Row]:
-    """The inputs of a file, each with whatever other fields its line has.
+    """Return the inputs of a file, each with whatever other fields its line has.
 
-    **Raises** `UserError`, with the line's number, for a line that is no input.
+    **Raises:** `UserError`, with the line's number, for a line that is no input.
     """
     if input_file == STANDARD_INPUT:
-        text, name = sys.stdin.read(), "standard input"
-        as_json = text.lstrip().startswith("{")
+        lines, name = sys.stdin.read().split("\n"), "standard input"
+        as_json = next((line for line in lines if line.strip()), "").lstrip().startswith("{")
     else:
         path, name = user_path(input_file, "INPUT_FILE"), input_file
         if not path.is_file():
             raise UserError(f"INPUT_FILE = {input_file!r}: there is no such file.")
-        text, as_json = path.read_text(), path.suffix == ".jsonl"
-    lines = text.split("\n")
-    if lines[-1] == "":
+        lines = files.lines(name, files.content(os.fspath(path)))
+        as_json = files.is_json(path.name)
+        if as_json and (rows := files.json_array(lines)) is not None:
+            return [_checked(row, f"{name}, item {n}") for n, row in enumerate(rows, 1)]
+    while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
         raise UserError(f"INPUT_FILE: {name} holds no inputs.")
-    if not as_json:
-        return [{FIELD: line} for line in lines]
-    return [_row(line, f"{name}, line {number}") for number, line in enumerate(lines, 1)]
+    numbered = [(f"{name}, line {number}", line) for number, line in enumerate(lines, 1)]
+    if as_json:
+        return [_row(line, where) for where, line in numbered if line.strip()]
+    for where, line in numbered:
+        if not line.strip():
+            raise UserError(f"INPUT_FILE: {where} is blank; every line is an input.")
+    return [{FIELD: line} for line in lines]
 
 
 def _row(line: str, where: str) -> Row:
@@ -172,23 +188,34 @@ def _row(line: str, where: str) -> Row:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"INPUT_FILE: {where} is not JSON: {error}.") from None
+    return _checked(row, where)
+
+
+def _checked(row: Any, where: str) -> Row:
+    """Return a row that is an input, and that its answer can be written beside."""
     if not isinstance(row, dict) or not isinstance(row.get(FIELD), str):
-        raise UserError(
-            f"INPUT_FILE: {where} is no object with a text field {FIELD!r}: {line[:80]!r}."
-        )
+        said = json.dumps(row, ensure_ascii=True)[:80]
+        raise UserError(f"INPUT_FILE: {where} is no object with a text field {FIELD!r}: {said!r}.")
     if taken := sorted(set(row) & set(ANSWERED)):
         raise UserError(
             f"INPUT_FILE: {where} has a field {taken[0]!r}, which is what an answer is called; "
             "give it another name."
         )
+    for field, value in row.items():
+        if half := files.lone_surrogate(json.dumps({field: value}, ensure_ascii=False)):
+            raise UserError(
+                f"INPUT_FILE: {where} holds half a character, {half}, in its field {field!r}, "
+                "which no file can hold: correct it."
+            )
     return row
 
 
-def _asks(
+def _encode(
     model: EncoderDecoderModel, questions: InferConfig, rows: Sequence[Row]
-) -> tuple[list[Ask], list[bool]]:
-    """The inputs as the model gets them, and which of them were cut."""
+) -> tuple[list[EncodedQuestion], list[bool]]:
+    """Return the inputs as the model gets them, and which of them were cut."""
     vocabulary, lengths = model.vocabulary, questions.task_feature_lengths
+    vocabularies.check(vocabulary)
     prompt = np.zeros(0, np.int32)
     if model.config.num_virtual_ids:
         if questions.prompt_index >= model.config.num_prompts:
@@ -197,14 +224,14 @@ def _asks(
                 f"{model.config.num_prompts} prompts (NUM_PROMPTS), counted from 0."
             )
         prompt = np.asarray(prompt_ids(model.config, questions.prompt_index), np.int32)
-    room = lengths["inputs"] - len(prompt)
-    if room < 1:
+    text_budget = lengths["inputs"] - len(prompt)
+    if text_budget < 1:
         raise UserError(
             f"A prompt of {len(prompt)} vectors leaves no room for text in "
             f"TASK_FEATURE_LENGTHS['inputs'] = {lengths['inputs']}, which includes the prompt."
         )
     texts = [dialects.question_ids(vocabulary, model.dialect, row[FIELD]) for row in rows]
-    cut = [len(text) > room for text in texts]
+    cut = [len(text) > text_budget for text in texts]
     if any(cut) and questions.long_inputs == "refuse":
         long = [i for i, was_cut in enumerate(cut) if was_cut]
         named = listed([f"{i + 1} ({len(texts[i]) + len(prompt):,})" for i in long])
@@ -213,21 +240,21 @@ def _asks(
             f"'inputs'] = {lengths['inputs']}; by line (and tokens): {named}. Raise it, or "
             "set LONG_INPUTS = 'cut' to answer what fits of them."
         )
-    asks = [
-        Ask(
-            inputs=np.concatenate([prompt, trim(text, room, vocabulary.eos_id)]),
+    encoded = [
+        EncodedQuestion(
+            inputs=np.concatenate([prompt, trim(text, text_budget, vocabulary.eos_id)]),
             limit=lengths["targets"],
             number=row,
         )
         for row, text in enumerate(texts)
     ]
-    return asks, cut
+    return encoded, cut
 
 
 def _answered(
     model: EncoderDecoderModel, answer: Answer, was_cut: bool, all_decodes: bool
 ) -> dict[str, Any]:
-    """What an answer adds to its input's line."""
+    """Return what an answer adds to its input's line."""
     decodes = []
     for ids, log_prob in zip(answer["ids"], answer["log_probs"], strict=True):
         output = dialects.decode(model.vocabulary, ids)

@@ -1,7 +1,8 @@
-"""What a stage begins with, or goes on with: its state, and where each part of it came from.
+"""The state that a stage starts or resumes training from, and what its checkpoints say of it.
 
-What trains comes from the stage's newest sound checkpoint, if there is one; then only what is
-frozen is read from the base. A run that could not go on as the one that was saved is refused.
+What trains comes from the stage's newest valid checkpoint, if there is one; then only what is
+frozen is read from the pretrained checkpoint. A run that could not continue as the one that was
+saved is refused.
 """
 
 import dataclasses
@@ -10,7 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from promot_t5x import config, versions
 from promot_t5x.checkpoints import hashing
@@ -19,6 +22,7 @@ from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.data.batches import Batches
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
+from promot_t5x.files import read_json_lines
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
@@ -29,70 +33,123 @@ _SAME = ("rng", "data", "position")  # parts of a checkpoint's metadata that dec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What every checkpoint of a run says of it.
+class InitialState:
+    """A stage's state before its next step, and where every part of it came from.
 
     **Attributes:**
 
-    - `base_hash`: the content hash of the model, where nothing of it trains.
-    - `told`: configuration, origins, seeds, data, and the content hash of what is frozen.
+    - `train_state`: on the mesh.
+    - `origins`: a line for each source of parameters.
+    - `restored`: the checkpoint of this stage that it continues from; None for a new stage.
     """
 
+    train_state: state.TrainState
+    origins: list[str]
+    restored: Restored | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunMetadata:
+    """What every checkpoint of a stage says of its run.
+
+    **Attributes:**
+
+    - `constant`: configuration, origins, seeds, data, and the content hash of what is frozen.
+    - `base_hash`: the content hash of the model, where nothing of it trains.
+    """
+
+    constant: Mapping[str, Any]
     base_hash: str | None
-    told: Mapping[str, Any]
 
-    def metadata(self, data: Batches, step: int) -> dict[str, Any]:
-        """What the checkpoint of a step says."""
-        return {**self.told, "position": position(data, step)}
+    def at(self, step: int, data: Batches) -> dict[str, Any]:
+        """Return the metadata of a step's checkpoint."""
+        return {**self.constant, "position": position(data, step)}
 
 
-def begin(
+def initial_state(
     stage: Stage,
     program: StageProgram,
     saver: Checkpoints,
     weights: Weights,
     partitioner: Partitioner,
     data: Batches,
-    *,
-    say: Callable[[str], None],
-) -> tuple[state.TrainState, Identity]:
-    """Put together the state that training goes on from, and say where it came from.
+    report: Callable[[str], None],
+) -> tuple[state.TrainState, RunMetadata]:
+    """Return the state that training continues from, and the metadata of its checkpoints.
 
-    **Raises** `UserError` where the checkpoint, the base and the data do not belong together.
+    **Arguments:**
+
+    - `saver`: the stage's own checkpoints.
+    - `weights`: finds the pretrained checkpoint and the prompt.
+    - `report`: prints a line.
+
+    **Raises:** `UserError` where checkpoint, pretrained weights and data do not belong together.
     """
+    found = restore_or_initialize(stage, program, saver, weights, partitioner)
+    for line in describe(found, stage, saver):
+        report(line)
+    metadata = run_metadata(stage, found, data)
+    if found.restored is not None:
+        check_resumable(stage, found.restored, metadata.at(found.restored.step, data))
+        check_schedule(stage, found.restored.step, saver.directory)
+        for line in warnings(found.restored):
+            report(f"warning: {line}")
+        report(f"resumes after step {found.restored.step} of {saver.directory}")
+    return found.train_state, metadata
+
+
+def restore_or_initialize(
+    stage: Stage,
+    program: StageProgram,
+    saver: Checkpoints,
+    weights: Weights,
+    partitioner: Partitioner,
+) -> InitialState:
+    """Read what the stage needs: its newest checkpoint and what is frozen, or all weights."""
     like = program.state_shapes()
     restored = saver.restore(trainable=like.trainable, opt_state=like.opt_state)
-    loaded = _load(
-        stage, weights, partitioner, state.flatten(like.frozen if restored else like.params)
-    )
-    for line in loaded.summary():
-        say(line)
+    wanted = state.flatten(like.params if restored is None else like.frozen)
+    loaded = _load(stage, weights, partitioner, wanted)
     params = state.unflatten(loaded.arrays)
     if restored is None:
-        begun = program.create_state(params, random_seed=stage.random_seed)
-        say(f"optimiser's state from scratch, counting from {stage.optimizer_step}")
+        fresh = program.create_state(params, random_seed=stage.random_seed)
+        return InitialState(train_state=fresh, origins=loaded.summary(), restored=None)
+    step, seed = np.int32(restored.step), np.int32(stage.random_seed)
+    train_state = state.TrainState(
+        step=partitioner.place(step, partitioner.replicated),
+        seed=partitioner.place(seed, partitioner.replicated),
+        trainable=restored.trainable,
+        frozen=params,
+        opt_state=restored.opt_state,
+    )
+    return InitialState(train_state=train_state, origins=loaded.summary(), restored=restored)
+
+
+def describe(found: InitialState, stage: Stage, saver: Checkpoints) -> list[str]:
+    """Return the lines that say where every parameter came from, and how many train."""
+    lines = list(found.origins)
+    trainable, frozen = found.train_state.trainable, found.train_state.frozen
+    if found.restored is None:
+        lines.append(f"optimizer's state from scratch, counting from {stage.optimizer_step}")
     else:
-        step, seed = np.int32(restored.step), np.int32(stage.random_seed)
-        begun = state.TrainState(
-            step=partitioner.place(step, partitioner.replicated),
-            seed=partitioner.place(seed, partitioner.replicated),
-            trainable=restored.trainable,
-            frozen=params,
-            opt_state=restored.opt_state,
+        lines.append(
+            f"{len(jax.tree.leaves(trainable))} arrays, {state.count(trainable):,} parameters and "
+            f"the optimizer's state from this run: step {found.restored.step} of {saver.directory}"
         )
-        arrays = len(jax.tree.leaves(restored.trainable))
-        say(
-            f"{arrays} arrays, {state.count(restored.trainable):,} parameters and the optimiser's "
-            f"state from this run: step {restored.step} of {saver.directory}"
-        )
-    trains, rests = state.count(begun.trainable), state.count(begun.frozen)
-    say(f"{trains:,} parameters train, {rests:,} are frozen")
-    frozen_hash = hashing.content_hash(begun.frozen)
-    told = {
+    lines.append(f"{state.count(trainable):,} parameters train, {state.count(frozen):,} are frozen")
+    return lines
+
+
+def run_metadata(stage: Stage, found: InitialState, data: Batches) -> RunMetadata:
+    """Return what the stage's checkpoints say of the run."""
+    frozen_hash = hashing.content_hash(found.train_state.frozen)
+    origins = found.origins if found.restored is None else found.restored.metadata["origins"]
+    constant = {
         "config": config.resolved_str(),
         "base_path": stage.base,
+        "prompt_path": None if stage.prompt is None else str(stage.prompt),
         "frozen_hash": frozen_hash,
-        "origins": restored.metadata["origins"] if restored else loaded.summary(),
+        "origins": origins,
         "rng": {
             "random_seed": stage.random_seed,
             "default_prng_impl": jax.config.values["jax_default_prng_impl"],
@@ -106,42 +163,23 @@ def begin(
             "examples": data.contents,
         },
     }
-    only_prompt = state.flatten(begun.trainable).keys() <= {PROMPT_PATH}
-    identity = Identity(base_hash=frozen_hash if only_prompt else None, told=told)
-    if restored is not None:
-        _check_same_run(stage, restored, identity.metadata(data, restored.step))
-        _warn(restored, say)
-        say(f"continues after step {restored.step} of {saver.directory}")
-    return begun, identity
+    only_prompt = state.flatten(found.train_state.trainable).keys() <= {PROMPT_PATH}
+    return RunMetadata(constant=constant, base_hash=frozen_hash if only_prompt else None)
 
 
 def position(data: Batches, step: int) -> dict[str, Any]:
-    """Where the data stand after a step: the next batch is a function of its number alone."""
+    """Return where the data stand after a step: the next batch is a function of its number."""
     content = json.dumps(hashing.digests(data.batch(step)), sort_keys=True)
     return {"next_batch": step, "content_hash": hashing.hex_digest(content.encode())}
 
 
-def _load(
-    stage: Stage,
-    weights: Weights,
-    partitioner: Partitioner,
-    wanted: Mapping[str, jax.ShapeDtypeStruct],
-) -> Loaded:
-    """Parameters from where the stage says that they come from; each process its own shards."""
-    model = {path: leaf for path, leaf in wanted.items() if path != PROMPT_PATH}
-    loaded = weights.read(stage.base, model, seed=stage.random_seed)
-    if (leaf := wanted.get(PROMPT_PATH)) is None:
-        return loaded
-    table, origin = weights.prompt(stage.prompt, seed=stage.random_seed, base=stage.base)
-    placed = partitioner.place(table.astype(leaf.dtype), leaf.sharding)
-    return Loaded(
-        arrays={**loaded.arrays, PROMPT_PATH: placed},
-        origins={**loaded.origins, PROMPT_PATH: origin},
-    )
+def check_resumable(stage: Stage, restored: Restored, now: Mapping[str, Any]) -> None:
+    """Refuse to resume where the continuation would not be that of the run that was saved.
 
+    **Arguments:**
 
-def _check_same_run(stage: Stage, restored: Restored, now: Mapping[str, Any]) -> None:
-    """Refuse to go on where the continuation would not be that of the run that was saved."""
+    - `now`: the metadata that a checkpoint of the restored step would have now.
+    """
     saved, step = restored.metadata, restored.step
     if saved["frozen_hash"] != now["frozen_hash"]:
         raise UserError(
@@ -162,12 +200,60 @@ def _check_same_run(stage: Stage, restored: Restored, now: Mapping[str, Any]) ->
             )
 
 
-def _warn(restored: Restored, say: Callable[[str], None]) -> None:
-    for warning in restored.warnings:
-        say(f"warning: {warning}")
+def check_schedule(stage: Stage, step: int, directory: epath.Path) -> None:
+    """Refuse to resume where the learning rates up to a step would have been others.
+
+    With a larger TRAIN_STEPS a schedule that depends on it changes from its first step on.
+    """
+    rows = read_json_lines(directory / "train" / "metrics.jsonl")
+    rates = {row["step"]: row["learning_rate"] for row in rows if row["step"] <= step}
+    if not rates:
+        return
+    counts = jnp.asarray(sorted(rates), jnp.int32) - 1 + stage.optimizer_step
+    schedule: Callable[..., jax.Array] = jax.vmap(
+        lambda count: jnp.asarray(stage.learning_rate(count), jnp.float32)
+    )
+    now = dict(zip(sorted(rates), np.asarray(schedule(counts)).tolist(), strict=True))
+    for number, rate in now.items():
+        # The compiled step may round a schedule's last digit otherwise.
+        if not np.isclose(rate, rates[number], rtol=1e-5, atol=0):
+            raise UserError(
+                f"stage {stage.name!r}: step {number} was trained at a learning rate of "
+                f"{rates[number]:g}, and the schedule now has {rate:g} there: it depends on "
+                f"TRAIN_STEPS = {stage.train_steps} or was changed, so this run cannot go on as if "
+                "it had been asked for at first. Give it a MODEL_DIR of its own, or a schedule "
+                "that is the same up to there, such as a constant one."
+            )
+
+
+def warnings(restored: Restored) -> list[str]:
+    """Return what may make the continuation differ from a run that was never stopped."""
     now, was = versions.installed(), restored.versions
     changed = [
         f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]
     ]
-    if changed:
-        say(f"warning: other versions than before, last digits may differ: {', '.join(changed)}")
+    if not changed:
+        return list(restored.warnings)
+    return [
+        *restored.warnings,
+        f"other versions than before, last digits may differ: {', '.join(changed)}",
+    ]
+
+
+def _load(
+    stage: Stage,
+    weights: Weights,
+    partitioner: Partitioner,
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+) -> Loaded:
+    """Read parameters from where the stage says that they come from; each process its shards."""
+    model = {path: leaf for path, leaf in wanted.items() if path != PROMPT_PATH}
+    loaded = weights.read(stage.base, model, seed=stage.random_seed)
+    if (leaf := wanted.get(PROMPT_PATH)) is None:
+        return loaded
+    table, origin = weights.prompt(stage.prompt, seed=stage.random_seed, base=stage.base)
+    placed = partitioner.place(table.astype(leaf.dtype), leaf.sharding)
+    return Loaded(
+        arrays={**loaded.arrays, PROMPT_PATH: placed},
+        origins={**loaded.origins, PROMPT_PATH: origin},
+    )

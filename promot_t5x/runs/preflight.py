@@ -11,7 +11,7 @@ from typing import Any
 from promot_t5x.config import validation
 from promot_t5x.data import sources
 from promot_t5x.errors import UserError
-from promot_t5x.evaluation.evaluator import EvalConfig
+from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.paths import user_path
 from promot_t5x.runs.stages import Stage

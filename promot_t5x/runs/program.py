@@ -1,4 +1,4 @@
-"""What a stage compiles: its one training step, from the shapes of everything that it takes.
+"""A stage's compiled program: its one training step, from the shapes of all that it takes.
 
 Training runs what is compiled here, and planning compiles it for devices that are not there: both
 need the same shapes, the same shardings and the same step, and get them from one place.
@@ -22,19 +22,26 @@ class StageProgram:
     **Arguments:**
 
     - `model`: with a prompt table if the stage has a prompt.
+    - `stage`: what trains, on batches of which shape, by which optimizer.
+    - `partitioner`: the mesh.
+
+    **Attributes:**
+
+    - `model`: with the stage's own dropout and label smoothing.
     """
 
     def __init__(self, model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner):
-        self._model, self._stage, self._partitioner = model, stage, partitioner
+        self.model = model.trained_with(stage.dropout_rate, stage.label_smoothing)
+        self._stage, self._partitioner = stage, partitioner
         self._optimizer = stage.optimizer(learning_rate=stage.learning_rate)
         self._compiled: jax.stages.Compiled | None = None
 
     def state_shapes(self) -> state.TrainState:
-        """The state's arrays as `jax.ShapeDtypeStruct`s with their formats."""
-        return state.state_shapes(self._model.param_shapes(), *self._layout())
+        """Return the state's arrays as `jax.ShapeDtypeStruct`s with their formats."""
+        return state.state_shapes(self.model.param_shapes(), *self._layout())
 
     def create_state(self, params: state.Tree, *, random_seed: int) -> state.TrainState:
-        """The state of step 0, from all the model's parameters; see `state.create`."""
+        """Return the state of step 0, from all the model's parameters; see `state.create`."""
         return state.create(
             params,
             *self._layout(),
@@ -43,7 +50,7 @@ class StageProgram:
         )
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch's arrays likewise."""
+        """Return a batch's arrays likewise."""
         data = self._stage.train_dataset
         shapes = batch_shapes(
             batch_size=data.batch_size, lengths=data.task_feature_lengths, pack=data.pack
@@ -60,31 +67,33 @@ class StageProgram:
         return self._compiled is not None
 
     def compile(self) -> jax.stages.Compiled:
-        """The step of `lower` for these devices, compiled once; no seed is in it."""
+        """Compile the step of `lower` for these devices, once; no seed is in it."""
         if self._compiled is None:
             self._compiled = self.lower().compile()
         return self._compiled
 
     def lower(self) -> jax.stages.Lowered:
-        """The step `(state, batch) -> (state, metrics)`, which takes over the state's memory."""
+        """Lower the step `(state, batch) -> (state, metrics, finite)`; it takes over the memory."""
         stage = self._stage
         train_step = step.make_train_step(
-            self._model,
+            self.model,
             self._optimizer,
             stage.learning_rate,
             microbatches=stage.microbatches,
             optimizer_step=stage.optimizer_step,
+            skip_non_finite=stage.skip_non_finite_steps > 0,
         )
         shapes = self.state_shapes()
         formats = jax.tree.map(lambda a: a.format, shapes)
-        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(formats, None))
+        everywhere = self._partitioner.replicated
+        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(formats, None, everywhere))
         with self._partitioner.activate():
             return jitted.lower(shapes, self.batch_shapes())
 
     def _layout(self) -> tuple[Any, Any, Any, Any, Any]:
         stage = self._stage
         return (
-            self._model.param_axes(),
+            self.model.param_axes(),
             stage.trainable,
             self._optimizer,
             self._partitioner,

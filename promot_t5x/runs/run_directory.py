@@ -1,5 +1,7 @@
-"""A MODEL_DIR belongs to one configuration."""
+"""A MODEL_DIR belongs to one configuration, and to one run at a time."""
 
+import dataclasses
+import datetime
 import os
 import re
 import socket
@@ -8,19 +10,23 @@ from collections.abc import Collection
 
 from etils import epath
 
-from promot_t5x import config
-from promot_t5x.distributed import processes
-from promot_t5x.errors import UserError
-from promot_t5x.files import write_atomically
+from promot_t5x import __version__, config
+from promot_t5x.config import gin_reader
+from promot_t5x.distributed import devices, processes, startup
+from promot_t5x.errors import InUseError, UserError
+from promot_t5x.files import append_json_line, write_atomically
+from promot_t5x.paths import make_directory
+from promot_t5x.runs import ownership
 
 CONFIG = "config.gin"
+LAUNCHES = "launches.jsonl"
 _SHARING_SECONDS = 10.0  # in which a file of one host shows on the others
 # How a run lies on its devices changes none of its numbers but their last digits.
 _LAYOUT = re.compile(r"NUM_PARTITIONS|MESH|partitioning\..*")
 
 
 def token_cache(directory: epath.Path) -> epath.Path:
-    """Where a run keeps its tokenised examples: with it, or on each host's disk if it is not there.
+    """Where a run keeps its tokenized examples: with it, or on each host's disk if it is not there.
 
     What is kept is found by its content, so runs may share the place.
     """
@@ -30,53 +36,105 @@ def token_cache(directory: epath.Path) -> epath.Path:
     return epath.Path(home).expanduser() / "promot_t5x" / "token_cache"
 
 
-def claim(directory: epath.Path, text: str, *, may_change: Collection[str] = ()) -> None:
-    """Make `directory` the home of the configuration `text`, or find that it already is.
+def claim(
+    directory: epath.Path,
+    text: str,
+    *,
+    may_change: Collection[str] = (),
+    macro: str = "MODEL_DIR",
+) -> None:
+    """Make this run the owner of `directory`, and `directory` the home of its configuration.
 
-    A run may go on on other devices, laid out otherwise.
+    A run may resume on other devices, laid out otherwise, and with more training steps. Each launch
+    adds a line to `launches.jsonl`, with the devices that it found.
 
     **Arguments:**
 
+    - `directory`: MODEL_DIR, or another directory of results.
+    - `text`: the resolved configuration.
     - `may_change`: names of other bindings that a run may change from launch to launch.
+    - `macro`: what the configuration calls the directory, for messages.
 
-    **Raises** `UserError` with a readable difference if it holds another configuration's run.
+    **Raises:** `UserError` with a readable difference if it holds another configuration's run,
+    `InUseError` if another run is writing into it.
     """
     with processes.agreement(UserError):
         if processes.leads():
-            _claim(directory, text, may_change)
+            _check(directory, text, may_change, macro)
+    with processes.agreement(InUseError):
+        try:
+            if processes.leads():
+                ownership.take(directory)
+        finally:
+            startup.meet()  # waiting for a sign of life outlasts the patience of collectives
     with processes.agreement(UserError):
-        _check_shared(directory / CONFIG)
+        if processes.leads():
+            _check(directory, text, may_change, macro)
+            _write(directory, text)
+    with processes.agreement(UserError):
+        _check_shared(directory / CONFIG, macro)
 
 
-def _check_shared(path: epath.Path) -> None:
-    """Raise `UserError` where this process does not see what process 0 wrote."""
+def _check_shared(path: epath.Path, macro: str) -> None:
+    """Raise `UserError` where this process does not see what the primary process wrote."""
     end = time.monotonic() + _SHARING_SECONDS
     while not path.exists():
         if time.monotonic() > end:
             raise UserError(
-                f"MODEL_DIR is not shared by all hosts: process 0 wrote {path}, which "
+                f"{macro} is not shared by all hosts: process 0 wrote {path}, which "
                 f"{socket.gethostname()} does not see. Give a bucket, as in gs://…, or a directory "
                 "of a shared file system, by its full path."
             )
         time.sleep(0.2)
 
 
-def _claim(directory: epath.Path, text: str, may_change: Collection[str]) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"MODEL_DIR {directory} is a file; name a directory, new or this run's.")
+def _check(directory: epath.Path, text: str, may_change: Collection[str], macro: str) -> None:
+    make_directory(directory, macro)
     path = directory / CONFIG
     if path.exists():
+        known = path.read_text()
+        may_change = {*may_change, *_grown(known, text)}
         difference = [
             line
-            for line in config.describe_difference(path.read_text(), text)
+            for line in config.describe_difference(known, text)
             if (name := line.partition(":")[0]) not in may_change and not _LAYOUT.fullmatch(name)
         ]
         if difference:
             raise UserError(
-                f"MODEL_DIR {directory} holds a run with another configuration:\n  "
+                f"{macro} {directory} holds a run with another configuration:\n  "
                 + "\n  ".join(difference)
-                + "\nGive this run a MODEL_DIR of its own, or the settings of the other one."
+                + f"\nGive this run a {macro} of its own, or the settings of the other one."
             )
-    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _write(directory: epath.Path, text: str) -> None:
+    path = directory / CONFIG
     if not path.exists() or path.read_text() != text:
         write_atomically(path, text)
+    now = datetime.datetime.now(datetime.UTC)
+    launch = {
+        "started": now.isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "version": __version__,
+        **dataclasses.asdict(devices.found()),
+    }
+    append_json_line(directory / LAUNCHES, launch)
+
+
+def _grown(known: str, text: str) -> set[str]:
+    """Return the names of the numbers of training steps that are larger than they were."""
+    before = gin_reader.plain_bindings(known, "the old configuration")
+    after = gin_reader.plain_bindings(text, "the new configuration")
+    names: set[str] = set()
+    waiting = [name for name in after if name.endswith("Stage.train_steps")]
+    while waiting:
+        name = waiting.pop()
+        if name in after and name not in names:
+            names.add(name)
+            waiting.append(after[name].removeprefix("%"))
+    return {name for name in names if _is_larger(after[name], before.get(name, ""))}
+
+
+def _is_larger(now: str, was: str) -> bool:
+    return now.isdecimal() and was.isdecimal() and int(now) > int(was)

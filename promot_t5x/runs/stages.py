@@ -5,11 +5,11 @@ differ only in the values of a `Stage`:
 
 | stage                | trainable                  | prompt                  |
 |----------------------|----------------------------|-------------------------|
-| ProMoT stage one     | `encoder/prompt/.*`        | an initialiser          |
+| ProMoT stage one     | `encoder/prompt/.*`        | an initializer          |
 | ProMoT stage two     | `(?!encoder/prompt/).*`    | `'stage_one'`           |
 | standard fine-tuning | `.*`                       | none                    |
-| joint tuning         | `.*`                       | an initialiser          |
-| fixed random prompt  | `(?!encoder/prompt/).*`    | an initialiser          |
+| joint tuning         | `.*`                       | an initializer          |
+| fixed random prompt  | `(?!encoder/prompt/).*`    | an initializer          |
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import optax
 
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import TIES
 from promot_t5x.config import validation
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.evaluation.evaluator import EvalConfig
+from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.training import adafactor
 from promot_t5x.training.alignment import AlignmentConfig
 
@@ -70,20 +70,25 @@ class Stage:
     - `trainable`: regular expressions over whole parameter paths; what matches none is frozen.
     - `base`: the weights to start from: a checkpoint's path, the name of an earlier stage, or
       none for random ones. A prompt in it is left behind.
-    - `prompt`: an initialiser of `prompt_init` for a new prompt, the name of an earlier stage or
+    - `prompt`: an initializer of `prompt_init` for a new prompt, the name of an earlier stage or
       a file for a trained one, or none to train without.
     - `train_dataset`: see `DatasetConfig`.
     - `evaluation`: how the target's validation score is taken, which chooses the best checkpoint;
       none keeps the last one.
-    - `best_ties`: of equally good checkpoints, the `earliest` or the `latest` is the best.
+    - `best_ties`: of equally good checkpoints, the one with the least teacher-forced validation
+      `loss` is the best, or the `earliest`, or the `latest`.
     - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
       step, every so many steps and after the last: what it can still do in context. Without a
       period they are not asked while the stage trains.
     - `alignment`: measure gradient alignment at step 0 and with every validation score.
     - `train_steps`: updates of this stage, whatever came before it.
-    - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimiser fits.
+    - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimizer fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
+    - `dropout_rate`, `label_smoothing`: of this stage; none takes the model's.
     - `microbatches`: parts that a batch is taken in.
+    - `skip_non_finite_steps`: how many steps in a row may be left out because a loss, gradient or
+      parameter is not finite; the next one ends the run. 0 ends it at the first one, and needs
+      no room for old and new parameters at the same time.
     - `frozen_dtype`: storage of the frozen weights, `float32` or `bfloat16`.
     - `eval_period`: steps between validation scores, each followed by a checkpoint.
     - `keep`: newest checkpoints kept besides the best; none keeps all.
@@ -92,7 +97,7 @@ class Stage:
     - `best_metric`, `best_mode`: what the best checkpoint is best in, `score` (the mean of the
       tasks' primary metrics) or `<task>/<metric>`, and whether `max` or `min` is best. Later
       stages and rows take the stage's best.
-    - `optimizer_step`: the count that the optimiser's state, which is always fresh, and the
+    - `optimizer_step`: the count that the optimizer's state, which is always fresh, and the
       schedule begin at. T5X counts on from the base's step: with 1_100_000 here, and Adafactor's
       `step_offset` at 0, prompts train in the regime of prompt-tuning's recipe, every update
       clipped (see `adafactor`, "Starting late"); with both at 1_100_000, or both at 0, in the
@@ -106,14 +111,17 @@ class Stage:
     prompt: Any = None
     train_dataset: DatasetConfig
     evaluation: EvalConfig | None = None
-    best_ties: str = "earliest"
+    best_ties: str = "loss"
     suite: EvalConfig | None = None
     suite_period: int | None = None
     alignment: AlignmentConfig | None = None
     train_steps: int
     optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
     learning_rate: Callable[[Any], Any]
+    dropout_rate: float | None = None
+    label_smoothing: float | None = None
     microbatches: int = 1
+    skip_non_finite_steps: int = 0
     frozen_dtype: str = "float32"
     eval_period: int
     keep: int | None = 1
@@ -124,7 +132,7 @@ class Stage:
     random_seed: int = 0
 
     def with_seed(self, seed: int) -> "Stage":
-        """The same stage with another seed of dropout, new parameters and the order of the data."""
+        """Return the stage with another seed of dropout, of what is new and of the data's order."""
         data = dataclasses.replace(self.train_dataset, seed=seed)
         return dataclasses.replace(self, random_seed=seed, train_dataset=data)
 
@@ -133,15 +141,24 @@ class Stage:
             if (value := getattr(self, field)) is not None or field not in ("keep", "keep_period"):
                 validation.check_positive(f"stage {self.name!r}: {field}", value)
         validation.check_seed(f"stage {self.name!r}: RANDOM_SEED", self.random_seed)
+        if isinstance(self.trainable, str) or not all(isinstance(p, str) for p in self.trainable):
+            raise UserError(
+                f"stage {self.name!r}: trainable = {self.trainable!r} must be a list of patterns, "
+                "as in ['encoder/.*']."
+            )
         if self.best_mode not in ("max", "min"):
             raise UserError(
                 f"stage {self.name!r}: best_mode must be 'max' or 'min', got {self.best_mode!r}."
             )
-        if self.optimizer_step < 0:
-            raise UserError(
-                f"stage {self.name!r}: optimizer_step must not be negative, got "
-                f"{self.optimizer_step}."
-            )
+        for field in ("optimizer_step", "skip_non_finite_steps"):
+            if (value := getattr(self, field)) < 0:
+                raise UserError(f"stage {self.name!r}: {field} must not be negative, got {value}.")
+        for field in ("dropout_rate", "label_smoothing"):
+            if (value := getattr(self, field)) is not None and not 0.0 <= value < 1.0:
+                raise UserError(
+                    f"stage {self.name!r}: {field} = {value} must be in [0, 1), or None for the "
+                    "model's."
+                )
         if self.suite_period is not None:
             validation.check_positive(f"stage {self.name!r}: suite_period", self.suite_period)
             if self.suite is None:
@@ -149,7 +166,7 @@ class Stage:
                     f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
                     "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
                 )
-        for field, choices in (("frozen_dtype", DTYPES), ("best_ties", restoring.TIES)):
+        for field, choices in (("frozen_dtype", DTYPES), ("best_ties", TIES)):
             value = getattr(self, field)
             if value not in choices:
                 raise UserError(

@@ -1,8 +1,9 @@
-"""Run one stage: `Trainer.run` reads top to bottom, from the data to the last checkpoint."""
+"""Train one stage: `Trainer.run` reads top to bottom, from the data to the last checkpoint."""
 
 import concurrent.futures
 import contextlib
 import copy
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,28 +13,29 @@ import numpy as np
 from etils import epath
 
 from promot_t5x import config
-from promot_t5x.checkpoints import prompt_file, restoring, saving
+from promot_t5x.checkpoints import prompt_file, saving
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.data import batches, sources, store
+from promot_t5x.data import batches, example_store, sources, store
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.errors import Preempted, UserError, did_you_mean
+from promot_t5x.errors import Preempted, UserError
 from promot_t5x.evaluation import records
-from promot_t5x.evaluation.evaluator import Evaluator, eval_run
-from promot_t5x.evaluation.records import EvalRun, mean_score
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
-from promot_t5x.runs import initial_state, preflight, run_directory
+from promot_t5x.runs import batch_contents, preflight, run_directory
+from promot_t5x.runs.growth import reopen, trained_steps
+from promot_t5x.runs.initial_state import initial_state
+from promot_t5x.runs.measurements import SCORE, SUITE_DIRECTORY, Measurements, evaluators
+from promot_t5x.runs.metric_writer import EvaluationEvents
+from promot_t5x.runs.non_finite import NonFiniteSteps
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.step_log import StepLog
 from promot_t5x.runs.weights import Weights
-from promot_t5x.training import alignment, state
-
-SUITE_DIRECTORY = "suite_eval"  # within a stage's, what the suite was answered while it trained
-SCORE = "score"  # the name of the validation score among a checkpoint's metrics
+from promot_t5x.training import state
+from promot_t5x.training.step import array_names
 
 
 def train(
@@ -46,7 +48,18 @@ def train(
     """Train one stage in `model_dir`; `promot-t5x train` calls this.
 
     A stage that was interrupted continues from its newest checkpoint; one that has finished is
-    left as it is. **Raises** `UserError` for bad input before anything is written.
+    left as it is, unless its TRAIN_STEPS has grown.
+
+    **Arguments:**
+
+    - `model`: the network with its vocabulary and loss.
+    - `stage`: what trains, on what, for how long.
+    - `model_dir`: the run's own directory.
+    - `partitioner`: the mesh.
+
+    **Returns:** the finished stage.
+
+    **Raises:** `UserError` for bad input, before anything is written.
     """
     preflight.train(model=model, stage=stage, model_dir=model_dir)
     directory = user_path(model_dir, "MODEL_DIR")
@@ -55,25 +68,38 @@ def train(
     return trainer.run(directory, run_directory.token_cache(directory))
 
 
-def describe(
-    task: sources.BoundTask,
-    split: str,
-    examples: store.Store,
-    trimmed: Mapping[str, int],
-) -> str:
-    """How many examples a store holds, and how many lost what."""
-    rows = task.num_input_examples(split)
-    losses = {
-        "rows left out": max(0, (rows or 0) - len(examples)),
-        **examples.lost,
-        **{f"{feature} cut": count for feature, count in trimmed.items()},
-    }
-    said = ", ".join(f"{what}: {count:,}" for what, count in losses.items() if count)
-    return f"{examples.name}, {len(examples):,} examples" + (f" ({said})" if said else "")
+def measure(
+    saver: saving.Checkpoints,
+    measurements: Measurements,
+    train_state: state.TrainState,
+    step: int,
+) -> None:
+    """Measure what a stage asks for on a saved step; metrics in its checkpoint end it."""
+    measurements.align(train_state, step)
+    saver.add_metrics(step, measurements.validate(train_state, step))
+
+
+def newest_checkpoint(saver: saving.Checkpoints) -> str:
+    """Return a sentence on the newest checkpoint, once the save under way is done."""
+    newest = saver.latest()
+    if newest is None:
+        return "Nothing was saved of this stage yet."
+    return f"The newest checkpoint is that of step {newest}, from before, in {saver.directory}."
 
 
 class Trainer:
-    """A stage whose input has been checked; `run` trains it."""
+    """A stage whose input has been checked; `run` trains it.
+
+    **Arguments:**
+
+    - `model`: the network with its vocabulary and loss.
+    - `stage`: what trains, on what, for how long.
+    - `weights`: finds the pretrained checkpoint and the prompt.
+    - `partitioner`: the mesh.
+    - `earlier`: the stages that run before this one, by name.
+
+    **Raises:** `UserError` for all that can be checked before the first array is read or written.
+    """
 
     def __init__(
         self,
@@ -83,14 +109,8 @@ class Trainer:
         partitioner: Partitioner,
         earlier: Mapping[str, Stage] | None = None,
     ):
-        """Check everything that can be checked before the first array is read or written.
-
-        **Arguments:**
-
-        - `weights`: finds the base and the prompt.
-        - `earlier`: the stages that run before this one, by name.
-        """
         self.stage, self._weights, self._partitioner = stage, weights, partitioner
+        self._label = f"[{stage.name}]"
         self._model = model if stage.prompt is not None else model.without_prompt()
         data = stage.train_dataset
         partitioner.check_batch(data.batch_size, f"stage {stage.name!r}: BATCH_SIZE")
@@ -113,39 +133,29 @@ class Trainer:
         )
         self._check_prompts()
         self._program = StageProgram(self._model, stage, partitioner)
-        self._evaluator = (
-            Evaluator(self._model, stage.evaluation, partitioner) if stage.evaluation else None
-        )
-        self._suite = (
-            Evaluator(model.without_prompt(), stage.suite, partitioner)
-            if stage.suite and stage.suite_period
-            else None
-        )
-        self._alignment = (
-            alignment.Alignment(self._model, stage.alignment, data, partitioner)
-            if stage.alignment
-            else None
-        )
+        self._evaluators = evaluators(self._model, self._program.model, stage, partitioner)
 
     def seeded(self, seed: int, weights: Weights) -> "Trainer":
-        """The stage with another seed; what either compiles and reads serves both.
+        """Return the stage with another seed; what either compiles and reads serves both.
 
         **Arguments:**
 
+        - `seed`: of dropout, new parameters and the order of the data.
         - `weights`: finds the stages of the run with that seed.
         """
         other = copy.copy(self)
         other.stage, other._weights = self.stage.with_seed(seed), weights
+        other._label = f"[{self.stage.name}, seed {seed}]"
         return other
 
     def _check_prompts(self) -> None:
         prompts, length, _ = self._model.prompt_shape
         data = self.stage.train_dataset
-        room = data.task_feature_lengths["inputs"]
-        if length >= room:
+        longest = data.task_feature_lengths["inputs"]
+        if length >= longest:
             raise UserError(
                 f"stage {self.stage.name!r}: PROMPT_LENGTH = {length} leaves no room for text in "
-                f"TASK_FEATURE_LENGTHS['inputs'] = {room}, which includes the prompt."
+                f"TASK_FEATURE_LENGTHS['inputs'] = {longest}, which includes the prompt."
             )
         if prompts and prompts != len(self._tasks):
             raise UserError(
@@ -160,42 +170,73 @@ class Trainer:
         **Arguments:**
 
         - `directory`: of the stage; gets checkpoints, metrics and the validation's records.
-        - `token_cache`: keeps tokenised examples from one launch or stage to the next.
+        - `token_cache`: keeps tokenized examples from one launch or stage to the next.
+
+        **Returns:** the finished stage: its chosen step and that step's score.
+
+        **Raises:** `NonFiniteError` at a step whose numbers are not finite, `Preempted` after
+        SIGTERM, `SaveError` where a checkpoint cannot be written, `UserError` where the directory
+        holds what this run cannot continue.
         """
         stage, partitioner = self.stage, self._partitioner
         if (finished := StageResult.read(directory)) is not None:
-            self._say(f"finished before: step {finished.step}, score {finished.score}")
-            return finished
+            if trained_steps(finished) >= stage.train_steps:
+                self._say(f"finished before: step {finished.step}{self._scored(finished)}")
+                return finished
+            reopen(stage, finished)
+            trained = trained_steps(finished)
+            self._say(f"finished before at step {trained}; goes on to step {stage.train_steps}")
 
         # Where a batch comes from: a function of (tasks, seed, step).
-        data = self._open_data(token_cache)
+        data, stores = self._open_data(token_cache)
 
-        with saving.Checkpoints(
-            directory,
-            keep=stage.keep,
-            keep_period=stage.keep_period,
-            best_metric=stage.best_metric,
-            best_mode=stage.best_mode,
-            best_ties=stage.best_ties,
-        ) as saver:
+        with (
+            saving.Checkpoints(
+                directory,
+                keep=stage.keep,
+                keep_period=stage.keep_period,
+                best_metric=stage.best_metric,
+                best_mode=stage.best_mode,
+                best_ties=stage.best_ties,
+            ) as saver,
+            contextlib.closing(EvaluationEvents()) as events,
+        ):
             # Where every parameter comes from: this run's newest checkpoint, or the stage's base.
-            train_state, identity = initial_state.begin(
-                stage, self._program, saver, self._weights, partitioner, data, say=self._say
+            train_state, metadata = initial_state(
+                stage, self._program, saver, self._weights, partitioner, data, self._say
             )
             start = int(train_state.step)
+            measurements = Measurements(
+                stage=stage,
+                evaluators=self._evaluators,
+                label=self._label,
+                directory=directory,
+                token_cache=token_cache,
+                report=self._say,
+                events=events,
+            )
             # What an earlier launch answered after that step is of weights that are no more.
             if processes.leads():
                 for place in (directory, directory / SUITE_DIRECTORY):
                     records.forget_after(place, start)
             if start and self._is_due(start) and not saver.has_metrics(start):
-                self._measure(saver, train_state, start, token_cache)
-            self._evaluate_suite(train_state, directory, start)
+                measure(saver, measurements, train_state, start)
+            measurements.evaluate_suite(train_state, start)
 
             # What the step does with a batch: compiled once, ahead of the loop.
             train_step = self._compiled()
 
             # Where its result goes: metrics every step, a checkpoint and a score every period.
-            log = StepLog(stage.name, directory, start, stage.train_steps)
+            non_finite = NonFiniteSteps(
+                arrays=array_names(train_state.trainable),
+                limit=stage.skip_non_finite_steps,
+                examples=functools.partial(
+                    batch_contents.names, data, self._tasks, stage.train_dataset, stores
+                ),
+                newest=lambda: newest_checkpoint(saver),
+                report=self._say,
+            )
+            log = StepLog(self._label, directory, start, stage.train_steps, non_finite)
             with (
                 contextlib.closing(log),
                 concurrent.futures.ThreadPoolExecutor(1) as reader,
@@ -205,18 +246,19 @@ class Trainer:
                 rows = partitioner.rows(stage.train_dataset.batch_size)
                 upcoming = reader.submit(data.batch, start, rows)
                 if start == 0:
-                    self._align(train_state, directory, 0, token_cache)
+                    measurements.align(train_state, 0)
                 for number in range(start + 1, stage.train_steps + 1):
                     batch = upcoming.result()
                     upcoming = reader.submit(data.batch, number, rows)
                     placed = partitioner.place_batch(batch)
-                    train_state, metrics = train_step(train_state, placed)
-                    log.add(number, metrics, placed)
+                    train_state, metrics, finite = train_step(train_state, placed)
+                    log.add(number, metrics, finite, placed)
                     saver.check()
                     due = self._is_due(number)
                     stop = preemption.reached()
-                    if not (due or stop or self._suite_is_due(number)):
+                    if not (due or stop or measurements.suite_is_due(number)):
                         continue
+                    # Raises for a step that is not finite, before anything of it is saved.
                     log.pause()
                     if due or stop:
                         # Saved before it is evaluated: nothing is lost with the evaluation.
@@ -224,33 +266,64 @@ class Trainer:
                             number,
                             trainable=train_state.trainable,
                             opt_state=train_state.opt_state,
-                            metadata=identity.metadata(data, number),
+                            metadata=metadata.at(number, data),
                             temporary=not due,
                         )
                     if stop:
                         saver.wait()
-                        raise Preempted(f"stopped by SIGTERM; step {number} is in {directory}")
+                        raise Preempted(
+                            f"stopped by {preemption.cause()}; step {number} is in {directory}"
+                        )
                     with preemption.at_once():
                         if due:
-                            self._measure(saver, train_state, number, token_cache)
-                        self._evaluate_suite(train_state, directory, number)
+                            measure(saver, measurements, train_state, number)
+                        measurements.evaluate_suite(train_state, number)
                     log.resume()
             saver.wait()
-            chosen = saver.best() or saver.latest()
-            assert chosen is not None  # the loop's last step saved one
-            result = StageResult(
-                directory=directory, step=chosen, score=saver.metrics(chosen).get(SCORE)
-            )
-        self._finish(result, identity.base_hash)
-        self._say(f"done: best step {result.step}, score {result.score}")
+            result = self._result(saver, measurements)
+        self._finish(result, metadata.base_hash)
+        self._say(f"done: best step {result.step}{self._scored(result)}")
+        if result.score == 0.0:
+            self._say(self._warning_of_zeros(result))
         return result
+
+    def _result(self, saver: saving.Checkpoints, measurements: Measurements) -> StageResult:
+        chosen = saver.best() or saver.latest()
+        assert chosen is not None  # the loop's last step saved one
+        return StageResult(
+            directory=saver.directory,
+            step=chosen,
+            score=saver.metrics(chosen).get(SCORE),
+            metric=measurements.metric(chosen),
+            train_steps=self.stage.train_steps,
+            selection_split=self._evaluators.selection_split,
+        )
 
     def _say(self, text: str) -> None:
         if processes.leads():
-            print(f"[{self.stage.name}] {text}", flush=True)
+            print(f"{self._label} {text}", flush=True)
+
+    def _scored(self, result: StageResult) -> str:
+        """Return a stage's score as its lines show it, with the metric's name."""
+        if result.score is None:
+            return ""
+        name = f" ({result.metric})" if result.metric else ""
+        return f", validation score {result.score:.2f}{name}"
+
+    def _warning_of_zeros(self, result: StageResult) -> str:
+        by = {
+            "loss": f"the least validation loss (step {result.step})",
+            "earliest": f"the earliest ({result.step})",
+            "latest": f"the latest ({result.step})",
+        }[self.stage.best_ties]
+        return (
+            f"warning: every validation score was 0: no checkpoint gave a right answer, and {by} "
+            f"was chosen among them. See the answers in {result.directory / records.DIRECTORY}; "
+            "train longer, or check the task's answers, DIALECT and DECODING."
+        )
 
     def _compiled(self) -> Any:
-        """The step; a stage of several seeds compiles it once."""
+        """Return the step; a stage of several seeds compiles it once."""
         if not self._program.is_compiled:
             began = time.monotonic()
             self._program.compile()
@@ -258,14 +331,16 @@ class Trainer:
             self._say(f"step compiled in {duration(time.monotonic() - began)}")
         return self._program.compile()
 
-    def _open_data(self, token_cache: epath.Path | None) -> batches.Batches:
+    def _open_data(
+        self, token_cache: epath.Path | None
+    ) -> tuple[batches.Batches, list[example_store.Store]]:
         dataset = self.stage.train_dataset
         prompts, prompt_length, _ = self._model.prompt_shape
         lengths = dict(dataset.task_feature_lengths)
-        room = {**lengths, "inputs": lengths["inputs"] - prompt_length}
-        with startup.first_on_host():  # which tokenises
+        budget = {**lengths, "inputs": lengths["inputs"] - prompt_length}
+        with startup.first_on_host():  # which tokenizes
             stores = [
-                store.open_store(task, dataset.split, cache_dir=token_cache, text_lengths=room)
+                store.open_store(task, dataset.split, cache_dir=token_cache, text_lengths=budget)
                 for task in self._tasks
             ]
         data = batches.Batches(
@@ -281,86 +356,12 @@ class Trainer:
             use_prompts=prompts > 0,
         )
         for task, examples, trimmed in zip(self._tasks, stores, data.trimmed.values(), strict=True):
-            self._say(f"data: {describe(task, dataset.split, examples, trimmed)}")
-        return data
+            described = batch_contents.describe(task, dataset.split, examples, trimmed)
+            self._say(f"data: {described}")
+        return data, stores
 
     def _is_due(self, step: int) -> bool:
         return step % self.stage.eval_period == 0 or step == self.stage.train_steps
-
-    def _measure(
-        self,
-        saver: saving.Checkpoints,
-        train_state: state.TrainState,
-        step: int,
-        token_cache: epath.Path | None,
-    ) -> None:
-        """Measure what the stage asks for on a saved step; metrics in its checkpoint end it."""
-        self._align(train_state, saver.directory, step, token_cache)
-        saver.add_metrics(step, self._evaluate(train_state, saver.directory, step))
-
-    def _evaluate(
-        self, train_state: state.TrainState, directory: epath.Path, step: int
-    ) -> dict[str, float]:
-        """The target's validation score and the metrics that it is made of."""
-        if self._evaluator is None:
-            return {}
-        run = self._eval_run(directory, step, train_state.params)
-        with self._partitioner.activate():
-            label = f"[{self.stage.name}] validation"
-            results = self._evaluator.run(train_state.params, label, run)
-        score = mean_score(results)
-        self._say(f"step {step}: validation score {score:.2f}")
-        found = {f"{r.task}/{name}": value for r in results for name, value in r.metrics.items()}
-        found = {name: value for name, value in found.items() if not np.isnan(value)}
-        if not np.isnan(score):
-            found[SCORE] = score
-        if (best := self.stage.best_metric) not in found and best != SCORE:
-            raise UserError(
-                f"stage {self.stage.name!r}: BEST_METRIC = {best!r} is not among the metrics of "
-                f"its validation: {', '.join(found)}.{did_you_mean(best, found)}"
-            )
-        return found
-
-    def _suite_is_due(self, number: int) -> bool:
-        stage = self.stage
-        if self._suite is None or stage.suite_period is None:
-            return False
-        return number % stage.suite_period == 0 or number == stage.train_steps
-
-    def _evaluate_suite(
-        self, train_state: state.TrainState, directory: epath.Path, number: int
-    ) -> None:
-        """Ask the suite without the prompt, if it is due and not on file already."""
-        if self._suite is None or not self._suite_is_due(number):
-            return
-        flat = state.flatten(train_state.params)
-        flat.pop(PROMPT_PATH, None)
-        params = state.unflatten(flat)
-        run = self._eval_run(directory / SUITE_DIRECTORY, number, params)
-        with self._partitioner.activate():
-            results = self._suite.run(params, f"[{self.stage.name}] suite", run)
-        self._say(f"step {number}: suite's mean score {mean_score(results):.2f}")
-
-    def _eval_run(self, directory: epath.Path, number: int, params: state.Tree) -> EvalRun:
-        origin = f"this run: stage {self.stage.name}, step {number}"
-        path = str(directory / f"{restoring.PREFIX}{number}")
-        return eval_run(directory, number, params, path=path, origin=origin, prompt_origin=origin)
-
-    def _align(
-        self,
-        train_state: state.TrainState,
-        directory: epath.Path,
-        number: int,
-        token_cache: epath.Path | None,
-    ) -> None:
-        """Measure and write down gradient alignment, if the stage asks for it."""
-        if self._alignment is None:
-            return
-        cosines = self._alignment.measure(train_state.params, token_cache)
-        if processes.leads():
-            alignment.write(directory, number, cosines)
-        said = "  ".join(f"{block} {cosine:.2f}" for block, cosine in cosines.items())
-        self._say(f"step {number}: gradient alignment {said}")
 
     def _finish(self, result: StageResult, base_hash: str | None) -> None:
         """Leave the stage's prompt and the mark that it is done."""

@@ -29,12 +29,13 @@ _PROMPT = re.compile(r"(^|/)prompt$")
 class HParamMap:
     """A setting for each parameter: the value of the first rule whose pattern its path contains.
 
-    Args:
-      rules: (pattern, value) pairs; the pattern is searched (`re.search`) in paths such as
-        `encoder/layers_0/mlp/wo/kernel`. End with (".*", value) to cover the rest.
+    **Arguments:**
 
-    Raises:
-      UserError: a pattern that is no regular expression; when looked up, a path without a rule.
+    - `rules`: (pattern, value) pairs; the pattern is searched (`re.search`) in paths such as
+      `encoder/layers_0/mlp/wo/kernel`. End with (".*", value) to cover the rest.
+
+    **Raises:** `UserError` for a pattern that is no regular expression and, when looked up, for a
+    path without a rule.
     """
 
     def __init__(self, rules: Iterable[tuple[str, Any]]):
@@ -61,10 +62,12 @@ class HParamMap:
 class AdafactorState(NamedTuple):
     """T5X's slots: four trees like the parameters, float32; a slot that is not used is zeros (1,).
 
-    count: steps taken; set it to continue a run.
-    m: momentum (only with beta1).
-    v: second moment of a parameter that is not factored.
-    v_row, v_col: second moment of a factored one, averaged over its columns and over its rows.
+    **Attributes:**
+
+    - `count`: steps taken; set it to continue a run.
+    - `m`: momentum (only with beta1).
+    - `v`: second moment of a parameter that is not factored.
+    - `v_row`, `v_col`: second moment of a factored one, averaged over its columns and its rows.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # T5X's name; hides tuple.count
@@ -92,7 +95,7 @@ class _Axes(NamedTuple):
 
 
 def adafactor(
-    learning_rate: float | Callable,
+    learning_rate: float | Callable[[Any], Any],
     *,
     factored: bool = True,
     multiply_by_parameter_scale: bool | HParamMap | Iterable[tuple[str, bool]] = True,
@@ -129,34 +132,34 @@ def adafactor(
     head size together being one side, and the row axis is the embedding's, as T5X's rules say:
     wi (768, 12, 2048) has v_row (768, 12) and v_col (12, 2048). Prompts are never factored.
 
-    Args:
-      learning_rate: a number or a schedule, called with the count; relative to the parameter's
-        size where `multiply_by_parameter_scale`.
-      factored: False keeps a full second moment for everything.
-      multiply_by_parameter_scale: for all, or per parameter (see `HParamMap`).
-      beta1: momentum, if any; costs a copy of the parameters.
-      decay_rate: the exponent above.
-      step_offset: see "Starting late".
-      clipping_threshold: the highest RMS of an update before the learning rate; None for any.
-      weight_decay_rate: decoupled, and *not* multiplied by the learning rate.
-      min_dim_size_to_factor: see "Factoring".
-      epsilon1: added to squared gradients.
-      epsilon2: the least parameter scale.
-      weight_decay_rate_lr_exponent: multiply the decay (or 1) by learning_rate to this power.
-      global_norm_clip_threshold: scale gradients down to this norm over the whole tree first.
-      max_parameter_scale: the highest parameter scale.
-      skip_nan_updates: leave values that would become NaN, parameters' and slots', as they are.
+    **Arguments:**
 
-    Raises:
-      UserError: a parameter of more than two (unstacked) axes that is not a prompt, or one that
-        no rule of `multiply_by_parameter_scale` covers.
+    - `learning_rate`: a number or a schedule, called with the count; relative to the parameter's
+      size where `multiply_by_parameter_scale`.
+    - `factored`: False keeps a full second moment for everything.
+    - `multiply_by_parameter_scale`: for all, or per parameter (see `HParamMap`).
+    - `beta1`: momentum, if any; costs a copy of the parameters.
+    - `decay_rate`: the exponent above.
+    - `step_offset`: see "Starting late".
+    - `clipping_threshold`: the highest RMS of an update before the learning rate; None for any.
+    - `weight_decay_rate`: decoupled, and *not* multiplied by the learning rate.
+    - `min_dim_size_to_factor`: see "Factoring".
+    - `epsilon1`: added to squared gradients.
+    - `epsilon2`: the least parameter scale.
+    - `weight_decay_rate_lr_exponent`: multiply the decay (or 1) by learning_rate to this power.
+    - `global_norm_clip_threshold`: scale gradients down to this norm over the whole tree first.
+    - `max_parameter_scale`: the highest parameter scale.
+    - `skip_nan_updates`: leave values that would become NaN, parameters' and slots', as they are.
+
+    **Raises:** `UserError` for a parameter of more than two (unstacked) axes that is not a prompt,
+    or one that no rule of `multiply_by_parameter_scale` covers.
     """
     if not isinstance(multiply_by_parameter_scale, bool | HParamMap):
         multiply_by_parameter_scale = HParamMap(multiply_by_parameter_scale)
 
     def is_scaled(path: str) -> bool:
         if isinstance(multiply_by_parameter_scale, HParamMap):
-            return multiply_by_parameter_scale[path]
+            return bool(multiply_by_parameter_scale[path])
         return multiply_by_parameter_scale
 
     def axes_of(path: str, shape: tuple[int, ...]) -> _Axes:
@@ -176,7 +179,14 @@ def adafactor(
             slots.append(_zero_slots(param.shape, axes_of(path, param.shape), beta1 is not None))
         return AdafactorState(jnp.zeros((), jnp.int32), *_unzip(treedef, slots, 4))
 
-    def step_of(path: str, param, grad, old: _Slots, decay, rate):
+    def step_of(
+        path: str,
+        param: Float[Array, "*shape"],
+        grad: Float[Array, "*shape"],
+        old: _Slots,
+        decay: Float[Array, ""],
+        rate: Real[ArrayLike, ""],
+    ) -> tuple[Any, _Slots]:
         """Return what to subtract from one parameter, and its new slots."""
         axes = axes_of(path, param.shape)
         direction, new = _precondition(grad, old, axes, decay, epsilon1)
@@ -285,11 +295,11 @@ def _clip_global_norm(grads: PyTree, threshold: float) -> PyTree:
     return jax.tree.map(lambda grad: grad * scale, grads)
 
 
-def _name(key_path: tuple) -> str:
+def _name(key_path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
-def _unzip(treedef, rows: Sequence[tuple], width: int) -> list[PyTree]:
+def _unzip(treedef: Any, rows: Sequence[tuple[Any, ...]], width: int) -> list[PyTree]:
     """Turn one tuple a leaf into one tree a member (also where there is no leaf at all)."""
     columns = zip(*rows, strict=True) if rows else [()] * width
     return [treedef.unflatten(column) for column in columns]

@@ -1,11 +1,11 @@
-"""Gradient alignment: how much of what a step of fine-tuning learns is the format alone.
+r"""Gradient alignment: how much of what a step of fine-tuning learns is the format alone.
 
 Labels that are shuffled among the same inputs leave a task's format and take its content away.
 The cosine between the gradients on true and on shuffled labels is near 1 while both teach the same
 (how to answer), and falls as what is left to learn is the task itself (arXiv 2211.00635, figures 3
 and 7). It is measured in the blocks that the paper looks at: kernels of the last decoder layer.
 
-    promot-t5x train --gin_file=models/… --gin_file=runs/finetune.gin \\
+    promot-t5x train --gin_file=models/… --gin_file=runs/finetune.gin \
         --gin_file=analyses/gradient_alignment.gin --gin.SHUFFLED_TASK='"rte_shuffled_labels"' …
 """
 
@@ -99,7 +99,13 @@ class Alignment:
         self._batches: list[tuple[Any, Any]] = []
 
     def measure(self, params: Any, token_cache: epath.Path | None) -> dict[str, float]:
-        """The cosine of each of `BLOCKS`, with parameters that lie on the mesh."""
+        """Return the cosine of each of `BLOCKS`.
+
+        **Arguments:**
+
+        - `params`: nested dict of arrays that lie on the mesh.
+        - `token_cache`: keeps tokenized examples from one launch to the next.
+        """
         if not self._batches:
             self._batches = self._read(token_cache)
         with self._partitioner.activate():
@@ -123,7 +129,7 @@ class Alignment:
         return jax.jit(lambda params, *both: [gradients(params, batch) for batch in both])
 
     def _read(self, token_cache: epath.Path | None) -> list[tuple[Any, Any]]:
-        """The same batches of both tasks; a `UserError` if they do not ask the same."""
+        """Read the same batches of both tasks; a `UserError` if they do not ask the same."""
         true, shuffled = (self._open(tasks, token_cache) for tasks in self._tasks)
         count = min(self._config.num_batches, len(true), len(shuffled))
         rows = self._partitioner.rows(self._config.batch_size)

@@ -6,6 +6,7 @@ T5X configuration that binds them keeps its meaning.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
@@ -51,20 +52,19 @@ def create_learning_rate_scheduler(
       cosine_decay            (1 + cos(pi * (c mod 1))) / 2, where
                               c = max(0, s - warmup_steps) / steps_per_cycle
 
-    Args:
-      factors: which factors to multiply; `"constant"` is what prompt tuning uses.
-      base_learning_rate: the value of `constant`.
-      warmup_steps: in steps, at least 1 for the factors that divide by it.
-      decay_factor: slope a step of `linear_decay`, ratio of `decay_every`.
-      steps_per_decay: steps between two drops of `decay_every`.
-      steps_per_cycle: steps in which `cosine_decay` falls from 1 to 0 (then it restarts).
-      step_offset: the step at which the schedule starts, for a run that continues a
-        pretraining's step count.
-      min_learning_rate: the result is never below it.
+    **Arguments:**
 
-    Raises:
-      UserError: an unknown factor, or a step count below 1 that a factor divides by.
+    - `factors`: which factors to multiply; `"constant"` is what prompt tuning uses.
+    - `base_learning_rate`: the value of `constant`.
+    - `warmup_steps`: in steps, at least 1 for the factors that divide by it.
+    - `decay_factor`: slope a step of `linear_decay`, ratio of `decay_every`.
+    - `steps_per_decay`: steps between two drops of `decay_every`.
+    - `steps_per_cycle`: steps in which `cosine_decay` falls from 1 to 0 (then it restarts).
+    - `step_offset`: the step at which the schedule starts, for a run that continues a
+      pretraining's step count.
+    - `min_learning_rate`: the result is never below it.
 
+    **Raises:** `UserError` for an unknown factor, or a step count below 1 that a factor divides by.
     """
     validation.check_rate("LEARNING_RATE (base_learning_rate)", base_learning_rate)
     names = [name.strip() for name in factors.split("*")]
@@ -75,16 +75,16 @@ def create_learning_rate_scheduler(
          "steps_per_cycle": steps_per_cycle},
     )  # fmt: skip
 
-    def linear_decay(s):
+    def linear_decay(s: Real[Array, ""]) -> Real[Array, ""]:
         return base_learning_rate * jnp.minimum(
             s / warmup_steps, 1.0 + decay_factor * (warmup_steps - s)
         )
 
-    def cosine_decay(s):
+    def cosine_decay(s: Real[Array, ""]) -> Real[Array, ""]:
         cycles = jnp.maximum(0.0, (s - warmup_steps) / steps_per_cycle)
         return 0.5 * (1.0 + jnp.cos(jnp.pi * (cycles % 1.0)))
 
-    formulas = {
+    formulas: dict[str, Callable[[Real[Array, ""]], Any]] = {
         "constant": lambda s: base_learning_rate,
         "linear_warmup": lambda s: jnp.minimum(1.0, s / warmup_steps),
         "linear_decay": linear_decay,
@@ -96,7 +96,7 @@ def create_learning_rate_scheduler(
 
     def schedule(step: Real[ArrayLike, ""]) -> Float[Array, ""]:
         s = jnp.maximum(0, jnp.asarray(step) - step_offset)
-        rate = 1.0
+        rate: Any = 1.0
         for name in names:
             rate = rate * formulas[name](s)
         return jnp.asarray(jnp.maximum(rate, min_learning_rate), jnp.float32)

@@ -1,9 +1,10 @@
-"""What a run holds: the trainable part of the model, the frozen part, the optimiser's slots.
+"""The state of a run: the trainable part of the model, the frozen part, the optimizer's slots.
 
-Gradients, norms and optimiser slots exist for the trainable tree only, so that a frozen model
+Gradients, norms and optimizer slots exist for the trainable tree only, so that a frozen model
 costs neither weight gradients nor their memory.
 """
 
+import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -40,17 +41,20 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def params(self) -> Tree:
+        """All parameters, nested."""
         return merge(self.trainable, self.frozen)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dict -> {'a/b/c': leaf}."""
-    return flax.traverse_util.flatten_dict(tree, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(tree, sep="/")
+    return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
     """{'a/b/c': leaf} -> nested dict."""
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    tree: Tree = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return tree
 
 
 def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tree]:
@@ -61,15 +65,28 @@ def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tre
     - `patterns`: regular expressions; a parameter trains if one of them matches the whole of its
       path, such as `encoder/prompt/prompt`.
 
-    **Raises** `UserError` for a pattern that matches nothing.
+    **Raises:** `UserError` for a pattern that matches nothing.
     """
     flat = flatten(params)
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, path) for path in flat):
+        try:
+            re.compile(pattern)
+        except re.error as error:
             raise UserError(
-                f"TRAINABLE pattern {pattern!r} matches none of the model's {len(flat)} parameters"
-                f" (the first is {next(iter(flat))!r}). A prompt exists only where PROMPT_LENGTH"
-                " and NUM_PROMPTS are above 0."
+                f"stages.Stage.trainable has {pattern!r}, which is no regular expression: {error}."
+            ) from error
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            # A pattern is nearest to the paths that look like it without its special characters.
+            plain = re.sub(r"\(\?.*?\)|\.\*|[\\^$()]", "", pattern).rstrip("/")
+            shorter = {part: path for path in flat for part in path.split("/")}
+            shorter |= {path[: len(plain)]: path for path in flat}
+            near = difflib.get_close_matches(plain, [*shorter, *flat], n=1, cutoff=0.0)
+            hint = f" The nearest is {shorter.get(near[0], near[0])!r}." if near else ""
+            prompt = " A prompt exists only where PROMPT_LENGTH and NUM_PROMPTS are above 0."
+            raise UserError(
+                f"stages.Stage.trainable has {pattern!r}, which matches none of the model's "
+                f"{len(flat)} parameters; a pattern must match the whole path.{hint}"
+                + (prompt if "prompt" in pattern else "")
             )
     chosen = {p for p in flat if any(re.fullmatch(pattern, p) for pattern in patterns)}
     return (
@@ -79,17 +96,17 @@ def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tre
 
 
 def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
-    """The inverse of `split`."""
+    """Join what `split` parted."""
     return unflatten({**flatten(frozen), **flatten(trainable)})
 
 
 def with_prompt(params: Mapping[str, Any], table: Any) -> Tree:
-    """The parameters with a prompt table [prompts, length, embed] among them."""
+    """Return the parameters with a prompt table [prompts, length, embed] among them."""
     return unflatten({**flatten(params), PROMPT_PATH: table})
 
 
 def count(tree: Any) -> int:
-    """Number of scalars in a tree."""
+    """Return the number of scalars in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
@@ -99,7 +116,7 @@ def opt_state_shardings(
     shardings: Tree,
     partitioner: Partitioner,
 ) -> Any:
-    """Shardings of the optimiser's slots, each of which lies where its parameter lies.
+    """Shardings of the optimizer's slots, each of which lies where its parameter lies.
 
     A slot that has lost some of its parameter's axes, as factored rows and columns have, is split
     as the axes that it kept; T5X replicates those, and gathers them at every step. What has
@@ -119,7 +136,8 @@ def opt_state_shardings(
             if names[start:] in flat:
                 shape, where = flat[names[start:]]
                 if slot.shape == shape:
-                    return where
+                    kept: NamedSharding | Format = where
+                    return kept
                 sharding = getattr(where, "sharding", where)
                 return _kept_axes(slot.shape, shape, sharding) or partitioner.replicated
         return partitioner.replicated
@@ -137,19 +155,20 @@ def laid_out(shapes: Tree, axes: Tree, partitioner: Partitioner, dtype: str | No
     - `axes`: of at least these parameters, logical axis names.
     - `dtype`: instead of each parameter's own.
     """
-    return jax.tree.map(
+    tree: Tree = jax.tree.map(
         lambda leaf, format_: jax.ShapeDtypeStruct(
             leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=format_
         ),
         shapes,
         partitioner.formats(axes, shapes),
     )
+    return tree
 
 
 def _kept_axes(
     slot: tuple[int, ...], parameter: tuple[int, ...], sharding: NamedSharding
 ) -> NamedSharding | None:
-    """The sharding of the parameter's axes that a slot has, where it can be only one choice."""
+    """Return the sharding of the parameter's axes that a slot has, where there is one choice."""
     spec = (*sharding.spec, *(None,) * (len(parameter) - len(sharding.spec)))
     fitting = [
         axes
@@ -169,7 +188,7 @@ def state_shapes(
     partitioner: Partitioner,
     frozen_dtype: str = "float32",
 ) -> TrainState:
-    """The state of a run as `jax.ShapeDtypeStruct`s with their formats; allocates nothing.
+    """Return the state of a run as `jax.ShapeDtypeStruct`s with their formats; allocates nothing.
 
     **Arguments:**
 
@@ -208,7 +227,7 @@ def create(
     random_seed: int = 0,
     optimizer_step: int = 0,
 ) -> TrainState:
-    """The state of step 0 on the mesh, laid out as `state_shapes` says.
+    """Put the state of step 0 on the mesh, laid out as `state_shapes` says.
 
     **Arguments:**
 
@@ -216,7 +235,7 @@ def create(
       the mesh as they should, which the state takes over.
     - `random_seed`: of dropout; with the step's number it decides the masks, so that a resumed
       run draws the same ones.
-    - `optimizer_step`: what the counters in the optimiser's fresh state begin at.
+    - `optimizer_step`: what the counters in the optimizer's fresh state begin at.
 
     The rest as `state_shapes`.
     """
@@ -240,15 +259,15 @@ def create(
 
 
 def started_at(count: int, opt_state: Any) -> Any:
-    """A fresh optimiser state whose counters (`count`, in all of optax) begin elsewhere than at 0.
+    """Return a fresh optimizer state whose counters (`count` in optax) begin elsewhere than at 0.
 
-    **Raises** `UserError` where there is none to set.
+    **Raises:** `UserError` where there is none to set.
     """
     if count == 0:
         return opt_state
     if not optax.tree.get_all_with_path(opt_state, "count"):
         raise UserError(
-            f"optimizer_step = {count}, but this optimiser keeps no count of its steps: leave it "
+            f"optimizer_step = {count}, but this optimizer keeps no count of its steps: leave it "
             "at 0."
         )
     return optax.tree.set(opt_state, count=jnp.int32(count))

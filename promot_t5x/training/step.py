@@ -1,19 +1,45 @@
-"""The training step: gradients of the trainable tree, one update, the step's metrics."""
+"""The training step: gradients of the trainable tree, one update, the step's metrics.
 
-from collections.abc import Callable
-from typing import Any
+Every step also says whether its numbers are finite, array by array, at the price of no pass over
+the arrays that it does not make anyway.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from promot_t5x.models import loss
 from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
 from promot_t5x.training.state import TrainState, merge
 
 Metrics = dict[str, Float[Array, ""]]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class Finite(NamedTuple):
+    """Whether the numbers of a step are finite: arrays on the devices, or numpy's once fetched.
+
+    **Attributes:**
+
+    - `loss`: of the batch.
+    - `gradients`: whether each trainable array's gradient has a finite norm, in the order of
+      `array_names`.
+    - `parameters`: whether all numbers of each trainable array are finite after the update.
+    """
+
+    loss: Bool[Array, ""]
+    gradients: Bool[Array, " arrays"]
+    parameters: Bool[Array, " arrays"]
+
+    def everywhere(self) -> Bool[ArrayLike, ""]:
+        """Whether all of them are."""
+        return self.loss & self.gradients.all() & self.parameters.all()
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics, Finite]]
 
 
 def summed_gradients(
@@ -23,7 +49,7 @@ def summed_gradients(
     batch: Batch,
     dropout_key: jax.Array | None,
 ) -> tuple[Any, loss.LossSums]:
-    """Gradients of the summed loss with respect to `trainable`, and the loss's sums."""
+    """Return the gradients of the summed loss with respect to `trainable`, and the loss's sums."""
 
     def total(tree: Any) -> tuple[Float[Array, ""], loss.LossSums]:
         sums = model.loss_sums(merge(tree, frozen), batch, dropout_key)
@@ -62,6 +88,7 @@ def accumulated_gradients(
         {k: v[0] for k, v in parts.items()},
     )
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total: tuple[Any, loss.LossSums]
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
     return total
 
@@ -73,20 +100,24 @@ def make_train_step(
     *,
     microbatches: int = 1,
     optimizer_step: int = 0,
+    skip_non_finite: bool = False,
 ) -> Step:
-    """Build the step `(state, batch) -> (state, metrics)`; the caller compiles it.
+    """Build the step `(state, batch) -> (state, metrics, finite)`; the caller compiles it.
 
     **Arguments:**
 
     - `learning_rate`: the schedule that `optimizer` already follows; read for the metrics.
     - `microbatches`: parts that the batch is taken in, to bound activation memory.
-    - `optimizer_step`: what the optimiser's own count began at, for the metrics.
+    - `optimizer_step`: what the optimizer's own count began at, for the metrics.
+    - `skip_non_finite`: leave parameters and slots as they are where a number of the step is not
+      finite. Old and new parameters then exist at the same time; without it the update takes the
+      place of the parameters, and it is for the caller not to use such a state.
 
-    The returned metrics are the step's own, under T5X's names.
+    **Returns:** the step. Its metrics are the step's own, named in `step_metrics`.
     """
     uses_dropout = model.config.dropout_rate > 0
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Finite]:
         factor, weights = loss.normalizer(
             model.loss_normalizing_factor,
             batch["decoder_loss_weights"],
@@ -101,28 +132,69 @@ def make_train_step(
         )
         gradients = jax.tree.map(lambda g: g / factor, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        new_state = state.replace(
-            step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
-            opt_state=opt_state,
+        trainable = optax.apply_updates(state.trainable, updates)
+        finite = Finite(
+            loss=jnp.isfinite(sums.total),
+            # The sums that the norm is made of, which the compiler computes once.
+            gradients=_of_each(lambda g: jnp.isfinite(jnp.sum(jnp.square(g))), gradients),
+            parameters=_of_each(lambda p: jnp.all(jnp.isfinite(p)), trainable),
         )
+        if skip_non_finite:
+            kept = _where(finite.everywhere(), (trainable, opt_state), state)
+            trainable, opt_state = kept
+        new_state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
         metrics = {
             **step_metrics(sums, factor),
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(learning_rate(state.step + optimizer_step), jnp.float32),
         }
-        return new_state, metrics
+        return new_state, metrics, finite
 
     return train_step
 
 
-def step_metrics(sums: loss.LossSums, factor: Any) -> Metrics:
-    """T5X's per-step metrics from the sums over the batch's target tokens."""
+def array_names(trainable: Mapping[str, Any]) -> list[str]:
+    """Return the paths of a tree's arrays, in the order in which `Finite` speaks of them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(trainable)
+    return ["/".join(str(entry.key) for entry in path) for path, _ in leaves]
+
+
+def _of_each(test: Callable[[Any], Bool[Array, ""]], tree: Any) -> Bool[Array, " arrays"]:
+    return jnp.stack([test(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _where(
+    applied: Bool[ArrayLike, ""], new: tuple[Any, Any], state: TrainState
+) -> tuple[Any, Any]:
+    """Return the new parameters and slots, or the old ones; counts, which are integers, go on."""
+
+    def choose(one: Any, other: Any) -> Any:
+        is_count = jnp.issubdtype(one.dtype, jnp.integer)
+        return one if is_count else jnp.where(applied, one, other)
+
+    chosen: tuple[Any, Any] = jax.tree.map(choose, new, (state.trainable, state.opt_state))
+    return chosen
+
+
+def step_metrics(sums: loss.LossSums, factor: Float[Array, ""]) -> Metrics:
+    """Return a step's metrics from the sums over the batch's target tokens.
+
+    `loss` = `cross_ent_loss` + `z_loss` is a mean over target tokens, whatever the model's
+    normalizing factor, and `loss_per_nonpadding_target_token` T5X's name of it. `loss_sum` is
+    what the gradient is taken of, the sum divided by the factor; T5X calls this one `loss`.
+
+    **Arguments:**
+
+    - `sums`: of the whole batch.
+    - `factor`: what `loss.normalizer` returned.
+    """
     tokens = jnp.maximum(sums.weight_sum, 1.0)
+    mean = sums.total / tokens
     return {
-        "loss": sums.total / factor,
-        "cross_ent_loss": sums.cross_entropy / factor,
-        "z_loss": sums.z_loss / factor,
-        "loss_per_nonpadding_target_token": sums.total / tokens,
+        "loss": mean,
+        "loss_sum": sums.total / factor,
+        "cross_ent_loss": sums.cross_entropy / tokens,
+        "z_loss": sums.z_loss / tokens,
+        "loss_per_nonpadding_target_token": mean,
         "accuracy": sums.correct / tokens,
     }

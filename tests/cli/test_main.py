@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -233,7 +234,8 @@ def test_a_fault_of_the_program_is_one_message_and_a_log(lab, capsys):
 
 
 def test_a_reader_that_stops_early_is_no_fault():
-    command = f"{sys.executable} -m promot_t5x tasks list | true; exit ${{PIPESTATUS[0]}}"
+    program = shlex.join([sys.executable, "-m", "promot_t5x"])
+    command = f"{program} tasks list | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == "" and done.returncode in (0, 141)
 

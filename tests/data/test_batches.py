@@ -180,7 +180,6 @@ def test_the_prompt_is_counted_in_the_input_length_and_texts_keep_their_eos():
     prompt = [VOCAB_SIZE + j for j in range(6)]
     assert batch["encoder_input_tokens"][0].tolist() == [*prompt, *range(10, 19), EOS]
     assert batch["decoder_target_tokens"].tolist() == [[30, 31, 32, EOS], [50, EOS, 0, 0]]
-    assert (batches.trimmed_inputs, batches.trimmed_targets) == (1, 1)
     assert batches.trimmed == {"t/train": {"inputs": 1, "targets": 1}}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -51,6 +52,19 @@ def test_a_store_comes_back_from_disk_without_tokenising(vocabulary, tmp_path, m
     assert found.content_hash == made.content_hash
     assert isinstance(found.tokens["inputs"], np.memmap)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_whom_a_store_is_open_to_is_up_to_the_umask(vocabulary, tmp_path):
+    """A file system that groups share needs 0o002, a private one 0o077."""
+    for umask, mode in [(0o002, 0o775), (0o077, 0o700)]:
+        before = os.umask(umask)
+        try:
+            open_store(task(vocabulary, "cubes"), "train", cache_dir=tmp_path / str(mode))
+        finally:
+            os.umask(before)
+        (folder,) = (tmp_path / str(mode)).iterdir()
+        assert folder.stat().st_mode & 0o777 == mode
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode & 0o666}
 
 
 def test_task_names_make_harmless_file_names(vocabulary, tmp_path):

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import run_helpers
 
-from promot_t5x import config, versions
-from promot_t5x.checkpoints import hashing, pretrained
+from promot_t5x import config
+from promot_t5x.checkpoints import hashing
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.data import tokenise
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 from tools import ship_demo_base
+
+pytestmark = pytest.mark.slow
 
 BASE = Path(str(ship_demo_base.BASE))
 CARD = json.loads((BASE / "card.json").read_text())
@@ -63,7 +66,7 @@ def tokenised(task, split, lengths):
 
 
 def test_the_card_names_the_checkpoint():
-    assert hashing.content_hash(pretrained.read_params("tiny_world")) == CARD["hash"]
+    assert hashing.content_hash(open_checkpoint("tiny_world").read_tree()) == CARD["hash"]
 
 
 def test_the_recipe_is_the_shipped_configuration():
@@ -85,7 +88,10 @@ def test_plain_python_splits_words_as_the_tasks_do():
 
 
 def test_the_recipe_makes_the_beginning_of_the_training_log(tmp_path):
-    """The same bits where the base was made, and elsewhere the same to rounding."""
+    """To rounding: in what order float32 numbers are summed is up to the processor and XLA.
+
+    One processor's numbers differ from another's by 5e-7 in these steps.
+    """
     done = subprocess.run(
         [sys.executable, "-c", BEGINNING % (STEPS, tmp_path / "run")],
         cwd=Path(__file__).parents[2],
@@ -99,23 +105,13 @@ def test_the_recipe_makes_the_beginning_of_the_training_log(tmp_path):
     assert told["content_hash"] == CARD["tokens"][told["name"]]
     found = run_helpers.losses(tmp_path / "run")
     wanted = [row["loss"] for row in LOG[:STEPS]]
-    if same_platform():
-        assert found == wanted
-    else:
-        np.testing.assert_allclose(found, wanted, rtol=1e-4)
-
-
-def same_platform():
-    return (
-        CARD["platform"] == ship_demo_base.platform_name()
-        and CARD["versions"] == versions.installed()
-    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def plain_environment():
-    """A user's: the suite's own flags of XLA make other programs."""
+    """A user's: the suite's own settings of XLA make other programs."""
     environment = run_helpers.environment()
-    for name in [name for name in environment if name == "XLA_FLAGS" or name.startswith("JAX_")]:
+    for name in [name for name in environment if name.startswith("JAX_")]:
         del environment[name]
     return {**environment, "JAX_PLATFORMS": "cpu"}
 

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from clean_environment import xla_flags
 
 from promot_t5x.cli import main
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.templates import Choice
+
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
 # The page trains T5 1.1 small; here the network is smaller, and questions are asked greedily.
@@ -59,7 +62,7 @@ def run(text, *more):
         [sys.executable, "-m", "promot_t5x", *words[1:], *more],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": xla_flags()},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -6,7 +6,7 @@ from engine_helpers import one_device_mesh, random_params, tiny_model
 from etils import epath
 
 from promot_t5x import decoding
-from promot_t5x.evaluation.answering import Answerer, Ask
+from promot_t5x.evaluation.answering import Answerer, EncodedQuestion
 from promot_t5x.evaluation.journal import Journal
 
 
@@ -30,7 +30,9 @@ def asks():
 
     labels = (ids(2), ids(3))
     return [
-        Ask(ids(n), limit=(3, 6)[i % 2], number=i, candidates=labels if i % 5 == 0 else ())
+        EncodedQuestion(
+            ids(n), limit=(3, 6)[i % 2], number=i, candidates=labels if i % 5 == 0 else ()
+        )
         for i, n in enumerate(rng.integers(4, 30, 20))
     ]
 

@@ -16,6 +16,7 @@ from promot_t5x.decoding import decoder
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation.evaluator import EvalConfig, Evaluator
+from promot_t5x.evaluation.validation_loss import ValidationLoss
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.network.transformer import Transformer
@@ -194,6 +195,33 @@ def test_every_task_of_a_mixture_is_asked_behind_its_own_prompt():
     assert all(a["inputs"] == b["inputs"] for a, b in pairs)
     assert all(abs(a["log_prob"] - b["log_prob"]) > 10 * TOLERANCE for a, b in pairs)
     assert all(np.isnan(result.score) for result in results)
+
+
+def test_the_validation_loss_is_that_of_each_target_token():
+    """Five examples in batches of eight, each by itself in a plain call of the network."""
+    partitioner, model = Partitioner(num_partitions=2), model_for(BYTES, 1)
+    params = lively_params(model)
+    config = config_for("cubes", module="data_tasks", num_examples=5)
+    questions = Evaluator(model, config, partitioner).questions
+    measured = ValidationLoss(model, config, questions, partitioner).measure(
+        on_mesh(partitioner, model, params), None
+    )
+    loss, right, tokens = 0.0, 0, 0
+    for number in range(5):
+        text = [*BYTES.encode(f"say {number**3}"), BYTES.eos_id]
+        inputs = np.asarray([[*prompt_ids(model.config, 0), *text]], np.int32)
+        target = np.asarray([[*BYTES.encode(str(number)), BYTES.eos_id]], np.int32)
+        shifted = np.concatenate([[[0]], target[:, :-1]], axis=1).astype(np.int32)
+        logits = model.module.apply({"params": params}, inputs, shifted, target)
+        log_probs = np.asarray(jax.nn.log_softmax(np.asarray(logits, np.float64)))[0]
+        loss -= sum(log_probs[place, token] for place, token in enumerate(target[0]))
+        right += int((log_probs.argmax(-1) == target[0]).sum())
+        tokens += target.size
+    found = measured["cubes"]
+    assert found["loss"] == pytest.approx(loss / tokens, rel=1e-5)
+    assert found["loss"] == found["loss_per_nonpadding_target_token"]
+    assert found["loss"] == pytest.approx(found["cross_ent_loss"] + found["z_loss"])
+    assert found["accuracy"] == pytest.approx(right / tokens)
 
 
 def test_an_input_that_is_too_long_is_cut_and_counted():

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import clean_environment
+
 SLOWEST_SEC = 300.0
 # Everything that a run imports late; `run_tasks` is the tests' own.
 MODULES = (
@@ -133,8 +135,7 @@ def obey(request, output):
     os.dup2(output, 1)
     os.dup2(output, 2)
     if request["devices"]:
-        flag = f"--xla_force_host_platform_device_count={request['devices']}"
-        os.environ["XLA_FLAGS"] = flag
+        os.environ["XLA_FLAGS"] = clean_environment.xla_flags(request["devices"])
     if request["file_limit"]:
         # What it compiles does not go into the shared cache, where half of it would stay.
         importlib.import_module("jax").config.update(
@@ -186,13 +187,13 @@ def die_at(place, call, after):
 def keep_removed(archive):
     import shutil
 
-    from promot_t5x.checkpoints import restoring
+    from promot_t5x.checkpoints.paths import step_directory
     from promot_t5x.checkpoints.saving import Checkpoints
 
     inner = Checkpoints._remove
 
     def remove(self, step):
-        source = restoring.step_directory(self.directory, step)
+        source = step_directory(self.directory, step)
         shutil.copytree(source, archive / source.parent.name / source.name)
         inner(self, step)
 

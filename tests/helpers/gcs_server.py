@@ -1,7 +1,8 @@
-"""As much of Google Cloud Storage's JSON interface as reading takes, over a local folder."""
+"""As much of Google Cloud Storage's JSON interface as is used here, over a local folder."""
 
 import contextlib
 import http.server
+import json
 import threading
 import urllib.parse
 from pathlib import Path
@@ -10,9 +11,11 @@ SECRET = "secret"  # a bucket of this name refuses
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """GET /storage/v1/b/<bucket>/o/<object>?alt=media, with ranges."""
+    """Objects of a bucket: GET with ranges, conditional POST and DELETE."""
 
     folder: Path
+    generations: dict[Path, int]  # of objects that were written; 1 of the others
+    lock = threading.Lock()
     protocol_version = "HTTP/1.1"
     requests: list[str]
 
@@ -28,7 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not key or not file.is_file():
             return self.answer(404, b"no such object")
         data, status = file.read_bytes(), 200
-        headers = {"x-goog-generation": "1"}
+        headers = {"x-goog-generation": str(self.generation(file))}
         if span := self.headers.get("Range"):
             first, last = span.removeprefix("bytes=").split("-")
             start = int(first) if first else len(data) - int(last)
@@ -36,6 +39,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{min(stop, len(data)) - 1}/{len(data)}"
             data, status = data[start:stop], 206
         return self.answer(status, data, headers)
+
+    def generation(self, file):
+        """The generation of an object; 0 of none."""
+        return self.generations.get(file, 1) if file.is_file() else 0
+
+    def do_POST(self):
+        """Write an object if its generation is the expected one; else answer with 412."""
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        bucket = url.path.partition("/b/")[2].partition("/o")[0]
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.change(self.folder / bucket / query["name"], query, data)
+
+    def do_DELETE(self):
+        """Delete an object under the same condition."""
+        url = urllib.parse.urlsplit(self.path)
+        bucket, _, key = url.path.partition("/b/")[2].partition("/o/")
+        query = dict(urllib.parse.parse_qsl(url.query))
+        self.change(self.folder / bucket / urllib.parse.unquote(key), query, None)
+
+    def change(self, file, query, data):
+        """Write or delete an object, and answer."""
+        with self.lock:
+            expected = query.get("ifGenerationMatch")
+            if expected is not None and int(expected) != self.generation(file):
+                return self.answer(412, b"the condition does not hold")
+            if data is None:
+                file.unlink()
+                return self.answer(204, b"")
+            self.generations[file] = self.generations.get(file, 1) + 1
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            generation = str(self.generations[file])
+        described = {"name": query["name"], "generation": generation, "size": str(len(data))}
+        return self.answer(200, json.dumps(described).encode())
 
     def answer(self, status, data, headers=None):
         """Send a response."""
@@ -52,7 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serve(folder):
     """Serve the buckets <folder>/<bucket>; gives (URL, the paths asked for so far)."""
-    kind = type("Served", (Handler,), {"folder": Path(folder), "requests": []})
+    kind = type("Served", (Handler,), {"folder": Path(folder), "requests": [], "generations": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

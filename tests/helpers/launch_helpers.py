@@ -10,18 +10,23 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from promot_t5x.cli import main
 
-_HEAD = f"#!{sys.executable} -IS\n"
+# A "#!" line would break at a space in Python's path, and where it is long.
+_PYTHON = """\
+#!/bin/bash
+exec {python} -IS {script} "$@"
+"""
 
-_GCLOUD = (
-    _HEAD
-    + """\
+_GCLOUD = """\
 import json, os, shutil, subprocess, sys
 lab = os.environ["LAUNCH_LAB"]
 words = sys.argv[1:]
@@ -43,9 +48,11 @@ if verb == "describe":
     state = next_of("states", "ACTIVE")
     if not state:
         sys.exit("NOT_FOUND")
+    if state.startswith("error:"):
+        sys.exit(state)
     print(state)
-elif verb == "create":
-    sys.exit(next_of("create", 0))
+elif verb in ("create", "delete"):
+    sys.exit(next_of(verb, 0))
 elif verb == "scp":
     source = words[5]
     for home in [f"{lab}/home/{words[6].rstrip(':')}/{worker}" for worker in (0, 1)]:
@@ -55,8 +62,14 @@ elif verb == "scp":
         for program in ("python", "promot-t5x"):
             shutil.copy(f"{lab}/{program}", venv)
 elif verb == "ssh":
-    broken = next_of("follow", 0) if "follow.sh" in flags["--command"] else 0
+    command = flags["--command"]
+    broken, status = next_of("follow", 0) if "follow.sh" in command else 0, 255
+    if isinstance(broken, list):
+        broken, status = broken
+    if "report.sh" in command and (failure := next_of("report", 0)):
+        sys.exit(failure)
     for worker, home in zip(workers, homes):
+        os.makedirs(home, exist_ok=True)
         environ = {**os.environ, "HOME": home, "WORKER": str(worker)}
         run = subprocess.run(["bash", "-c", flags["--command"]], env=environ, cwd=home,
                              stdout=subprocess.PIPE if broken else None)
@@ -64,23 +77,23 @@ elif verb == "ssh":
             # The connection breaks after so many lines.
             lines = run.stdout.splitlines(keepends=True)
             sys.stdout.buffer.write(b"".join(lines[:broken]))
-            sys.exit(255)
+            sys.exit(status)
         if run.returncode:
             sys.exit(run.returncode)
 """
-)
 
 # What a worker has instead of the package: notes how it was called, and obeys its cue.
-_PACKAGE = (
-    _HEAD
-    + """\
+_PACKAGE = """\
 import json, os, sys, time
 lab = os.environ["LAUNCH_LAB"]
 me = os.environ.get("WORKER", os.environ.get("SLURM_PROCID", "0"))
 if sys.argv[1:] == ["--version"]:
     sys.exit()
 with open(f"{lab}/ran", "a") as file:
+    files = sorted(os.path.join(d, f)[2:] for d, _, names in os.walk(".") for f in names)
     note = {"worker": me, "words": sys.argv[1:], "token": os.environ.get("HF_TOKEN")}
+    if os.environ.get("WORKER"):
+        note["files"] = files
     file.write(json.dumps(note) + "\\n")
 path = f"{lab}/cues.{me}"
 cues = json.load(open(path)) if os.path.exists(path) else [0]
@@ -91,11 +104,8 @@ if cues[0] == "stuck":
     time.sleep(60)
 sys.exit(cues[0])
 """
-)
 
-_KUBECTL = (
-    _HEAD
-    + """\
+_KUBECTL = """\
 import json, os, sys
 lab = os.environ["LAUNCH_LAB"]
 with open(lab + "/calls", "a") as file:
@@ -108,18 +118,18 @@ if sys.argv[1] == "logs":
 if sys.argv[1] == "get":
     left = json.load(open(lab + "/conditions"))
     json.dump(left[1:] or left, open(lab + "/conditions", "w"))
-    print(left[0])
+    if left[0].startswith("error:"):
+        sys.exit(left[0])
+    print("conditions", left[0])
+if sys.argv[1] == "delete":
+    sys.exit(int(os.environ.get("DELETE", "0")))
 """
-)
 
-_SBATCH = (
-    _HEAD
-    + """\
+_SBATCH = """\
 import os, sys
 open(os.environ["LAUNCH_LAB"] + "/script", "w").write(sys.stdin.read())
 print(4711)
 """
-)
 _SRUN = """\
 #!/bin/bash
 while [[ "$1" == --* ]]; do shift; done
@@ -153,11 +163,28 @@ class Cloud:
 
     def _program(self, name: str, text: str) -> None:
         path = self.directory / name
+        if not text.startswith("#!"):
+            script = path.with_name(f"{path.name}.py")
+            script.write_text(text)
+            words = {"python": sys.executable, "script": str(script)}
+            text = _PYTHON.format(**{key: shlex.quote(word) for key, word in words.items()})
         path.write_text(text)
         path.chmod(0o755)
+        if not os.access(path, os.X_OK):
+            pytest.skip(f"programs cannot be started from {path.parent}: it is mounted noexec")
 
     def cue(self, **lists: Sequence) -> None:
-        """What the fakes do, each in turn, the last one for ever: states=, follow=, create=."""
+        """What the fakes do, each in turn, the last one for ever.
+
+        **Arguments:**
+
+        - `states`: of the resource; '' for none, `error: …` for a failure.
+        - `create`, `delete`: exit statuses, or messages of failures.
+        - `follow`: lines after which the connection breaks, or [lines, gcloud's status then].
+        - `report`: gcloud's status where the workers are asked how the run is.
+        - `conditions`: of a JobSet; `error: (NotFound)` for none.
+        - `worker_<i>`: exit statuses of the package.
+        """
         for name, values in lists.items():
             (self.directory / name.replace("worker_", "cues.")).write_text(json.dumps(list(values)))
 

@@ -7,9 +7,12 @@ both compile without optimisations, and through a cache on disk.
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,17 +22,30 @@ from typing import Any
 
 import jax
 import numpy as np
+from clean_environment import xla_flags
 from flax import serialization
 from jax.experimental.compilation_cache import compilation_cache
 
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.manifest import read_manifest
+from promot_t5x.checkpoints.paths import absolute
+from promot_t5x.checkpoints.promot_checkpoint import read_verified
 from promot_t5x.cli import main
 
 TASKS = Path(__file__).with_name("run_tasks.py")
 PROMPT_PATH = "encoder/prompt/prompt"
+
+
+def _processor() -> str:
+    """A word for its instructions: machines that share a file system differ in them."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^(flags|Features)\s*:.*", path.read_text(), re.M) if path.exists() else None
+    return hashlib.sha256((found[0] if found else platform.processor()).encode()).hexdigest()[:8]
+
+
+_CACHE = f"promot-t5x-compiled-{os.getuid()}-{_processor()}"
 COMPILATION = {
     "jax_disable_most_optimizations": True,
-    "jax_compilation_cache_dir": f"{tempfile.gettempdir()}/promot-t5x-compiled-{os.getuid()}",
+    "jax_compilation_cache_dir": f"{tempfile.gettempdir()}/{_CACHE}",
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
@@ -176,7 +192,7 @@ def environment(devices: int = 1) -> dict[str, str]:
         **os.environ,
         **{name.upper(): str(value) for name, value in COMPILATION.items()},
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
     }
 
 
@@ -197,7 +213,8 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def losses(stage: Path) -> list[float]:
-    return [row["loss"] for row in json_lines(stage / "train" / "metrics.jsonl")]
+    """What T5X calls `loss`: the sum that is minimized, over its normalizing factor."""
+    return [row["loss_sum"] for row in json_lines(stage / "train" / "metrics.jsonl")]
 
 
 def write_t5x_base(directory: Path, params: Mapping[str, Any]) -> None:
@@ -210,12 +227,9 @@ def write_t5x_base(directory: Path, params: Mapping[str, Any]) -> None:
 
 def checkpoint_arrays(step_directory: Path) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, the optimiser's included."""
-    manifest = restoring.manifests.read(restoring.absolute(step_directory))
-    like = {
-        path: jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))
-        for path, record in manifest.arrays.items()
-    }
-    return restoring.read_verified(restoring.absolute(step_directory), like, manifest)
+    manifest = read_manifest(absolute(step_directory))
+    like = {path: record.struct for path, record in manifest.arrays.items()}
+    return read_verified(absolute(step_directory), like, manifest)
 
 
 def trained(step_directory: Path) -> dict[str, np.ndarray]:

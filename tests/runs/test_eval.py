@@ -10,6 +10,8 @@ import run_helpers
 
 from promot_t5x.cli import main
 
+pytestmark = pytest.mark.slow
+
 SUITE_SIZE = 8 * 20
 SLOWEST_LAUNCH_SEC = 300.0
 
@@ -138,8 +140,6 @@ def test_several_checkpoints_both_with_a_prompt_and_without(tmp_path):
     out = run_helpers.succeed(
         eval_words(
             tmp_path / "out",
-            "--gin.PROMPT_LENGTH=4",
-            "--gin.NUM_PROMPTS=1",
             CHECKPOINT_PATH=str(tmp_path / "run"),
             CHECKPOINT_MODE="all",
             PROMPT_FILE=str(tmp_path / "prompt.npy"),
@@ -155,6 +155,10 @@ def test_several_checkpoints_both_with_a_prompt_and_without(tmp_path):
         for mode in ("kept", "removed"):
             place = tmp_path / "out" / f"checkpoint_{step}_prompt_{mode}"
             (summary,) = summaries(place)
+            # The stage chose one of its two checkpoints on the rows that are scored here.
+            chosen = json.loads((tmp_path / "run" / "stage.json").read_text())
+            selection = "validation" if step == chosen["step"] else None
+            assert (summary["split"], summary["selection_split"]) == ("validation", selection)
             assert summary["step"] == step and summary["task"] == "tiny_rte"
             assert (summary["prompt"] is None) == (mode == "removed")
             records = run_helpers.json_lines(place / f"inference_eval/tiny_rte-{step:06}.jsonl")
@@ -169,3 +173,7 @@ def test_several_checkpoints_both_with_a_prompt_and_without(tmp_path):
         done = run_helpers.here(eval_words(tmp_path / "wrong", **wrong))
         assert done.status == 2 and said in done.err
     assert not (tmp_path / "wrong").exists()
+    words = eval_words(tmp_path / "out", CHECKPOINT_PATH=str(tmp_path / "run"))
+    done = run_helpers.here(words)
+    assert done.status == 2 and "EVAL_OUTPUT_DIR of its own" in done.err
+    assert "MODEL_DIR" not in done.err

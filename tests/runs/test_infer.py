@@ -10,6 +10,8 @@ from promot_t5x.cli import main
 from promot_t5x.evaluation import journal
 from promot_t5x.tasks.tiny.episodes import target_rows
 
+pytestmark = pytest.mark.slow
+
 
 def words(directory, source, *more, **macros):
     macros = {
@@ -125,3 +127,12 @@ def test_bad_input_is_refused_before_anything_starts(content, said, place, tmp_p
     done = run_helpers.here(words(tmp_path / "out", tmp_path / "bad.jsonl"))
     assert done.status == 2 and said in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["RankClassification", "Likelihood"])
+def test_methods_that_need_a_tasks_answers_are_refused(method, place, tmp_path):
+    command = words(tmp_path / "out", place / "ask.txt")
+    done = run_helpers.here([*command, f"--gin.DECODING=@decoding.{method}()"])
+    assert done.status == 2
+    assert f"DECODING = {method}" in done.err and "takes decoding.Greedy" in done.err
+    assert "Traceback" not in done.err and not (tmp_path / "out").exists()

@@ -18,8 +18,11 @@ from promot_t5x.files import (
     write_atomically,
     write_json_lines,
 )
-from promot_t5x.runs.metric_writer import MetricWriter
+from promot_t5x.errors import NonFiniteError
+from promot_t5x.runs.metric_writer import ALIGNMENT, EvaluationEvents, MetricWriter
+from promot_t5x.runs.non_finite import NonFiniteSteps
 from promot_t5x.runs.step_log import FETCH_PERIOD, StepLog
+from promot_t5x.training.step import Finite
 
 
 @pytest.fixture
@@ -126,12 +129,41 @@ def test_a_resumed_writer_leaves_the_bytes_of_one_that_never_stopped(directory):
     assert len(shown) == 18
     assert (2, "loss", 0.5, "scalars") in shown
     assert (2, "timing/steps_per_second", 3.0, "scalars") in shown
-    # The steps after the checkpoint were taken twice, and TensorBoard shows the later ones.
-    assert set(events(stopped)) == set(shown)
+    # The steps after the checkpoint were taken twice, and stand in the event files once.
+    assert events(stopped) == shown
+
+
+def test_evaluations_taken_again_replace_their_events(directory):
+    """What a launch writes first, and all that an earlier one wrote after it, stands there once."""
+    for first in (2, 4):
+        written = EvaluationEvents()
+        for step in range(first, 7, 2):
+            written.write(directory, step, {"eval/accuracy": 100 / step})
+            written.write(directory, step, {"gradient_alignment/MLP": 0.5}, ALIGNMENT)
+        written.close()
+    assert events(directory) == [
+        row
+        for step in (2, 4, 6)
+        for row in (
+            (step, "eval/accuracy", np.float32(100 / step), "scalars"),
+            (step, "gradient_alignment/MLP", 0.5, "scalars"),
+        )
+    ]
+
+
+def test_events_cut_short_by_a_kill_are_dropped(directory):
+    writer = MetricWriter(directory)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    (path,) = directory.glob("events.out.tfevents.*")
+    path.write_bytes(path.read_bytes()[:-5])
+    MetricWriter(directory, start_step=2).close()
+    assert [step for step, *_ in events(directory)] == [1, 2]
 
 
 T5X_TAGS = {
-    "loss", "cross_ent_loss", "z_loss", "loss_per_nonpadding_target_token", "accuracy",
+    "loss", "loss_sum", "cross_ent_loss", "z_loss", "loss_per_nonpadding_target_token", "accuracy",
     "learning_rate", "non_padding_fraction/encoder", "non_padding_fraction/decoder",
     "non_padding_fraction/loss_weights", "non_padding_fraction/overall",
     "effective_batch_size/encoder", "effective_batch_size/decoder", "timing/steps_per_second",
@@ -141,8 +173,30 @@ T5X_TAGS = {
 def step_metrics(loss):
     names = ("loss", "cross_ent_loss", "z_loss", "accuracy", "learning_rate", "grad_norm")
     values = {name: jnp.float32(0.25) for name in names}
-    per_token = {"loss_per_nonpadding_target_token": jnp.float32(loss / 8)}
-    return values | {"loss": jnp.float32(loss)} | per_token
+    sums = {"loss_sum": jnp.float32(8 * loss)}
+    return (
+        values | {n: jnp.float32(loss) for n in ("loss", "loss_per_nonpadding_target_token")} | sums
+    )
+
+
+def finite(loss=1.0, gradients=(True, True), parameters=(True, True)):
+    return Finite(jnp.isfinite(loss), jnp.asarray(gradients), jnp.asarray(parameters))
+
+
+def step_log(directory, start, total, limit=0, reports=None):
+    return StepLog(
+        "[stage_one]",
+        directory,
+        start,
+        total,
+        NonFiniteSteps(
+            arrays=["wi", "wo"],
+            limit=limit,
+            examples=lambda step: [f"rte/train {step}"],
+            newest=lambda: "The newest checkpoint is that of step 40.",
+            report=(reports if reports is not None else []).append,
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +205,16 @@ def batches():
 
 
 def test_every_step_is_written_once_with_the_tags_of_t5x(directory, batches, capsys):
-    log = StepLog("stage_one", directory, 0, 25)
+    log = step_log(directory, 0, 25)
     path = directory / "train" / "metrics.jsonl"
     for step in range(1, 25):
-        log.add(step, step_metrics(step / 2), batches[step - 1])
+        log.add(step, step_metrics(step / 2), finite(), batches[step - 1])
         # Numbers are fetched together, and never later than ten steps on.
         assert len(read_json_lines(path)) == step // FETCH_PERIOD * FETCH_PERIOD
     log.pause()
     assert len(read_json_lines(path)) == 24
     log.resume()
-    log.add(25, step_metrics(12.5), batches[24])
+    log.add(25, step_metrics(12.5), finite(), batches[24])
     log.pause()
     log.close()
     rows = read_json_lines(path)
@@ -176,13 +230,44 @@ def test_every_step_is_written_once_with_the_tags_of_t5x(directory, batches, cap
     assert "[stage_one] step  25/25" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(directory, batches, bad):
-    log = StepLog("stage_one", directory, 40, 100)
-    with pytest.raises(FloatingPointError, match=r"loss of step 44 is (nan|inf)"):
+@pytest.mark.parametrize(
+    ("bad", "wrong"),
+    [
+        ((math.nan,), "step 44 is not finite: loss nan."),
+        ((math.inf,), "step 44 is not finite: loss inf."),
+        (
+            (1.0, (True, False)),
+            "gradient norm 0.25, gradients of 1 of 2 arrays (wo).",
+        ),
+        ((1.0, (True, True), (False, False)), "parameters of 2 of 2 arrays (wi, wo)."),
+    ],
+)
+def test_a_step_that_is_not_finite_ends_the_run(directory, batches, bad, wrong):
+    log = step_log(directory, 40, 100)
+    with pytest.raises(NonFiniteError) as raised:  # noqa: PT012
         for step in range(41, 60):
-            log.add(step, step_metrics(bad if step == 44 else 1.0), batches[0])
+            loss = bad[0] if step == 44 else 1.0
+            flags = finite(*bad) if step == 44 else finite()
+            log.add(step, step_metrics(loss), flags, batches[0])
     log.close()
+    for words in (wrong, "Its batch held rte/train 44.", "newest checkpoint is that of step 40"):
+        assert words in str(raised.value)
     rows = read_json_lines(directory / "train" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [41, 42, 43, 44]
-    assert not np.isfinite(rows[-1]["loss"])
+    assert {step for step, *_ in events(directory / "train")} == {41, 42, 43, 44}
+
+
+def test_steps_are_skipped_up_to_a_number_in_a_row(directory, batches):
+    """With a limit of 2, the third in a row ends the run; one that is finite starts anew."""
+    reports: list[str] = []
+    log = step_log(directory, 0, 100, limit=2, reports=reports)
+    bad = (2, 3, 5, 6, 7)
+    with pytest.raises(NonFiniteError, match="2 steps before it were skipped already"):  # noqa: PT012
+        for step in range(1, 11):
+            loss = math.nan if step in bad else 1.0
+            log.add(step, step_metrics(loss), finite(loss), batches[0])
+    log.close()
+    assert [line.partition(":")[0] for line in reports] == ["skipped"] * 4
+    assert reports[3].endswith("2 in a row, 4 so far.")
+    rows = read_json_lines(directory / "train" / "metrics.jsonl")
+    assert [row.get("skipped") for row in rows] == [0, 1, 1, 0, 1, 1, None]

@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import run_helpers
+from clean_environment import xla_flags
 from engine_helpers import model_of, random_params
 from flax import serialization
 
 from promot_t5x import errors
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.network.config import T5Config
+
+pytestmark = pytest.mark.slow
 
 STEPS, PERIOD = 6, 2
 # A stage without validation; the settings of one are then unused.
@@ -43,8 +46,7 @@ class Processes:
             [sys.executable, Path(run_helpers.__file__).with_name("forked.py")],
             env={
                 **run_helpers.environment(),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=1 "
-                "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+                "XLA_FLAGS": xla_flags(optimized=False),
                 "OPENBLAS_NUM_THREADS": "1",  # so that there is one thread to fork
             },
             stdin=subprocess.PIPE,
@@ -172,7 +174,7 @@ def killed(lab, processes, base):
     said = [processes.said(index) for index in (0, 1)]
     processes.start(words("two"), 2)
     assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
-    assert "[stage_two] continues after step" in processes.said(0)
+    assert "[stage_two] resumes after step" in processes.said(0)
     assert "stage_two" not in processes.said(1)  # process 0 speaks for all
     return lab.directory / "one", two, said
 
@@ -242,9 +244,9 @@ def test_sigterm_to_one_saves_the_same_step_in_all(lab, processes, base):
         _, statuses = processes.kill_when(1, directory / "config.gin", signal.SIGTERM)
         said = processes.said(0) + processes.said(1)
         assert statuses == [errors.EXIT_START_AGAIN] * 2, said
-        (step,) = restoring.complete_steps(directory)
+        (step,) = complete_steps(directory)
         assert step > reached and f"step {step} is in {directory}" in processes.said(0)
-        assert (f"continues after step {reached}" in processes.said(0)) == (reached > 0)
+        assert (f"resumes after step {reached}" in processes.said(0)) == (reached > 0)
         reached = step
         run_helpers.checkpoint_arrays(directory / f"checkpoint_{step}")
 

@@ -11,9 +11,11 @@ from checkpoint_helpers import flip_arrays
 from fork_helpers import Death
 
 from promot_t5x import errors
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import complete_steps
 
-WRITTEN = Death("promot_t5x.checkpoints.manifest:write", after=True)
+pytestmark = pytest.mark.slow
+
+WRITTEN = Death("promot_t5x.checkpoints.saving:write_manifest", after=True)
 TASKS = """\
 import run_tasks
 
@@ -48,13 +50,13 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server):
     assert message.startswith("promot-t5x: error: ")
     assert f"Saving step 4 in {directory} failed: " in message and "File too large" in message
     assert "the same command goes on from the newest" in message
-    assert restoring.complete_steps(directory) == [2]
+    assert complete_steps(directory) == [2]
     assert not list(directory.glob("checkpoint_4*")) and not list(directory.glob("pending_*"))
     after = run_helpers.tree(directory / "checkpoint_2")
     assert {name: after[name] for name in before} == before
     ended = server.run(words)
-    assert ended.status == 0 and "continues after step 2" in ended.said
-    assert 4 in restoring.complete_steps(directory)
+    assert ended.status == 0 and "resumes after step 2" in ended.said
+    assert 4 in complete_steps(directory)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
@@ -67,7 +69,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
     assert ended.status == 0
     (warning,) = [line for line in ended.said.splitlines() if line.startswith("[train] warning")]
     assert "checkpoint_4 is damaged" in warning and "target/" in warning
-    assert "continues after step 2" in ended.said
+    assert "resumes after step 2" in ended.said
     again = run_helpers.tree(directory)
     for name in ("train/metrics.jsonl", "inference_eval/run_signs-000004.jsonl"):
         assert again[name] == straight[name]
@@ -77,8 +79,22 @@ def test_sigterm_before_there_is_anything_to_save_stops_at_once(lab, server):
     words, directory = training(lab, "early")
     ended = server.run(words, sign=directory / "config.gin", number=signal.SIGTERM)
     assert ended.status == errors.EXIT_START_AGAIN
-    assert "stopped by SIGTERM; start it again to go on" in ended.said
-    assert restoring.complete_steps(directory) == []
+    assert "stopped by SIGTERM; start it again to resume" in ended.said
+    assert complete_steps(directory) == []
+
+
+def test_ctrl_c_saves_and_the_same_command_resumes(lab, server):
+    words, directory = training(lab, "ctrl_c", TRAIN_STEPS=200, EVAL_PERIOD=200)
+    sign = directory / "train" / "metrics.jsonl"
+    ended = server.run(words, sign=sign, number=signal.SIGINT)
+    assert ended.status == errors.EXIT_START_AGAIN, ended.said
+    assert "stopped by Ctrl-C; step" in ended.said
+    (step,) = restoring.complete_steps(directory)
+    assert 0 < step < 200
+    assert not (directory / "owner.json").exists()
+    ended = server.run(words)
+    assert ended.status == 0
+    assert f"resumes after step {step}" in ended.said
 
 
 @pytest.mark.parametrize(("devices", "then"), [(1, 8), (8, 1)])
@@ -91,7 +107,7 @@ def test_other_devices_go_on_with_the_same_batches_and_losses(lab, server, devic
     words, _ = training(lab, **names, **layout[then])
     ended = server.run(words, devices=then)
     assert ended.status == 0, ended.said
-    assert "continues after step 2" in ended.said
+    assert "resumes after step 2" in ended.said
     words, straight = training(lab, f"straight_{then}", DROPOUT_RATE=0.1, **layout[then])
     assert server.run(words, devices=then).status == 0
     found, wanted = run_helpers.losses(directory), run_helpers.losses(straight)
@@ -124,7 +140,7 @@ def test_what_a_checkpoint_says_of_its_run(lab, server):
     words, directory = training(lab, "told", OPTIMIZER_STEP=1000, RANDOM_SEED=3)
     ended = server.run(words)
     assert ended.status == 0, ended.said
-    assert "optimiser's state from scratch, counting from 1000" in ended.said
+    assert "optimizer's state from scratch, counting from 1000" in ended.said
     manifest = json.loads((directory / "checkpoint_4" / "manifest.json").read_text())
     told = manifest["metadata"]
     assert told["origins"] == ["28 arrays, 12,528 parameters from scratch (seed 3)"]

@@ -5,6 +5,8 @@ import json
 import pytest
 import run_helpers
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 from __gin__ import dynamic_registration
 from promot_t5x import evaluate
@@ -71,9 +73,12 @@ def test_programs_and_the_base_are_shared(several, out):
     assert sorted(path.name for path in (several / "comparison").iterdir()) == ["pretrained"]
 
 
-def test_a_row_says_its_seed(several):
+def test_a_row_and_every_line_say_their_seed(several, out):
     row = several / "seed_3" / "comparison" / "ProMoT" / "row.json"
     assert json.loads(row.read_text())["seed"] == 3
+    for line in ("step 4: validation score", "done: best step", "data: run_signs/train"):
+        assert f"[stage_one, seed 3] {line}" in out and f"[stage_two, seed 1] {line}" in out
+    assert "[stage_one]" not in out
     assert "| ProMoT (2 seeds) " in (several / "report.md").read_text()
 
 

@@ -7,6 +7,9 @@ import pytest
 import run_helpers
 
 from promot_t5x.cli import main
+from promot_t5x.data.lazy import import_tensorflow
+
+pytestmark = pytest.mark.slow
 
 SUITE = """\
 from __gin__ import dynamic_registration
@@ -54,7 +57,7 @@ def runs(command):
 def test_the_suite_is_asked_from_step_0_to_the_last(runs):
     _, asked, out = runs
     folder = asked / "suite_eval" / "inference_eval"
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {
         f"run_{task}{suffix}"
         for task in ("signs", "ends")
         for suffix in (
@@ -73,6 +76,26 @@ def test_the_suite_is_asked_from_step_0_to_the_last(runs):
         target["prompt"]["origin"] == "this run: stage train, step 4"
         and len(target["prompt"]["hash"]) > 8
     )
+
+
+@pytest.mark.parametrize(
+    ("place", "tag", "steps"),
+    [
+        ("train", "learning_rate", [1, 2, 3, 4]),
+        ("training_eval/run_signs", "loss", [2, 4]),
+        ("inference_eval/run_signs", "eval/share_equal", [2, 4]),
+        ("suite_eval/inference_eval/run_ends", "eval/share_equal", [0, 3, 4]),
+    ],
+)
+def test_tensorboard_finds_every_score_where_t5x_users_look(runs, place, tag, steps):
+    _, asked, _ = runs
+    tf = import_tensorflow()
+    found = []
+    for path in (asked / place).glob("events.out.tfevents.*"):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            found += [event.step for value in event.summary.value if value.tag == tag]
+    assert found == steps
 
 
 def test_training_does_not_notice(runs):

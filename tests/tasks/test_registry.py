@@ -51,7 +51,7 @@ def test_the_registry_needs_no_tensorflow_to_know_every_definition():
         "heavy = {'tensorflow', 'seqio', 'jax', 'flax'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_names_are_sorted_and_match_a_glob():

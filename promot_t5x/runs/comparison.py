@@ -1,0 +1,283 @@
+"""The comparison of a run's models: the targets with their prompts, the suite without any."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from promot_t5x.checkpoints.stage_result import StageResult
+from promot_t5x.distributed import preemption, processes
+from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.evaluation.eval_config import EvalConfig
+from promot_t5x.evaluation.evaluator import Evaluator, eval_run
+from promot_t5x.evaluation.records import TaskResult
+from promot_t5x.files import write_atomically
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network.prompt import PROMPT_AXES
+from promot_t5x.report import rows as report
+from promot_t5x.runs.stages import Stage
+from promot_t5x.runs.weights import Weights
+from promot_t5x.training.state import Tree, flatten, laid_out, unflatten, with_prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model of the comparison.
+
+    **Attributes:**
+
+    - `label`: its name in the table.
+    - `stage`: the stage whose weights it has; none for those of the pretrained checkpoint.
+    - `prompts`: for each target, the stage whose prompt is attached, or none.
+    - `suite_prompt`: the stage whose prompt is attached to the suite too, where the row is to show
+      what the prompt holds; the method removes it.
+    """
+
+    label: str
+    stage: str | None = None
+    prompts: Sequence[str | None] = ()
+    suite_prompt: str | None = None
+
+    @property
+    def stages(self) -> set[str]:
+        """The stages that the row's answers depend on."""
+        return {s for s in (self.stage, *self.prompts, self.suite_prompt) if s is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The models that are compared, and the tasks that each of them answers.
+
+    **Attributes:**
+
+    - `base`: the pretrained checkpoint, for rows without a stage.
+    - `rows`: the models.
+    - `targets`: the fine-tuned tasks.
+    - `suite`: the in-context tasks; none leaves them out.
+    """
+
+    base: str | None
+    rows: Sequence[Row]
+    targets: Sequence[EvalConfig]
+    suite: EvalConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluatorPair:
+    """The evaluators of the same tasks without a prompt and, if any row needs it, with one."""
+
+    name: str
+    plain: Evaluator
+    prompted: Evaluator | None
+
+    def for_prompt(self, prompt: str | None) -> Evaluator:
+        """Return the evaluator of a row that attaches this prompt, or none."""
+        return self.plain if prompt is None or self.prompted is None else self.prompted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _LoadedRow:
+    """A row's model on the mesh, and where it and its answers belong."""
+
+    label: str
+    directory: epath.Path
+    base: str | None
+    params: Tree
+    origin: str
+    weights: Weights
+    selection_split: Mapping[str, str]
+
+
+class ComparisonEvaluator:
+    """Evaluates the rows of a comparison; programs compiled for one row serve the others.
+
+    **Arguments:**
+
+    - `model`: with the prompt table of the run.
+    - `comparison`: rows, targets and suite.
+    - `stages`: of the run, by name.
+    - `weights`: finds the pretrained checkpoint.
+    - `partitioner`: the mesh.
+
+    **Raises:** `UserError` for rows and tasks that do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: EncoderDecoderModel,
+        comparison: Comparison,
+        stages: Mapping[str, Stage],
+        weights: Weights,
+        partitioner: Partitioner,
+    ):
+        self._model, self._comparison, self._stages = model, comparison, stages
+        self._partitioner = partitioner
+        for row in comparison.rows:
+            self._check(row)
+            weights.check(self._base_of(row), stages, "base")
+        plain = model.without_prompt()
+        self._targets = [
+            EvaluatorPair(
+                name=target.name,
+                plain=Evaluator(plain, target, partitioner),
+                prompted=Evaluator(model, target, partitioner) if prompted else None,
+            )
+            for target, prompted in zip(comparison.targets, self._prompted(), strict=True)
+        ]
+        self._suite = None
+        if (suite := comparison.suite) is not None:
+            attached = any(row.suite_prompt for row in comparison.rows)
+            self._suite = EvaluatorPair(
+                name="suite",
+                plain=Evaluator(plain, suite, partitioner),
+                prompted=Evaluator(model, suite, partitioner, prompt_index=0) if attached else None,
+            )
+        self._check_tasks()
+
+    def evaluate(
+        self, row: Row, home: epath.Path, weights: Weights, seed: int | None = None
+    ) -> report.ReportRow:
+        """Evaluate a row, or read what an earlier launch recorded of the same checkpoints.
+
+        **Arguments:**
+
+        - `home`: the directory of the row's run, which holds its stages and `comparison/`.
+        - `weights`: finds the stages of that run.
+        - `seed`: of that run, where there are several.
+
+        **Returns:** the scores, as `row.json` holds them.
+        """
+        directory = home / "comparison" / re.sub(r"\W+", "_", row.label)
+        results = {name: self._result(home, name) for name in sorted(row.stages)}
+        chosen = {name: result.step for name, result in results.items()}
+        if (recorded := _recorded(directory, chosen)) is not None:
+            return recorded
+        preemption.stop_if_reached()
+        label = f"[{row.label}]" if seed is None else f"[{row.label}, seed {seed}]"
+        params, origin = self._load(row, weights, label)
+        loaded = _LoadedRow(
+            label=label,
+            directory=directory,
+            base=self._base_of(row),
+            params=params,
+            origin=origin,
+            weights=weights,
+            selection_split=_selection_split(list(results.values())),
+        )
+        targets = [
+            result
+            for pair, prompt in zip(self._targets, self._prompts_of(row), strict=True)
+            for result in self._answer(loaded, pair, prompt)
+        ]
+        suite = self._answer(loaded, self._suite, row.suite_prompt) if self._suite else []
+        asked = [*targets, *suite]
+        made = report.ReportRow(
+            label=row.label,
+            seed=seed,
+            targets={task.task: task.score for task in targets},
+            suite={task.task: task.score for task in suite},
+            position=list(self._comparison.rows).index(row),
+            stage=row.stage,
+            checkpoints=chosen,
+            split={task.task: task.split for task in asked},
+            selection_split={t.task: loaded.selection_split.get(t.task) for t in asked},
+        )
+        if processes.leads():
+            text = json.dumps(dataclasses.asdict(made), indent=1)
+            write_atomically(directory / report.FILE, text + "\n")
+        return made
+
+    def _check(self, row: Row) -> None:
+        for name in sorted(row.stages):
+            if name not in self._stages:
+                raise UserError(
+                    f"Row {row.label!r} of the comparison names the stage {name!r}, which is not "
+                    f"in this run ({', '.join(self._stages)}).{did_you_mean(name, self._stages)}"
+                )
+        if row.prompts and len(row.prompts) != len(self._comparison.targets):
+            raise UserError(
+                f"Row {row.label!r} of the comparison has {len(row.prompts)} prompts for "
+                f"{len(self._comparison.targets)} targets; name one (or None) for each."
+            )
+
+    def _check_tasks(self) -> None:
+        """Refuse a task that is asked twice: a row keeps one file of answers per task."""
+        pairs = [*self._targets, *([self._suite] if self._suite else [])]
+        names = [task.name for pair in pairs for task in pair.plain.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"The comparison would ask {name!r} twice and keep its answers once: it is in "
+                    f"two of the targets or in a target and SUITE; leave it out of one of them."
+                )
+
+    def _prompted(self) -> list[bool]:
+        """For each target, whether any row attaches a prompt to it."""
+        columns = zip(*(row.prompts for row in self._comparison.rows if row.prompts), strict=True)
+        asked = [any(prompts) for prompts in columns]
+        return asked or [False] * len(self._comparison.targets)
+
+    def _result(self, home: epath.Path, name: str) -> StageResult:
+        result = StageResult.read(home / name)
+        assert result is not None, f"the stages of {home} run before its rows"
+        return result
+
+    def _base_of(self, row: Row) -> str | None:
+        return self._comparison.base if row.stage is None else row.stage
+
+    def _prompts_of(self, row: Row) -> Sequence[str | None]:
+        return row.prompts or [None] * len(self._targets)
+
+    def _load(self, row: Row, weights: Weights, label: str) -> tuple[Tree, str]:
+        """Read the row's model without a prompt onto the mesh, and say where it came from."""
+        model = self._model.without_prompt()
+        wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
+        loaded = weights.read(self._base_of(row), flatten(wanted), seed=0)
+        if processes.leads():
+            for line in loaded.summary():
+                print(f"{label} {line}", flush=True)
+        return unflatten(loaded.arrays), loaded.origin
+
+    def _answer(
+        self, loaded: _LoadedRow, pair: EvaluatorPair, prompt: str | None
+    ) -> list[TaskResult]:
+        """Evaluate a row's model on the tasks of a pair, behind the prompt of a stage or none."""
+        params, prompt_origin = loaded.params, None
+        if prompt is not None:
+            table, prompt_origin = loaded.weights.prompt(prompt, seed=0, base=None)
+            sharding = self._partitioner.sharding(PROMPT_AXES)
+            params = with_prompt(params, self._partitioner.place(table, sharding))
+        run = eval_run(
+            loaded.directory,
+            0,
+            params,
+            path=loaded.base,
+            origin=loaded.origin,
+            prompt_origin=prompt_origin,
+            selection_split=loaded.selection_split,
+        )
+        with self._partitioner.activate():
+            evaluator = pair.for_prompt(prompt)
+            return evaluator.run(params, f"{loaded.label} {pair.name}", run)
+
+
+def _recorded(directory: epath.Path, chosen: Mapping[str, int]) -> report.ReportRow | None:
+    """Return the row on file, unless its stages have chosen other checkpoints since."""
+    path = directory / report.FILE
+    if not path.exists():
+        return None
+    row = report.ReportRow(**json.loads(path.read_text()))
+    # An older version's rows do not name their checkpoints, and its stages never went on.
+    return row if row.checkpoints in ({}, chosen) else None
+
+
+def _selection_split(results: Sequence[StageResult]) -> dict[str, str]:
+    """By task, the splits on which any of the stages chose its checkpoint, joined by `+`."""
+    splits: dict[str, set[str]] = {}
+    for result in results:
+        for task, split in result.selection_split.items():
+            splits.setdefault(task, set()).add(split)
+    return {task: "+".join(sorted(several)) for task, several in splits.items()}

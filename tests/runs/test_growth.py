@@ -1,0 +1,109 @@
+"""A run given a larger TRAIN_STEPS goes on, exactly as if it had been asked for at first."""
+
+import json
+
+import pytest
+import run_helpers
+
+# Six checks of a schedule that depends on TRAIN_STEPS, as a cosine over the whole run does.
+COSINE = """\
+from __gin__ import dynamic_registration
+import optax
+from promot_t5x.runs import stages
+stages.Stage.learning_rate = @optax.cosine_decay_schedule()
+optax.cosine_decay_schedule:
+    init_value = 0.01
+    decay_steps = %TRAIN_STEPS
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = run_helpers.Lab(tmp_path_factory.mktemp("growth"))
+    lab.write("cosine.gin", COSINE)
+    lab.write("two_stages.gin", run_helpers.TWO_STAGES)
+    return lab
+
+
+def training(lab, name, *files, **macros):
+    given = {"MODEL_DIR": lab.directory / name, "INITIAL_CHECKPOINT_PATH": None, **macros}
+    return lab.words("train", "finetune", "train", *files, **given)
+
+
+@pytest.fixture(scope="module")
+def straight(lab):
+    run_helpers.succeed(training(lab, "straight", DROPOUT_RATE=0.1, TRAIN_STEPS=6))
+    return lab.directory / "straight"
+
+
+@pytest.mark.parametrize("first", [4, 5])
+def test_a_finished_run_goes_on_as_if_it_had_been_asked_for_at_first(lab, straight, first):
+    """Step 5 stands off EVAL_PERIOD = 2, and is no candidate in the longer run."""
+    name = f"grown_{first}"
+    done = run_helpers.here(training(lab, name, DROPOUT_RATE=0.1, TRAIN_STEPS=first))
+    assert done.status == 0, done.err
+    grown = lab.directory / name
+    chosen = json.loads((grown / "stage.json").read_text())
+    assert chosen["train_steps"] == first and chosen["metric"] == "share_equal"
+    done = run_helpers.here(training(lab, name, DROPOUT_RATE=0.1, TRAIN_STEPS=6))
+    if chosen["step"] == 5:
+        assert done.status == 2 and "step 5, which EVAL_PERIOD = 2 does not divide" in done.err
+        return
+    assert done.status == 0, done.err
+    assert f"finished before at step {first}; goes on to step 6" in done.out
+    for file in ("stage.json", "train/metrics.jsonl", "inference_eval/run_signs-metrics.jsonl"):
+        assert (grown / file).read_bytes() == (straight / file).read_bytes(), file
+    run_helpers.assert_same_arrays(
+        run_helpers.checkpoint_arrays(grown / "checkpoint_6"),
+        run_helpers.checkpoint_arrays(straight / "checkpoint_6"),
+    )
+    names = {path.name for path in (straight / "inference_eval").glob("*.json*")}
+    assert {path.name for path in (grown / "inference_eval").glob("*.json*")} == names
+
+
+def test_fewer_steps_and_other_changes_are_refused(lab, straight):
+    for macros, said in (
+        ({"TRAIN_STEPS": 4}, "TRAIN_STEPS: was 6, now 4"),
+        ({"TRAIN_STEPS": 8, "BATCH_SIZE": 16}, "BATCH_SIZE: was 8, now 16"),
+    ):
+        done = run_helpers.here(training(lab, "straight", **{"DROPOUT_RATE": 0.1, **macros}))
+        assert done.status == 2 and said in done.err
+    assert (straight / "stage.json").exists()
+
+
+def test_a_schedule_that_depends_on_the_number_of_steps_is_refused(lab):
+    run_helpers.succeed(training(lab, "cosine", "cosine.gin"))
+    before = run_helpers.tree(lab.directory / "cosine")
+    done = run_helpers.here(training(lab, "cosine", "cosine.gin", TRAIN_STEPS=8))
+    assert done.status == 2
+    # Of 4 steps, step 2 has half the way to go less: (1 + cos(pi / 4)) / 2; of 8, less is gone.
+    assert "step 2 was trained at a learning rate of 0.00853553" in done.err
+    assert "the schedule now has 0.00961940" in done.err or "now has 0.0096194" in done.err
+    after = run_helpers.tree(lab.directory / "cosine")
+    assert {n: c for n, c in after.items() if n != "config.gin"} == {
+        n: c for n, c in before.items() if n != "config.gin"
+    }
+
+
+def test_rows_of_a_run_that_went_on_are_evaluated_again(lab):
+    def words(**macros):
+        given = {"MODEL_DIR": lab.directory / "promot", "INITIAL_CHECKPOINT_PATH": None, **macros}
+        return lab.words("promot", "promot", "prompt", "two_stages.gin", **given)
+
+    out = run_helpers.succeed(words())
+    assert "] step 4: validation score " in out and " (share_equal), loss " in out
+    row = lab.directory / "promot" / "comparison" / "ProMoT"
+    first = json.loads((row / "row.json").read_text())
+    assert first["split"] == first["selection_split"] == {"run_signs": "validation"}
+    summary = json.loads((row / "inference_eval" / "run_signs-000000.json").read_text())
+    assert summary["split"] == summary["selection_split"] == "validation"
+    done = run_helpers.here(words(PROMPT_STEPS=6))
+    assert done.status == 2 and "stage 'stage_two' in" in done.err
+    assert "has started from what it chose" in done.err
+    out = run_helpers.succeed(words(TRAIN_STEPS=8, BEST_TIES="loss"))
+    assert "[stage_one] finished before: step " in out
+    assert "[stage_two] finished before at step 4; goes on to step 8" in out
+    second = json.loads((row / "row.json").read_text())
+    chosen = json.loads((lab.directory / "promot" / "stage_two" / "stage.json").read_text())
+    assert second["checkpoints"]["stage_two"] == chosen["step"]
+    assert second["checkpoints"]["stage_one"] == first["checkpoints"]["stage_one"]
