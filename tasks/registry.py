@@ -361,11 +361,9 @@ def _seqio_postprocess(
         if isinstance(reference, list):
             return [normal_form(vocabulary, each) for each in reference]
         return normal_form(vocabulary, reference)
+    # What a model says has been decoded, and so is in the vocabulary's form already.
     said = dialect.read(_text(text))
-    if not task.normal_form:
-        return task.postprocess(said)
-    said = normal_form(vocabulary, said)
-    if not isinstance(task.postprocess, LabelAtStart):
+    if not (task.normal_form and isinstance(task.postprocess, LabelAtStart)):
         return task.postprocess(said)
     forms = {normal_form(vocabulary, label): label for label in task.labels}
     read = LabelAtStart(tuple(forms))(said)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from promot_t5x.cli.flags import Parser, add_gin_flags, add_tfds_flag, rewrite_gin_flags
 from promot_t5x.errors import did_you_mean
+from promot_t5x.paths import user_path
 
 _PROGRAM = "promot-t5x tasks"
 _EXAMPLES = """\
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(rewrite_gin_flags(argv))
     if getattr(arguments, "tfds_data_dir", None):
         # tensorflow-datasets reads it when it is imported.
-        os.environ["TFDS_DATA_DIR"] = arguments.tfds_data_dir
+        os.environ["TFDS_DATA_DIR"] = str(user_path(arguments.tfds_data_dir, "--tfds_data_dir"))
     module, _, name = arguments.run.partition(":")
     status: int = getattr(importlib.import_module(module), name)(arguments)
     return status

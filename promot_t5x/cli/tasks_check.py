@@ -153,8 +153,8 @@ def _check_rows(split: str, questions: Sequence[Question], report: _Report) -> N
         ("answer", [q.id for q in questions if not answer_text(q).strip()]),
     ):
         if blank:
-            ids = listed(blank, _NAMED)
-            report.problems.append(f"{split!r} has rows with an empty {said}: ids {ids}")
+            named = listed(blank, _NAMED)
+            report.problems.append(f"{split!r} has rows with an empty {said}: ids {named}")
 
 
 def _check_labels(
@@ -233,7 +233,12 @@ def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report:
     def scored(said: Callable[[Question], str]) -> dict[str, float]:
         return values([process(said(q), example=q.example, is_target=False) for q in questions])
 
-    right = report.call("scoring its own answers fails", lambda: scored(spoken_answer_of))
+    def written(question: Question) -> str:
+        return how.dialect.target(normal_form.normal_form(how.vocabulary, answer_text(question)))
+
+    compares_forms = definition is not None and definition.normal_form
+    right_answer = written if compares_forms else spoken_answer_of
+    right = report.call("scoring its own answers fails", lambda: scored(right_answer))
     empty = report.call("scoring empty answers fails", lambda: scored(lambda _: ""))
     if right is None or empty is None:
         return
@@ -244,7 +249,7 @@ def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report:
     report.facts.append(
         f"{primary} {right[primary]:g} for its own answers, {empty[primary]:g} for empty ones"
     )
-    _check_writing(how, questions, lambda said: scored(said)[primary], right[primary], report)
+    _check_writing(how, questions, lambda: scored(written)[primary], right[primary], report)
     if definition is not None:
         # Not all metrics give a right answer 100: ROUGE-2 of a single word is 0.
         best = values([target[0] if isinstance(target, list) else target for target in targets])
@@ -259,7 +264,7 @@ def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report:
 def _check_writing(
     how: Asking,
     questions: Sequence[Question],
-    score: Callable[[Callable[[Question], str]], float],
+    score: Callable[[], float],
     right: float,
     report: _Report,
 ) -> None:
@@ -267,11 +272,7 @@ def _check_writing(
     found = normal_form.described(how.vocabulary, [answer_text(each) for each in questions])
     if found is None:
         return
-    score_of_forms = score(
-        lambda question: how.dialect.target(
-            normal_form.normal_form(how.vocabulary, answer_text(question))
-        )
-    )
+    score_of_forms = score()
     if score_of_forms < right:
         report.problems.append(
             f"{found[1]}: a model without a fault would score {score_of_forms:g}. Change these "

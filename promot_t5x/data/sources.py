@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from promot_t5x.data import prepared, vocabularies
+from promot_t5x.data import prepared, slices, vocabularies
 from promot_t5x.data.fingerprint import vocabulary_identity
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio
 from promot_t5x.errors import UserError, did_you_mean, listed
@@ -50,23 +50,27 @@ class BoundTask:
     definition: Any = None
 
     def check_split(self, split: str) -> None:
-        """Raise `UserError` unless the task has a split of that name."""
-        if split not in self.splits:
+        """Raise `UserError` unless this is one of the task's splits, or a slice of one."""
+        name = slices.parse(split).name
+        if name not in self.splits:
             raise UserError(
                 f"Task {self.name!r} has no split {split!r}; it has "
                 f"{', '.join(repr(name) for name in self.splits)}."
-                f"{did_you_mean(split, self.splits)}"
+                f"{did_you_mean(name, self.splits)}"
             )
         if self.task is not None:
-            prepared.check(self.name, self.task.source, split)
+            prepared.check(self.name, self.task.source, name)
 
     def num_input_examples(self, split: str) -> int | None:
         """Raw examples of the split before preprocessing, or None if the source cannot tell."""
         try:
-            count = self.task.num_input_examples(split)
+            count = self.task.num_input_examples(slices.parse(split).name)
         except (KeyError, ValueError):
             return None
-        return int(count) if count and math.isfinite(count) else None
+        if not count or not math.isfinite(count):
+            return None
+        start, stop = slices.parse(split).bounds(int(count))
+        return stop - start
 
 
 def resolve_tasks(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from promot_t5x.data import slices
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio, import_tensorflow
 from promot_t5x.data.ragged import FEATURES, Ragged
 from promot_t5x.data.rows import Rows, type_of_columns
@@ -139,7 +140,7 @@ def unreadable(task: Any, split: str, error: Exception) -> UserError:
 
 def _opened(task: Any, split: str) -> Any:
     try:
-        return task.source.get_dataset(split=split, shuffle=False)
+        return slices.open_rows(task.source, split)
     except UserError:
         raise
     # Sources fail here in their own ways: a data set not prepared, no network, a missing file.

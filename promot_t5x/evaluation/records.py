@@ -191,6 +191,18 @@ def forget_after(directory: epath.Path, step: int) -> None:
                 path.unlink()
 
 
+def remove_from(directory: epath.Path, step: int) -> None:
+    """Remove all that evaluations of a step and of later ones left, as if they had not been."""
+    if not (folder := directory / DIRECTORY).exists():
+        return
+    for path in folder.iterdir():
+        match = _SUMMARY.fullmatch(path.name.removesuffix("l"))
+        if match and int(match["step"]) >= step:
+            path.unlink()
+        elif path.name.endswith("-metrics.jsonl"):
+            keep_until(path, step - 1)
+
+
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
     for path in directory.iterdir():
         if not path.is_dir():

@@ -10,7 +10,8 @@ import pytest
 import run_helpers
 
 from promot_t5x import config
-from promot_t5x.checkpoints import hashing, pretrained
+from promot_t5x.checkpoints import hashing
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.data import tokenise
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes
@@ -65,7 +66,7 @@ def tokenised(task, split, lengths):
 
 
 def test_the_card_names_the_checkpoint():
-    assert hashing.content_hash(pretrained.read_params("tiny_world")) == CARD["hash"]
+    assert hashing.content_hash(open_checkpoint("tiny_world").read_tree()) == CARD["hash"]
 
 
 def test_the_recipe_is_the_shipped_configuration():
