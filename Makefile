@@ -10,7 +10,7 @@ TPU_COMPILER := $(VENV)/libtpu/.installed
 HF_VENV := .venv-hf
 T5X_VENV := .venv-t5x
 
-.PHONY: demo demo-pretrain docs test test-hf test-t5x lint format bench plan-table plan-record install clean
+.PHONY: demo demo-pretrain docs test test-fast test-hf test-t5x lint format bench plan-table plan-record install clean
 
 # The demonstration: docs/demo.md. Whatever is done already is not done again.
 .PHONY: demo-confirm demo-sensitivity
@@ -76,6 +76,9 @@ demo-sensitivity: $(INSTALLED)  ## how the effect depends on rate, prompt and st
 
 test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 	$(BIN)/pytest -n $(JOBS)
+
+test-fast: $(INSTALLED)  ## the tests that are not marked slow: while you work
+	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 test-hf: $(HF_VENV)/.installed  ## converted models and prompts against transformers and peft
 	$(HF_VENV)/bin/pytest tests/hf

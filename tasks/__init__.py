@@ -9,29 +9,34 @@ your own, take what you need from here:
 Importing this package imports no TensorFlow; building a task's data set does.
 """
 
-from promot_t5x.tasks.answers import Until, first_word
+from promot_t5x.tasks.answers import LabelAtStart, Until, first_word
 from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.chrf import Chrf
 from promot_t5x.tasks.exact_match import squad, trivia_qa
 from promot_t5x.tasks.metrics import accuracy, macro_f1
 from promot_t5x.tasks.own import text_task
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
 from promot_t5x.tasks.rouge import Rouge
-from promot_t5x.tasks.sources import hugging_face, jsonl, tfds, tsv
+from promot_t5x.tasks.sources import csv, hugging_face, jsonl, parquet, tfds, tsv
 from promot_t5x.tasks.templates import Choice, Template
 
 __all__ = [
     "Bleu",
     "Choice",
+    "Chrf",
+    "LabelAtStart",
     "Mixture",
     "Rouge",
     "TaskDef",
     "Template",
     "Until",
     "accuracy",
+    "csv",
     "first_word",
     "hugging_face",
     "jsonl",
     "macro_f1",
+    "parquet",
     "register",
     "squad",
     "text_task",

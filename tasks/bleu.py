@@ -14,31 +14,71 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from promot_t5x.errors import UserError
+from promot_t5x.tasks import languages
 from promot_t5x.tasks.metrics import Metric, References, check, references
 
 TOKENISATIONS = ("intl", "13a")
+# What sacreBLEU has for other languages, and the scripts that each splits into words.
+_EVERY = tuple(languages.SCRIPTS)
+TOKENIZERS = {
+    "intl": (),
+    "13a": (),
+    "none": (),
+    "zh": ("Han",),
+    "ja-mecab": ("Han", "kana"),
+    "ko-mecab": ("Hangul",),
+    "char": _EVERY,
+    "spm": _EVERY,
+    "flores101": _EVERY,
+    "flores200": _EVERY,
+}
+_NEEDS = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 ORDERS = 4  # n-grams of one to four words
 
 
 @dataclass(frozen=True)
 class Bleu(Metric):
-    """A metric: `{"bleu": …, "bleu_<the other tokenisation>": …}` in percent.
+    """BLEU of the corpus: `{"bleu": …}` in percent, and by the other of "intl" and "13a".
+
+    A task that states its `language` replaces "intl", the default, by what sacreBLEU has for the
+    language.
 
     Attributes:
-        tokenise: what `bleu`, the primary score, is computed with: "intl" or "13a".
+        tokenise: what `bleu`, the primary score, is computed with: one of sacreBLEU's "intl",
+            "13a", "zh", "ja-mecab", "ko-mecab", "char", "none", "flores101" (its older name is
+            "spm") and "flores200". With "intl" or "13a", `bleu_<the other one>` is computed too.
+            The mecab ones need `pip install sacrebleu[ja]` or `[ko]`; flores101 and flores200
+            download a SentencePiece model once.
     """
 
     tokenise: str = "intl"
     registered = "bleu"
 
     def __post_init__(self) -> None:
-        if self.tokenise not in TOKENISATIONS:
-            raise ValueError(f"tokenise is {self.tokenise!r}; it must be one of {TOKENISATIONS}")
+        if self.tokenise not in TOKENIZERS:
+            raise ValueError(
+                f"tokenise is {self.tokenise!r}; it must be one of {tuple(TOKENIZERS)}"
+            )
 
     @property
     def scores(self) -> tuple[str, ...]:
         """`bleu`, and the other tokenisation's."""
         return tuple(self._names())
+
+    def check_ready(self) -> None:
+        """Raise `UserError` where the tokenizer's package or model is not there."""
+        for tokenise in self._names().values():
+            _sacrebleu(tokenise)
+
+    def warnings(self, targets: Sequence[References]) -> list[str]:
+        """Say where targets are in a script that the tokenizer does not split into words."""
+        remedy = (
+            "state the task's language, or take Bleu('zh'), Bleu('ja-mecab'), Bleu('ko-mecab'), "
+            "Bleu('char'), Bleu('flores200') or Chrf()"
+        )
+        texts = [text for target in targets for text in references(target)]
+        return languages.unsplit(texts, TOKENIZERS[self.tokenise], remedy)
 
     def example_statistics(
         self, targets: Sequence[References], predictions: Sequence[str]
@@ -83,6 +123,8 @@ class Bleu(Metric):
         return made
 
     def _names(self) -> dict[str, str]:
+        if self.tokenise not in TOKENISATIONS:
+            return {"bleu": self.tokenise}
         (other,) = set(TOKENISATIONS) - {self.tokenise}
         return {"bleu": self.tokenise, f"bleu_{other}": other}
 
@@ -110,7 +152,20 @@ def _bleu(
 def _sacrebleu(tokenise: str, effective_order: bool = False) -> Any:
     from sacrebleu.metrics import BLEU
 
-    return BLEU(tokenize=tokenise, effective_order=effective_order)
+    # sacreBLEU warns of the older name of the same tokenizer.
+    name = "flores101" if tokenise == "spm" else tokenise
+    try:
+        return BLEU(tokenize=name, effective_order=effective_order)
+    # A package that is not installed, a model that cannot be downloaded, a damaged one.
+    except Exception as error:
+        if name in _NEEDS:
+            remedy = f"`pip install {_NEEDS[name]}`"
+        else:
+            remedy = "run once where there is a network and copy ~/.sacrebleu/models"
+        raise UserError(
+            f"BLEU with sacreBLEU's tokenizer {tokenise!r} cannot be computed here: "
+            f"{' '.join(str(error).split())} Take Bleu('char'), which needs nothing, or {remedy}."
+        ) from error
 
 
 def _columns(targets: Sequence[References]) -> list[list[str | None]]:

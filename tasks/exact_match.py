@@ -12,12 +12,16 @@ too when normalised: any answer that is not blank as decoded may match that.
 
 import collections
 import dataclasses
+import functools
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from promot_t5x.tasks import languages
 from promot_t5x.tasks.metrics import MeanOfExamples, References, references
+from promot_t5x.tasks.rouge import UnicodeWords
 
+WORDS = ("spaces", "unicode")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _TRIVIA_QA = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 _SQUAD = str.maketrans(dict.fromkeys(string.punctuation))
@@ -29,9 +33,13 @@ class ShortAnswers(MeanOfExamples):
 
     Attributes:
         normalisation: whose: "trivia_qa" or "squad".
+        words: what F1 counts: "spaces", the published words between spaces, or "unicode", for any
+            language: each ideograph, kana or Thai, Lao, Khmer or Burmese letter is a word by
+            itself, and punctuation of every script is none.
     """
 
     normalisation: str
+    words: str = "spaces"
     registered = "short_answers"
     scores = ("exact_match", "f1")
 
@@ -41,12 +49,28 @@ class ShortAnswers(MeanOfExamples):
                 f"normalisation is {self.normalisation!r}; it must be one of "
                 f"{tuple(NORMALISATIONS)}"
             )
+        if self.words not in WORDS:
+            raise ValueError(f"words is {self.words!r}; it must be one of {WORDS}")
+
+    def warnings(self, targets: Sequence[References]) -> list[str]:
+        """Say where targets are written without spaces between words."""
+        if self.words == "unicode":
+            return []
+        remedy = (
+            "state the task's language, or take "
+            f"ShortAnswers({self.normalisation!r}, words='unicode')"
+        )
+        texts = [text for target in targets for text in references(target)]
+        # Korean has spaces, though not between all of its words.
+        return languages.unsplit(texts, ("Hangul",), remedy)
 
     def shares(
         self, targets: Sequence[References], predictions: Sequence[str]
     ) -> Iterable[Sequence[float]]:
         """Whether each answer is right, and its words' F1."""
         normalise = NORMALISATIONS[self.normalisation]
+        if self.words == "unicode":
+            normalise = functools.partial(_in_unicode_words, normalise)
         for target, prediction in zip(targets, predictions, strict=True):
             if not prediction.strip():
                 yield 0.0, 0.0
@@ -64,6 +88,10 @@ def normalise_trivia_qa(text: str) -> str:
 def normalise_squad(text: str) -> str:
     """Lower case, punctuation deleted, no articles, single spaces."""
     return _squeeze(text.lower().translate(_SQUAD))
+
+
+def _in_unicode_words(normalise: Callable[[str], str], text: str) -> str:
+    return _squeeze(" ".join(UnicodeWords().tokenize(normalise(text))))
 
 
 def _squeeze(text: str) -> str:

@@ -39,9 +39,14 @@ _REGISTERED = {
     "macro_f1": "promot_t5x.tasks.metrics:macro_f1",
     "short_answers": "promot_t5x.tasks.exact_match:ShortAnswers",
     "bleu": "promot_t5x.tasks.bleu:Bleu",
+    "chrf": "promot_t5x.tasks.chrf:Chrf",
     "rouge": "promot_t5x.tasks.rouge:Rouge",
     "perplexity": "promot_t5x.tasks.perplexity:Perplexity",
 }
+
+
+# Larger arrays (images, sound) that a metric returns are described and not kept.
+_MOST_VALUES = 10_000
 
 
 class Metric(abc.ABC):
@@ -77,6 +82,15 @@ class Metric(abc.ABC):
     def example_score(self, statistics: Float64[np.ndarray, "*b k"]) -> Float64[np.ndarray, "*b"]:
         """The primary score of each example alone, in percent."""
         return self.value(statistics)[self.scores[0]]
+
+    def check_ready(self) -> None:
+        """Raise `UserError` where something that the metric needs is not installed."""
+        return
+
+    def warnings(self, targets: Sequence[Any]) -> list[str]:
+        """Say what of these targets the metric cannot judge; an empty list where all is well."""
+        del targets
+        return []
 
     def __call__(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Every score of these answers, in percent."""
@@ -120,7 +134,7 @@ class MeanOfExamples(Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy(MeanOfExamples):
-    """Share of predictions that equal their label, case-sensitively."""
+    """Share of predictions that equal their label, letter for letter but for space around it."""
 
     registered = "accuracy"
     scores = ("accuracy",)
@@ -130,7 +144,7 @@ class Accuracy(MeanOfExamples):
     ) -> Iterable[Sequence[float]]:
         """Whether each prediction is right."""
         for target, prediction in zip(targets, predictions, strict=True):
-            yield (prediction in references(target),)
+            yield (_stripped(prediction) in map(_stripped, references(target)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +159,7 @@ class ExactMatch(MeanOfExamples):
     ) -> Iterable[Sequence[float]]:
         """Whether each answer is right."""
         for target, prediction in zip(targets, predictions, strict=True):
-            yield (prediction.strip() in references(target),)
+            yield (_stripped(prediction) in map(_stripped, references(target)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +183,7 @@ class MacroF1(Metric):
     ) -> Float64[np.ndarray, "examples k"]:
         """For each class in turn: is it right, is it the target, is it the answer."""
         check(targets, predictions)
+        targets, predictions = (list(map(_stripped, each)) for each in (targets, predictions))
         if strange := sorted({str(target) for target in targets if target not in self.labels}):
             raise ValueError(f"targets {strange} are none of the labels {list(self.labels)}")
         asked = np.array([[t == label for label in self.labels] for t in targets], np.float64)
@@ -258,6 +273,55 @@ def norm_avg(scores: Mapping[str, float]) -> float:
     return math.fsum(scores.values()) / len(scores)
 
 
+def numbers(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Sort what a metric function returned into scores and everything else.
+
+    **Arguments:**
+
+    - `found`: numbers, `seqio.metrics.Scalar`, and whatever else SeqIO takes: `Text`, `Histogram`,
+      arrays, lists.
+
+    **Returns:** the numbers by name, and the other values as JSON can hold them.
+    """
+    scores: dict[str, float] = {}
+    others: dict[str, Any] = {}
+    for name, given in found.items():
+        fields = _fields(given)
+        value = fields["value"] if fields.keys() == {"value"} else given
+        # Of arrays of any library, one without an axis is a number.
+        if isinstance(value, float | int) or (
+            hasattr(value, "__array__") and np.ndim(value) == 0 and np.asarray(value).dtype != "O"
+        ):
+            scores[name] = float(value)
+        else:
+            others[name] = _as_json(value)
+    return scores, others
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {}
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _as_json(value: Any) -> Any:
+    if fields := _fields(value):
+        kept = {name: _as_json(each) for name, each in fields.items() if each is not None}
+        return next(iter(kept.values())) if len(kept) == 1 else kept
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.size > _MOST_VALUES:
+            return f"an array of {array.dtype} of shape {list(array.shape)}"
+        return _as_json(array.tolist())
+    return value if isinstance(value, str | int | float | None) else repr(value)
+
+
 def first_word(text: str) -> str:
     """The first word of `text` without punctuation around it; empty if there is none."""
     words = text.split(maxsplit=1)
@@ -267,6 +331,11 @@ def first_word(text: str) -> str:
 def references(target: References) -> list[str]:
     """The answers of which any is right."""
     return [target] if isinstance(target, str) else list(target)
+
+
+def _stripped(text: Any) -> Any:
+    # Metrics of labels may be given integers.
+    return text.strip() if isinstance(text, str) else text
 
 
 def check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:

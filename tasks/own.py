@@ -16,7 +16,7 @@ from typing import Any
 
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import metrics as known_metrics
-from promot_t5x.tasks.answers import Until, first_word, keep
+from promot_t5x.tasks.answers import LabelAtStart, Until, keep
 from promot_t5x.tasks.registry import TaskDef
 from promot_t5x.tasks.templates import Choice, Template
 
@@ -34,7 +34,9 @@ def text_task(
     prefix: str | None = None,
     postprocess: Callable[[str], str] | None = None,
     references: str | None = None,
-    output_length: int = 64,
+    language: str | None = None,
+    normal_form: bool = False,
+    output_length: int | None = 64,
     scored_split: str | None = None,
     shots_split: str = "train",
     preprocessors: Sequence[Callable[[Any], Any]] = (),
@@ -44,12 +46,13 @@ def text_task(
 
     Args:
       name: what MIXTURE_OR_TASK_NAME calls it; `<name>_4shot` asks after 4 demonstrations.
-      source: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv` or `hugging_face`.
+      source: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv`, `csv`, `parquet` or `hugging_face`.
       inputs: the question, `{field}` where a field of the row goes, up to the answer's cue.
       target: the answer, likewise. With `labels` and one field alone, that field may be an
         integer label; a field of text must hold one of the labels.
-      labels: all answers there are, in the order of integer labels. The first word of what the
-        model says is then compared with them, and answers that are none of them are counted.
+      labels: all answers there are, in the order of integer labels. What the model says is read
+        as the longest of them that it begins with (`answers.LabelAtStart`), and answers that
+        begin with none of them are counted.
       metrics: functions (targets, predictions) -> {name: percent}, the primary one first;
         accuracy with labels, else exact match.
       example_id: template of the id, unique within a split; every row has a `row_id`.
@@ -57,7 +60,11 @@ def text_task(
       prefix: how every question begins; the answer ends where the model starts another one.
       postprocess: the answer's text -> prediction, in place of what `labels` and `prefix` do.
       references: the field that holds all right answers, where the target is only one.
-      output_length: tokens of an answer, at most.
+      language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
+        `trivia_qa` then split words as the language does.
+      normal_form: compare answers as the model's vocabulary writes them, so that a character that
+        it lacks makes no right answer wrong; `tasks check` says whether that matters.
+      output_length: tokens of an answer, at most; None is room for 99% of the training answers.
       scored_split: what is scored where no split is named; the source's second by default.
       shots_split: where demonstrations come from.
       preprocessors: functions on the `tf.data.Dataset` of rows, applied first.
@@ -68,13 +75,14 @@ def text_task(
     """
     if labels is not None and prefix is not None:
         raise UserError(
-            f"task {name!r} has labels, whose answers are their first words, and a prefix, which "
-            "cuts longer answers: give one of the two"
+            f"task {name!r} has labels, which are read at the start of an answer, and a prefix, "
+            "which cuts longer answers: give one of the two"
         )
     splits = tuple(source.splits)
     if labels is not None:
+        labels = _checked(name, labels)
         metrics = metrics or (known_metrics.accuracy,)
-        postprocess = postprocess or first_word
+        postprocess = postprocess or LabelAtStart(labels)
     return TaskDef(
         name=name,
         description=description or f"{name}, a task of your own",
@@ -91,10 +99,23 @@ def text_task(
         metrics=tuple(metrics or (known_metrics.exact_match,)),
         labels=tuple(labels or ()),
         references=references,
+        language=language,
+        normal_form=normal_form,
         output_length=output_length,
         scored_split=scored_split or splits[min(1, len(splits) - 1)],
         shots_split=shots_split,
     )
+
+
+def _checked(name: str, labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"task {name!r}: labels are a list of texts, got {labels!r}")
+    stripped = tuple(label.strip() for label in labels)
+    if not stripped or not all(stripped):
+        raise UserError(f"task {name!r}: a label is empty in {labels!r}")
+    if twice := [label for label in stripped if stripped.count(label) > 1]:
+        raise UserError(f"task {name!r}: the label {twice[0]!r} is given twice in {labels!r}")
+    return stripped
 
 
 def _answer(target: str, labels: Sequence[str] | None) -> str | Choice:

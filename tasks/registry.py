@@ -22,13 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.tasks import dialects, sources, templates
-from promot_t5x.tasks.answers import keep
+from promot_t5x.tasks import dialects, languages, sources, templates
+from promot_t5x.tasks.answers import LabelAtStart, keep
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.encoding import Encode, EncodeWhole
+from promot_t5x.tasks.exact_match import ShortAnswers
 from promot_t5x.tasks.format import DEFAULT, Format
 from promot_t5x.tasks.metrics import AnyMetric
+from promot_t5x.tasks.normal_form import normal_form
 from promot_t5x.tasks.rouge import Rouge
 from promot_t5x.tasks.shots import Assembler, Pool
 from promot_t5x.tasks.templates import Template
@@ -67,6 +69,12 @@ class TaskDef:
         language that no other task answers in: reports count the answers to other tasks that are
         made of them.
       output_length: how many tokens an answer may take when decoded (EOS and sentinels included).
+        None leaves it to the data: room for 99% of the first 1,000 training answers, in the
+        model's vocabulary.
+      language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
+        `trivia_qa` then split words as the language does. None takes them as they are.
+      normal_form: compare answers as the model's vocabulary writes them (`tasks.normal_form`), so
+        that a character that it lacks makes no right answer wrong.
       scored_split: the split that is scored when none is asked for.
       shots: demonstrations before each example.
       shots_split: where they come from.
@@ -79,18 +87,26 @@ class TaskDef:
     source: Callable[[], Any]
     splits: tuple[str, ...]
     metrics: tuple[AnyMetric, ...]
-    output_length: int
+    output_length: int | None
     preprocessors: tuple[Callable[[Dataset], Dataset], ...] = ()
     template: Template | None = None
     postprocess: Callable[[str], str] = keep
     references: str | None = None
     labels: tuple[str, ...] = ()
     answer_words: tuple[str, ...] = ()
+    language: str | None = None
+    normal_form: bool = False
     scored_split: str = "validation"
     shots: int = 0
     shots_split: str = "train"
     listed_shots: tuple[int, ...] = ()
     base: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.language is not None:
+            code = languages.code(self.language)
+            metrics = tuple(_in_language(metric, code) for metric in self.metrics)
+            object.__setattr__(self, "metrics", metrics)
 
     def reference(self, example: Mapping[str, Any]) -> str | list[str]:
         """What the metrics compare the prediction of `example` with.
@@ -132,20 +148,27 @@ class TaskDef:
         dialect.check(vocabulary)
         feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
         kept = {_REFERENCES: self.references} if self.references else {}
+        source = self.source()
         return seqio.Task(
             self.name,
-            source=self.source(),
+            source=source,
             output_features={"inputs": feature, "targets": feature},
             preprocessors=[
                 sources.with_row_id,
                 *self.preprocessors,
                 functools.partial(
-                    templates.rendered, template=self._template, task=self.name, keep=kept
+                    templates.rendered,
+                    template=self._template,
+                    task=self.name,
+                    keep=kept,
+                    left_out=getattr(source, "left_out", None),
                 ),
                 self._encoding(vocabulary, dialect, format),
                 seqio.preprocessors.append_eos_after_trim,
             ],
-            postprocess_fn=functools.partial(_seqio_postprocess, task=self, dialect=dialect),
+            postprocess_fn=functools.partial(
+                _seqio_postprocess, task=self, dialect=dialect, vocabulary=vocabulary
+            ),
             metric_fns=[_formatted(metric, format) for metric in self.metrics],
         )
 
@@ -302,6 +325,17 @@ def _definitions() -> dict[str, TaskDef | Mixture]:
     return _DEFINITIONS
 
 
+def _in_language(metric: AnyMetric, code: str) -> AnyMetric:
+    """Return `metric` with the words of a language, where it was left at its defaults."""
+    if metric == Bleu() and code in languages.BLEU_TOKENIZERS:
+        return Bleu(languages.BLEU_TOKENIZERS[code])
+    if metric == Rouge() and code != "en":
+        return Rouge(words="unicode")
+    if isinstance(metric, ShortAnswers) and code != "en":
+        return ShortAnswers(metric.normalisation, words="unicode")
+    return metric
+
+
 def _formatted(metric: AnyMetric, format: Format) -> AnyMetric:
     """`metric` with what the format says about its kind; other metrics as they are."""
     if metric == Bleu():
@@ -318,10 +352,22 @@ def _seqio_postprocess(
     *,
     task: TaskDef,
     dialect: Dialect,
+    vocabulary: Any,
 ) -> Any:
     if is_target and example is not None:
-        return task.reference(example)
-    return task.postprocess(dialect.read(_text(text)))
+        reference = task.reference(example)
+        if not task.normal_form or task.labels:
+            return reference
+        if isinstance(reference, list):
+            return [normal_form(vocabulary, each) for each in reference]
+        return normal_form(vocabulary, reference)
+    # What a model says has been decoded, and so is in the vocabulary's form already.
+    said = dialect.read(_text(text))
+    if not (task.normal_form and isinstance(task.postprocess, LabelAtStart)):
+        return task.postprocess(said)
+    forms = {normal_form(vocabulary, label): label for label in task.labels}
+    read = LabelAtStart(tuple(forms))(said)
+    return forms.get(read, read)
 
 
 def _text(value: Any) -> str:

@@ -74,6 +74,20 @@ class Rouge(MeanOfExamples):
         signature = f"stem:{stem}|words:{self.words}|average:mean|rouge_score:"
         return dict.fromkeys(KINDS, signature + version("rouge_score"))
 
+    def warnings(self, targets: Sequence[References]) -> list[str]:
+        """Say where targets have letters that the published tokenizer does not see."""
+        if self.words == "unicode":
+            return []
+        texts = [text for target in targets for text in references(target)]
+        foreign = sum(_mostly_unseen(text) for text in texts)
+        if not foreign:
+            return []
+        return [
+            f"{foreign:,} of {len(texts):,} targets are written in letters other than a to z, "
+            "which ROUGE's own tokenizer does not see: state the task's language, or take "
+            "Rouge(words='unicode')"
+        ]
+
     def _tokenizer(self) -> Any:
         from rouge_score import tokenizers
 
@@ -100,6 +114,11 @@ class UnicodeWords:
             return f" {letter} "
         # Letters, marks (the vowel signs of Hindi are marks) and numbers make words.
         return letter if unicodedata.category(letter)[0] in "LMN" else " "
+
+
+def _mostly_unseen(text: str) -> bool:
+    letters = [letter for letter in text.lower() if letter.isalpha()]
+    return 2 * sum(not "a" <= letter <= "z" for letter in letters) > len(letters)
 
 
 def _sentences(text: str) -> str:

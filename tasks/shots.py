@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError
-from promot_t5x.tasks import dialects, templates
+from promot_t5x.tasks import dialects, pipeline_errors, templates
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.templates import Template
 
@@ -71,8 +71,11 @@ class Pool:
 
     def read(self) -> tuple[Row, ...]:
         """The rows, read anew; `UserError` where the split cannot be read."""
+        import tensorflow as tf
+
+        source = self.source()
         try:
-            data = self.source().get_dataset(split=self.split, shuffle=False)
+            data = source.get_dataset(split=self.split, shuffle=False)
         # Sources fail here in their own ways: a data set not prepared, no network, no file.
         except Exception as error:
             raise UserError(
@@ -81,9 +84,18 @@ class Pool:
             ) from error
         for step in self.preprocessors:
             data = step(data)
-        data = templates.rendered(data, template=self.template, task=self.task, keep={})
+        left_out = getattr(source, "left_out", None)
+        data = templates.rendered(
+            data, template=self.template, task=self.task, keep={}, left_out=left_out
+        )
         data = data.take(-1 if self.size is None else self.size)
-        return tuple(self._row(row) for row in data.as_numpy_iterator())
+        try:
+            return tuple(self._row(row) for row in data.as_numpy_iterator())
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"The demonstrations of task {self.task!r}, split {self.split!r}, cannot be read: "
+                f"{pipeline_errors.described(error)}."
+            ) from error
 
     def _row(self, row: Mapping[str, Any]) -> Row:
         return Row(

@@ -1,19 +1,20 @@
-"""Where a task's rows come from: TensorFlow Datasets, JSONL, TSV, Hugging Face `datasets`.
+"""Where a task's rows come from: TensorFlow Datasets, files of rows, Hugging Face `datasets`.
 
 Each is a factory: calling it makes the `seqio.DataSource`, and nothing is opened or imported
 before. `splits` are the names that the task has. Every row gets a string `row_id` that is unique
 within its split and does not depend on the order of reading.
 """
 
-import csv
+import bisect
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from promot_t5x.errors import UserError
-from promot_t5x.tasks import json_lines
+from promot_t5x.tasks import files
+from promot_t5x.tasks.rows import LeftOut, dataset_of
 
 ROW_ID = "row_id"
 Rows = Sequence[Mapping[str, Any]]
@@ -61,52 +62,114 @@ def tfds(name: str, splits: Mapping[str, str] | Iterable[str], instead: Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A text file a split.
+    """Files of one kind, one or more a split.
 
     Attributes:
-      read: path -> rows.
-      paths: (split, path), in order.
-      parse_line: line -> row, where each row is a line by itself; `ValueError` says what the line
-        is instead.
+      kind: of `files.KINDS`.
+      paths: (split, files, directories or globs), in order.
     """
 
-    read: Callable[[Path], list[dict[str, Any]]]
-    paths: tuple[tuple[str, str], ...]
-    parse_line: Callable[[bytes], dict[str, Any]] | None = None
+    kind: str
+    paths: tuple[tuple[str, tuple[str, ...]], ...]
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits."""
         return tuple(split for split, _ in self.paths)
 
     def __call__(self) -> Any:
-        source = _source_of_rows(self.rows, self.splits)
+        """Make the `seqio.DataSource`; directories and globs are looked into now."""
+        resolved = self.resolved()
+        source = _source_of_rows(resolved.rows, self.splits)
         # For who reads the files in another way.
-        source.files = self
+        source.files = resolved
         return source
 
-    def rows(self, split: str) -> Rows:
-        """The rows of a split; `UserError` names the file and line that cannot be read."""
-        path = Path(dict(self.paths)[split])
-        try:
-            rows = self.read(path)
-        except OSError as error:
-            raise UserError(f"the {split} rows cannot be read: {error}") from error
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
-        return [row | {ROW_ID: f"{path.stem}-{n}"} for n, row in enumerate(rows, start=1)]
+    def lines_of(self, split: str) -> str | None:
+        """Return the file of a split whose rows are its lines; None where it is no such file."""
+        paths = dict(self.paths)[split]
+        single = self.kind == "jsonl" and len(paths) == 1 and files.is_plain_lines(paths[0])
+        return paths[0] if single else None
+
+    def resolved(self) -> "Files":
+        """Return the same with files alone, by which a data set is recognized."""
+        _, suffixes = files.KINDS[self.kind]
+        return Files(
+            self.kind,
+            tuple(
+                (split, tuple(each for path in paths for each in files.found(path, suffixes)))
+                for split, paths in self.paths
+            ),
+        )
+
+    def rows(self, split: str) -> "NamedRows":
+        """Read the rows of a split; `UserError` names the file and line that cannot be read."""
+        read, _ = files.KINDS[self.kind]
+        paths = dict(self.resolved().paths)[split]
+        stems = [files.stem(path) for path in paths]
+        if len(set(stems)) < len(stems):
+            stems = [f"{n}-{stem}" for n, stem in enumerate(stems)]
+        rows: list[Mapping[str, Any]] = []
+        numbers: list[int] = []
+        starts: list[int] = []
+        for path, stem in zip(paths, stems, strict=True):
+            starts.append(len(rows))
+            try:
+                numbered = list(read(path))
+            except UserError as error:
+                raise UserError(f"the {split} rows cannot be read: {error}") from error
+            for n, (number, row) in enumerate(numbered, start=1):
+                rows.append(row | {ROW_ID: f"{stem}-{n}"})
+                numbers.append(number)
+        if not rows:
+            raise UserError(f"a split has no rows: {split}, read from {', '.join(paths)}")
+        counted = "line" if self.kind in ("jsonl", "tsv") else "row"
+
+        def name_row(place: int) -> str:
+            path = paths[bisect.bisect_right(starts, place) - 1]
+            return f"{path}, {counted} {numbers[place]}"
+
+        return NamedRows(rows, name_row)
 
 
-def jsonl(train: str | os.PathLike, **others: str | os.PathLike) -> Files:
-    """A JSON object a line; `jsonl("train.jsonl", validation="dev.jsonl")`.
+class NamedRows(NamedTuple):
+    """Rows, and how messages name each by its place."""
 
-    Relative paths are looked up from the working directory.
+    rows: Rows
+    name_row: Callable[[int], str]
+
+
+PathLike = str | os.PathLike[str]
+
+
+def jsonl(train: PathLike | Sequence[PathLike], **others: PathLike | Sequence[PathLike]) -> Files:
+    """Read a JSON object a line; `jsonl("train.jsonl", validation="dev.jsonl")`.
+
+    A split may be several files: a list, a directory or a glob such as `"train-*.jsonl.gz"`. Files
+    may be compressed by gzip or zstd. Relative paths are looked up from the working directory.
     """
-    return Files(json_lines.read, _paths(train, others), json_lines.parsed)
+    return Files("jsonl", _paths(train, others))
 
 
-def tsv(train: str | os.PathLike, **others: str | os.PathLike) -> Files:
-    """Columns separated by tabs, named in the first line; no quoting. Every value is text."""
-    return Files(_read_tsv, _paths(train, others))
+def tsv(train: PathLike | Sequence[PathLike], **others: PathLike | Sequence[PathLike]) -> Files:
+    """Read columns separated by tabs, named in the first line; no quoting. Every value is text.
+
+    Files, directories and globs are given as for `jsonl`.
+    """
+    return Files("tsv", _paths(train, others))
+
+
+def csv(train: PathLike | Sequence[PathLike], **others: PathLike | Sequence[PathLike]) -> Files:
+    """Read columns separated by commas, named in the first line, quoted with `"`.
+
+    Every value is text. Files, directories and globs are given as for `jsonl`.
+    """
+    return Files("csv", _paths(train, others))
+
+
+def parquet(train: PathLike | Sequence[PathLike], **others: PathLike | Sequence[PathLike]) -> Files:
+    """Read Parquet files; files, directories and globs are given as for `jsonl`."""
+    return Files("parquet", _paths(train, others))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +191,10 @@ class HuggingFace:
         return tuple(split for split, _ in self.split_map)
 
     def __call__(self) -> Any:
-        return _source_of_rows(self.rows, self.splits)
+        return _source_of_rows(self._named_rows, self.splits)
+
+    def _named_rows(self, split: str) -> NamedRows:
+        return NamedRows(self.rows(split), lambda place: f"row {place + 1} of {split}")
 
     def rows(self, split: str) -> Rows:
         """The rows of a split; `UserError` where `datasets` is not installed."""
@@ -189,100 +255,25 @@ def _is_prepared(source: Any) -> bool:
     return (directory / loader.name.replace(":", "/") / "dataset_info.json").exists()
 
 
-def _paths(train: Any, others: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((split, os.fspath(path)) for split, path in {"train": train, **others}.items())
+def _paths(train: Any, others: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    given = {"train": train, **others}.items()
+    return tuple(
+        (split, tuple(map(os.fspath, paths if isinstance(paths, list | tuple) else [paths])))
+        for split, paths in given
+    )
 
 
-def _read_tsv(path: Path) -> list[dict[str, Any]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    rows = []
-    for number, values in enumerate(lines[1:], start=2):
-        if values and len(values) != len(lines[0]):
-            raise ValueError(
-                f"line {number} has {len(values)} columns, the first line names {len(lines[0])}"
-            )
-        if values:
-            rows.append(dict(zip(lines[0], values, strict=True)))
-    return rows
-
-
-def _source_of_rows(rows: Callable[[str], Rows], splits: tuple[str, ...]) -> Any:
+def _source_of_rows(rows: Callable[[str], NamedRows], splits: tuple[str, ...]) -> Any:
     import seqio
+
+    left_out = LeftOut()
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
         del shuffle_files, seed
-        return dataset_of(rows(split))
+        found = rows(split)
+        return dataset_of(found.rows, left_out, found.name_row)
 
-    return seqio.FunctionDataSource(dataset, splits=splits)
-
-
-def dataset_of(rows: Rows) -> Any:
-    """Rows of plain Python values as a `tf.data.Dataset`.
-
-    Text, numbers, truth values (as the text True or False), lists of these and objects of all
-    that become fields; a field of another kind is left out, and text that is null is empty.
-
-    Raises:
-      UserError: there are no rows, or rows differ in their fields or their kinds.
-    """
-    import tensorflow as tf
-
-    if not rows:
-        raise UserError("a split has no rows")
-    kinds = _kinds(rows, "")
-    made = [_converted(row, kinds) for row in rows]
-    kept = {"text": tf.string, "integer": tf.int64, "number": tf.float64}
-
-    def spec(kind: Any) -> Any:
-        if isinstance(kind, dict):
-            return {name: spec(inner) for name, inner in kind.items()}
-        if isinstance(kind, list):
-            return tf.TensorSpec([None], kept[kind[0]])
-        return tf.TensorSpec([], kept[kind])
-
-    return tf.data.Dataset.from_generator(lambda: iter(made), output_signature=spec(kinds))
-
-
-def _kinds(rows: Rows, inside: str) -> dict[str, Any]:
-    """What each field holds: "text", "integer", "number", a list of one of these, or a dict."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    kinds: dict[str, Any] = {}
-    for name in names:
-        where = f"{inside}{name}"
-        lacking = next((n for n, row in enumerate(rows, start=1) if name not in row), None)
-        if lacking is not None:
-            raise UserError(f"row {lacking} has no field {where!r}, which other rows have")
-        kind = _kind([row[name] for row in rows], where)
-        if kind is not None:
-            kinds[name] = kind
-    return kinds
-
-
-def _kind(values: Sequence[Any], where: str) -> Any:
-    if all(isinstance(value, Mapping) for value in values):
-        return _kinds(values, f"{where}.") or None
-    if all(isinstance(value, list | tuple) for value in values):
-        inner = _kind([item for value in values for item in value] or [""], f"{where}.*")
-        return [inner] if isinstance(inner, str) else None
-    if all(isinstance(value, str | bool | None) for value in values):
-        return "text" if any(value is not None for value in values) else None
-    if all(isinstance(value, int) for value in values):
-        return "integer"
-    if all(isinstance(value, int | float) for value in values):
-        return "number"
-    known = (str, bool, int, float, list, tuple, Mapping)
-    if all(isinstance(value, known) for value in values):
-        found = sorted({type(value).__name__ for value in values})
-        raise UserError(f"the field {where!r} holds {' in some rows and '.join(found)} in others")
-    return None
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    if isinstance(kind, dict):
-        return {name: _converted(value[name], inner) for name, inner in kind.items()}
-    if isinstance(kind, list):
-        return [_converted(item, kind[0]) for item in value]
-    if kind == "text":
-        return "" if value is None else str(value)
-    return float(value) if kind == "number" else value
+    source = seqio.FunctionDataSource(dataset, splits=splits)
+    # For those who miss a field: why the split that was opened last has none of that name.
+    source.left_out = left_out
+    return source

@@ -48,9 +48,9 @@ def test_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "from promot_t5x import tasks\n"
-        "from promot_t5x.checkpoints import pretrained\n"
+        "from promot_t5x.checkpoints import open_checkpoint\n"
         "from promot_t5x import config\n"
-        "assert pretrained.param_shapes('tiny_world')\n"
+        "assert open_checkpoint('tiny_world').shapes\n"
         "print(config.gin_root(), tasks.__file__, sep='\\n')\n"
         "config.parse(['models/t5_1_1_small.gin', 'gin/models/byte_vocabulary.gin'])"
     )

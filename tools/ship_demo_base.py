@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from promot_t5x import versions
-from promot_t5x.checkpoints import hashing, pretrained
+from promot_t5x.checkpoints import hashing
 from promot_t5x.checkpoints.formats import t5x_writing
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.cli import main as cli
@@ -36,7 +36,7 @@ FIRST, EVERY = 20, 20  # steps of the training log that are kept
 def ship(run: epath.Path, result: StageResult) -> dict[str, Any]:
     """Put a finished run's chosen checkpoint, recipe, log and card into `BASE`; the card."""
     shutil.rmtree(BASE, ignore_errors=True)
-    params = pretrained.read_params(result.directory / f"checkpoint_{result.step}")
+    params = result.trained().read_tree()
     t5x_writing.write_inline(BASE, params, result.step)
     write_atomically(BASE / "recipe.gin", (run / "config.gin").read_text())
     write_json_lines(

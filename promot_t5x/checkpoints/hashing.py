@@ -74,23 +74,25 @@ def content_hash(params: Mapping[str, Any]) -> str:
     scanning count as single layers, so both forms of a model have the same hash. It tells models
     apart and finds damage; it is no defence against forgery.
 
-    Args:
-      params: a nested dict of numpy or JAX arrays. Every process must call this when an array
-        spans processes.
+    **Arguments:**
+
+    - `params`: a nested dict of numpy or JAX arrays. Every process must call this when an array
+      spans processes.
     """
     return hash_of(fingerprints(traverse_util.flatten_dict(params, sep="/")))
 
 
 def hash_of(lines: Iterable[str]) -> str:
-    """The content hash of parameters whose `fingerprints` these are, in any order."""
+    """Return the content hash of parameters from their `fingerprints`, in any order."""
     return hex_digest("".join(sorted(lines)).encode())
 
 
 def fingerprints(flat: Mapping[str, Any]) -> list[str]:
-    """What the content hash is made of: a line for each array, or layer of a stack.
+    """Return what the content hash is made of: a line for each array, or layer of a stack.
 
-    Args:
-      flat: {'/'-joined path: array}, all parameters or some.
+    **Arguments:**
+
+    - `flat`: {'/'-joined path: array}, all parameters or some.
     """
     pending = {path: _lanes(array, scan.layer_axis(path)) for path, array in flat.items()}
     lines = []
@@ -141,7 +143,7 @@ def _bits(array: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """MurmurHash3's finaliser (Appleby 2011): one to one, and every bit moves every other."""
+    """MurmurHash3's finalizer (Appleby 2011): one to one, and every bit moves every other."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""Bases that go by a name: `INITIAL_CHECKPOINT_PATH = 'mt5_xxl'`.
+"""Pretrained checkpoints that go by a name: `INITIAL_CHECKPOINT_PATH = 'mt5_xxl'`.
 
 The public ones are those of T5X's model page, under the names of their directories there.
 """
@@ -11,9 +11,10 @@ _SIZES = ("small", "base", "large", "xl", "xxl")
 
 
 def _tiny_world() -> Path:
-    # Found without importing the package's tasks, which a base does not need.
+    # Found without importing the package's tasks, which a checkpoint does not need.
     spec = importlib.util.find_spec("promot_t5x.tasks.tiny")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "base"
 
 
@@ -49,7 +50,7 @@ def _public() -> dict[str, tuple[str, ...]]:
     return places
 
 
-# The demonstration's base, made by gin/demo/pretrain.gin.
+# The demonstration's pretrained checkpoint, made by gin/demo/pretrain.gin.
 SHIPPED = {"tiny_world": _tiny_world}
 # Name -> where the checkpoint may be, likeliest first.
 PUBLIC = _public()
@@ -57,7 +58,7 @@ NAMES = (*SHIPPED, *PUBLIC)
 
 
 def resolve(reference: str) -> tuple[str, ...]:
-    """Where a named base may be, likeliest first; any other reference as it is."""
+    """Return where a named checkpoint may be, likeliest first; any other reference as it is."""
     if reference in SHIPPED:
         return (str(SHIPPED[reference]()),)
     return PUBLIC.get(reference, (reference,))

@@ -1,12 +1,13 @@
 """A trained prompt as a small file.
 
-`.npz` describes itself: the vectors with their tasks, the base that they were trained on and
-how. `.npy` is what google-research/prompt-tuning reads: one task's [length, embed] float32
-array in C order. Its own dumps, which have no suffix, are read too, and so is the prompt that a
-checkpoint holds, of this project's or T5X's.
+`.npz` describes itself: the vectors with their tasks, the pretrained checkpoint that they were
+trained on and how. `.npy` is what google-research/prompt-tuning reads: one task's [length, embed]
+float32 array in C order. Its own dumps, which have no suffix, are read too, and so are adapters of
+peft and the prompt that a checkpoint holds, of this project's or T5X's.
 """
 
 import dataclasses
+import io
 import json
 import os
 import zipfile
@@ -17,29 +18,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
-from promot_t5x.checkpoints import pretrained
+from promot_t5x.checkpoints.formats import peft
+from promot_t5x.checkpoints.formats.reading import refuse_stand_in
+from promot_t5x.checkpoints.opening import check_finite, open_checkpoint
 from promot_t5x.errors import UserError
+from promot_t5x.files import write_atomically
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 
 FILE_NAME = "prompt.npz"  # in the directory of a stage that trained a prompt
 FORMAT = "promot_t5x prompt 1"
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = b"PK"
 
+Prompts = Float[np.ndarray, "tasks length embed"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptInfo:
     """Where a prompt comes from. What a file does not say is None or empty.
 
-    Attributes:
-      tasks: the task of each prompt, in order.
-      base_hash: the content hash of the model that it was trained on.
-      base_path: where that model was.
-      initialiser: how it was initialised.
-      config: the text of the run's configuration.
-      step: the training step.
+    **Attributes:**
+
+    - `tasks`: the task of each prompt, in order.
+    - `base_hash`: the content hash of the model that it was trained on.
+    - `base_path`: where that model was.
+    - `initialiser`: how it was initialized.
+    - `config`: the text of the run's configuration.
+    - `step`: the training step.
     """
 
     tasks: tuple[str, ...] = ()
@@ -51,28 +59,32 @@ class PromptInfo:
 
 
 def save_prompt(
-    path: str | os.PathLike, prompt: Float[Any, "tasks length embed"], info: PromptInfo
+    path: str | os.PathLike[str], prompt: Float[Any, "tasks length embed"], info: PromptInfo
 ) -> tuple[epath.Path, ...]:
-    """Write prompts, whole or not at all.
+    """Write prompts; a kill leaves a file complete or as it was.
 
-    Args:
-      path: ends in `.npz`, or in `.npy` for prompt-tuning's form, in which several prompts
-        go to one file each: `<stem>.<task>.npy`.
-      prompt: float32.
-      info: names one task for each prompt.
+    **Arguments:**
 
-    Returns:
-      The files written.
+    - `path`: ends in `.npz`, or in `.npy` for prompt-tuning's form, in which several prompts go to
+      one file each: `<stem>.<task>.npy`.
+    - `prompt`: float32.
+    - `info`: names one task for each prompt.
+
+    **Returns:** the files written.
+
+    **Raises:** `UserError` for another suffix, and for two tasks of one name.
     """
-    place, array = epath.Path(path), np.ascontiguousarray(prompt)
+    place, array = user_path(path, "the prompt file"), np.ascontiguousarray(prompt)
     if array.dtype != np.float32:
         raise ValueError(f"a prompt is float32, not {array.dtype}")
     if len(info.tasks) != len(array):
         raise ValueError(f"{len(array)} prompts, but the tasks {list(info.tasks)}")
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.suffix == ".npz":
-        told = {"format": FORMAT, "length": array.shape[1], **dataclasses.asdict(info)}
-        _write(place, lambda file: np.savez(file, prompt=array, info=np.array(json.dumps(told))))
+        fields = {"format": FORMAT, "length": array.shape[1], **dataclasses.asdict(info)}
+        buffer = io.BytesIO()
+        np.savez(buffer, prompt=array, info=np.array(json.dumps(fields)))
+        write_atomically(place, buffer.getvalue())
         return (place,)
     if place.suffix != ".npy":
         raise UserError(
@@ -86,40 +98,35 @@ def save_prompt(
         if len(set(targets)) < len(targets):
             raise UserError(f"{path}: the tasks {list(info.tasks)} are not all different")
     for target, vectors in zip(targets, array, strict=True):
-        _write(target, lambda file, vectors=vectors: np.save(file, vectors))
+        buffer = io.BytesIO()
+        np.save(buffer, vectors)
+        write_atomically(target, buffer.getvalue())
     return tuple(targets)
 
 
-def _write(path: epath.Path, save: Any) -> None:
-    scratch = path.parent / (path.name + ".tmp")
-    with scratch.open("wb") as file:
-        save(file)
-    scratch.replace(path)
-
-
 def load_prompt(
-    path: str | os.PathLike | Sequence[str | os.PathLike],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     shape: tuple[int | None, int | None, int | None] | None = None,
 ) -> tuple[Float[np.ndarray, "tasks length embed"], PromptInfo]:
-    """Read prompts, of either form whatever the file is called.
+    """Read prompts, of any form whatever the file is called.
 
-    Args:
-      path: a file, a stage's directory or a checkpoint; or several, whose prompts are joined in
-        their order.
-      shape: what (tasks, length, embed) must be; None for any.
+    **Arguments:**
 
-    Returns:
-      float32 [tasks, length, embed] and what the file says of them; of several files, what
-      they all say alike, and their tasks.
+    - `path`: a file, a stage's directory, an adapter of peft or a checkpoint; or several, whose
+      prompts are joined in their order.
+    - `shape`: the (tasks, length, embed) that they must have; None for any.
 
-    Raises:
-      UserError: no prompt there, or one of another shape; both shapes are named.
+    **Returns:** float32 [tasks, length, embed], and what the file says of them; of several files,
+    what all of them say alike, and their tasks.
+
+    **Raises:** `UserError` where there is no prompt, one of another shape (both shapes are named),
+    or one that holds numbers that are not finite.
     """
-    if not isinstance(path, (str, os.PathLike)):
+    if not isinstance(path, str | os.PathLike):
         array, info = _join([load_prompt(p) for p in path], [str(p) for p in path])
     else:
-        array, info = _load(epath.Path(path))
+        array, info = _load(user_path(path, "the prompt file"))
     wanted = shape or (None, None, None)
     if any(w is not None and w != n for w, n in zip(wanted, array.shape, strict=True)):
         text = ", ".join("any" if w is None else str(w) for w in wanted)
@@ -131,17 +138,30 @@ def load_prompt(
     return array, info
 
 
-def _load(path: epath.Path) -> tuple[np.ndarray, PromptInfo]:
-    if path.is_dir():
-        if (path / FILE_NAME).exists():
-            return _load(path / FILE_NAME)
-        source = pretrained.open_any(path)
-        if PROMPT_PATH not in source.shapes:
-            raise UserError(f"{path} holds no prompt")
-        shape = jax.ShapeDtypeStruct(source.shapes[PROMPT_PATH].shape, np.float32)
-        return source.read({PROMPT_PATH: shape})[PROMPT_PATH], PromptInfo()
+def _load(path: epath.Path) -> tuple[Prompts, PromptInfo]:
+    array, info = _load_directory(path) if path.is_dir() else _load_file(path)
+    check_finite({"the prompt": array}, path)
+    return array, info
+
+
+def _load_directory(path: epath.Path) -> tuple[Prompts, PromptInfo]:
+    if (path / FILE_NAME).exists():
+        return _load_file(path / FILE_NAME)
+    if (path / peft.CONFIG_FILE).exists():
+        return peft.load_adapter(path)[None], PromptInfo()
+    parameters = open_checkpoint(path, partial=True)
+    if PROMPT_PATH not in parameters.shapes:
+        raise UserError(f"{path} holds no prompt")
+    shape = jax.ShapeDtypeStruct(parameters.shapes[PROMPT_PATH].shape, np.float32)
+    return parameters.read({PROMPT_PATH: shape})[PROMPT_PATH], PromptInfo()
+
+
+def _load_file(path: epath.Path) -> tuple[Prompts, PromptInfo]:
+    refuse_stand_in(path)
     if not path.is_file():
         raise UserError(f"There is no prompt file {path}")
+    if path.name == peft.WEIGHTS_FILE:
+        return peft.load_adapter(path.parent)[None], PromptInfo()
     with path.open("rb") as file:
         magic = file.read(len(_NPY_MAGIC))
         file.seek(0)
@@ -163,25 +183,25 @@ def _load(path: epath.Path) -> tuple[np.ndarray, PromptInfo]:
     return (array[None] if array.ndim == 2 else array), info
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-    """numpy.save writes bfloat16 as two bytes without a name; anything else stays as it is."""
+def _float32(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Read bfloat16, which numpy.save writes as two bytes without a name; else change nothing."""
     if array.dtype == np.dtype("V2"):
-        return array.view(jnp.bfloat16).astype(np.float32)
+        array = array.view(jnp.bfloat16).astype(np.float32)
     return array
 
 
-def _load_described(file: Any) -> tuple[np.ndarray, PromptInfo]:
+def _load_described(file: Any) -> tuple[Shaped[np.ndarray, "..."], PromptInfo]:
     with np.load(file, allow_pickle=False) as fields:
-        array, told = fields["prompt"], json.loads(str(fields["info"]))
-    if told.pop("format") != FORMAT:
+        array, info = fields["prompt"], json.loads(str(fields["info"]))
+    if info.pop("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
-    del told["length"]
-    return array, PromptInfo(**{**told, "tasks": tuple(told["tasks"])})
+    del info["length"]
+    return array, PromptInfo(**{**info, "tasks": tuple(info["tasks"])})
 
 
 def _join(
-    loaded: list[tuple[np.ndarray, PromptInfo]], names: list[str]
-) -> tuple[np.ndarray, PromptInfo]:
+    loaded: list[tuple[Float[np.ndarray, "_ _ _"], PromptInfo]], names: list[str]
+) -> tuple[Prompts, PromptInfo]:
     shapes = [list(array.shape[1:]) for array, _ in loaded]
     if not loaded or any(shape != shapes[0] for shape in shapes):
         raise UserError(

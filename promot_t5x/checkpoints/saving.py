@@ -1,12 +1,4 @@
-"""A run's own checkpoints, written while training goes on.
-
-    MODEL_DIR/<stage>/checkpoint_<step>/
-        state/            the arrays, in orbax's PyTree format, laid out as T5X does:
-                          target/... what trains, state/step, state/opt_state/...
-        manifest.json     shape, dtype and checksum of each array; metadata; last to be written
-        metrics.json      scores that evaluation added afterwards
-        PINNED            put there by the user: never removed, as in T5X
-    MODEL_DIR/<stage>/pending_<step>/      there while a save or a removal is under way
+"""A run's own checkpoints, written while training goes on; `paths` says where their parts lie.
 
 Only what trains is saved: a stage that trains a prompt writes a few MB. All happens in the
 background of training: orbax writes and commits, every process reads its own shards back and
@@ -32,45 +24,72 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from promot_t5x import versions
-from promot_t5x.checkpoints import finite
-from promot_t5x.checkpoints import manifest as manifests
-from promot_t5x.checkpoints import restoring as reading
+from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.checksums import (
+    find_damage,
+    host_blocks,
+    merge_records,
+    record_arrays,
+)
+from promot_t5x.checkpoints.finite import non_finite_state
 from promot_t5x.checkpoints.formats import read_arrays
-from promot_t5x.checkpoints.manifest import ArrayRecord, BrokenCheckpointError, Manifest
+from promot_t5x.checkpoints.manifest import (
+    SHOWN,
+    ArrayRecord,
+    BrokenCheckpointError,
+    Manifest,
+    file_sizes,
+    load_manifest,
+    read_manifest,
+    write_manifest,
+)
+from promot_t5x.checkpoints.paths import (
+    MANIFEST_FILE,
+    METRICS_FILE,
+    PENDING_PREFIX,
+    PIN_FILE,
+    STATE_DIRECTORY,
+    absolute,
+    numbered_steps,
+    pending_marker,
+    step_directory,
+)
 from promot_t5x.checkpoints.restoring import Restored
-from promot_t5x.checkpoints.restoring import read_trainable as read_trainable
+from promot_t5x.checkpoints.state_tree import state_leaves
+from promot_t5x.checkpoints.steps import best_step, complete_steps, step_metrics
 from promot_t5x.distributed import processes
 from promot_t5x.errors import NonFiniteError, SaveError, UserError, listed
+from promot_t5x.files import write_atomically
 
-PIN_FILE = "PINNED"
 _PEER_TIMEOUT_SECONDS = 1200.0
 _FAILED = "failed"
-_TEMPORARY = "temporary"  # in the metadata of a step that SIGTERM had saved
+TEMPORARY = "temporary"  # in the metadata of a step that SIGTERM had saved
 _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
     """The checkpoints of one stage of a run. One instance, in the training run, owns them.
 
-    Args:
-      directory: MODEL_DIR/<stage>, created if need be.
-      keep: how many of the newest checkpoints to keep; None keeps all.
-      keep_period: steps that this divides are never removed; None: no others than those.
-      best_metric: the metric whose best checkpoint is never removed, if any.
-      best_mode: 'max' or 'min'.
-      best_ties: which of equals is the best, the 'earliest' or the 'latest'.
+    **Arguments:**
+
+    - `directory`: MODEL_DIR/<stage>, created if need be.
+    - `keep`: how many of the newest checkpoints to keep; None keeps all.
+    - `keep_period`: steps that this divides are never removed; None: no others than those.
+    - `best_metric`: the metric whose best checkpoint is never removed, if any.
+    - `best_mode`: 'max' or 'min'.
+    - `best_ties`: which of equals is the best, the 'earliest' or the 'latest'.
 
     A checkpoint whose directory holds a file `PINNED` is never removed either, and one that was
     saved as temporary is as soon as there is a later one.
     What an interrupted save or removal left in the directory is removed; to look on while
-    another process trains, use the functions of `restore.py`. Checkpoints of other programs
-    are neither counted nor removed. Every process of a run makes the same calls, process 0
+    another process trains, use the functions of `restoring` and `steps`. Checkpoints of other
+    programs are neither counted nor removed. Every process of a run makes the same calls, process 0
     decides what there is, and each call first waits for the save under way.
     """
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike[str],
         *,
         keep: int | None = 1,
         keep_period: int | None = None,
@@ -82,15 +101,15 @@ class Checkpoints:
             raise UserError(f"keep = {keep}: keep at least 1 checkpoint, or None for all of them")
         if keep_period is not None and keep_period < 1:
             raise UserError(f"keep_period = {keep_period}: name a number of steps, or None")
-        self.directory = reading.absolute(directory)
+        self.directory = absolute(directory)
         self.keep, self.keep_period = keep, keep_period
         self.best_metric = best_metric
         self.best_mode = best_mode
         self.best_ties = best_ties
         self._leads = processes.leads()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future | None = None
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(reading.STATE))
+        self._pending: Future[None] | None = None
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(STATE_DIRECTORY))
         self._damaged: set[int] = set()
         if self._leads:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -113,8 +132,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait for the save under way, if any.
 
-        Raises:
-          SaveError: it failed, here or in another process; the cause is attached.
+        **Raises:** `SaveError` if it failed, here or in another process; the cause is attached.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -136,7 +154,7 @@ class Checkpoints:
         return processes.leaders(self._steps() if self._leads else [])
 
     def _steps(self) -> list[int]:
-        return [s for s in reading.complete_steps(self.directory) if s not in self._damaged]
+        return [s for s in complete_steps(self.directory) if s not in self._damaged]
 
     def latest(self) -> int | None:
         """Return the newest complete step, or None."""
@@ -145,19 +163,20 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, float]:
         """Return the metrics of a complete step: those saved with it and those added since."""
         self.wait()
-        return reading.step_metrics(self.directory, step)
+        return step_metrics(self.directory, step)
 
     def has_metrics(self, step: int) -> bool:
         """Whether `add_metrics` has been called on a step, in this launch or an earlier one."""
         self.wait()
-        path = reading.step_directory(self.directory, step) / reading.METRICS_FILE
+        path = step_directory(self.directory, step) / METRICS_FILE
         return bool(processes.leaders([path.exists()])[0])
 
     def best(self, metric: str | None = None) -> int | None:
         """Return the complete step with the best value of a metric, of equals as `best_ties` says.
 
-        Args:
-          metric: its name; the instance's `best_metric` if None.
+        **Arguments:**
+
+        - `metric`: its name; the instance's `best_metric` if None.
         """
         self.wait()
         best = self._best(metric or self.best_metric) if self._leads else None
@@ -166,23 +185,21 @@ class Checkpoints:
     def _best(self, metric: str | None) -> int | None:
         if metric is None:
             return None
-        return reading.best_step(
-            self.directory, self._steps(), metric, self.best_mode, self.best_ties
-        )
+        return best_step(self.directory, self._steps(), metric, self.best_mode, self.best_ties)
 
     def restore(
         self, *, trainable: Any, opt_state: Any = None, step: int | None = None, verify: bool = True
     ) -> Restored | None:
-        """Read a step, by default the newest sound one; see `restore.restore`.
+        """Read a step, by default the newest valid one; see `restoring.restore`.
 
         A newer step that was passed over no longer counts, and saving it again replaces it.
         """
         self.wait()
-        found = reading.restore(
+        found = restoring.restore(
             self.directory, trainable=trainable, opt_state=opt_state, step=step, verify=verify
         )
         if found is not None and step is None:
-            newer = reading.numbered(self.directory, reading.PREFIX)
+            newer = numbered_steps(self.directory)
             self._damaged |= {s for s in newer if s > found.step}
         return found
 
@@ -199,24 +216,24 @@ class Checkpoints:
 
         The arrays may be donated or changed at once.
 
-        Args:
-          step: the training step.
-          trainable: the tree that trains (arrays).
-          opt_state: the optimiser's state, any pytree of arrays.
-          metadata: JSON to keep with the step: config text, base_path, base_hash, seed,
-            and metrics (name -> number) where some are known already.
-          temporary: not one of the steps that the run would keep, but a place to go on from.
+        **Arguments:**
 
-        Returns:
-          False if a complete checkpoint of this step is there, which is left alone.
+        - `step`: the training step.
+        - `trainable`: the tree that trains (arrays).
+        - `opt_state`: the optimizer's state, any pytree of arrays.
+        - `metadata`: JSON to keep with the step: config text, base_path, base_hash, seed, and
+          metrics (name -> number) where some are known already.
+        - `temporary`: not one of the steps that the run would keep, but a place to go on from.
 
-        Raises:
-          SaveError: the save before this one failed.
-          NonFiniteError: an array holds NaN or an infinity. Nothing is written. A scalar of the
-            optimizer's state may be infinite: it may stand for "none yet".
+        **Returns:** False if a complete checkpoint of this step is there, which is left alone.
+
+        **Raises:** `SaveError` if the save before this one failed or the disk is too small;
+        `NonFiniteError` if an array holds NaN or an infinity (see `finite.non_finite_state`), in
+        which case nothing is written.
         """
-        told = json.loads(json.dumps({**metadata, **({_TEMPORARY: True} if temporary else {})}))
-        leaves = reading.state_leaves(np.asarray(step, np.int32), trainable, opt_state)
+        extra = {TEMPORARY: True} if temporary else {}
+        kept = json.loads(json.dumps({**metadata, **extra}))
+        leaves = state_leaves(np.asarray(step, np.int32), trainable, opt_state)
         if step in self.steps():
             return False
         self._refuse_non_finite(step, leaves)
@@ -228,16 +245,13 @@ class Checkpoints:
         # Orbax would write a numpy leaf as it is by then, so it gets the copy.
         safe = {p: x if isinstance(x, jax.Array) else np.array(x) for p, x in leaves.items()}
         tree = traverse_util.unflatten_dict(safe, sep="/")
-        target = reading.step_directory(self.directory, step)
+        target = step_directory(self.directory, step)
         self._orbax.save(target, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
-        self._pending = self._pool.submit(self._finish, step, blocks, told)
+        self._pending = self._pool.submit(self._finish, step, blocks, kept)
         return True
 
     def _refuse_non_finite(self, step: int, leaves: Mapping[str, Any]) -> None:
-        found = finite.non_finite(leaves)
-        scalars = {p: leaves[p] for p in found if p.startswith("state/") and not leaves[p].ndim}
-        infinite = {path for path, x in scalars.items() if not np.isnan(x)}
-        if wrong := [path for path in found if path not in infinite]:
+        if wrong := non_finite_state(leaves):
             raise NonFiniteError(
                 f"Step {step} is not saved in {self.directory}: {len(wrong)} of its {len(leaves)} "
                 f"arrays hold numbers that are not finite: {listed(wrong)}. The checkpoints before "
@@ -250,17 +264,17 @@ class Checkpoints:
         if step not in self.steps():
             raise ValueError(f"no complete checkpoint of step {step} in {self.directory}")
         if self._leads:
-            known = reading.step_metrics(self.directory, step)
+            known = step_metrics(self.directory, step)
             known |= {name: float(value) for name, value in metrics.items()}
-            path = reading.step_directory(self.directory, step) / reading.METRICS_FILE
-            manifests.write_text(path, json.dumps(known, indent=1, sort_keys=True))
+            path = step_directory(self.directory, step) / METRICS_FILE
+            write_atomically(path, json.dumps(known, indent=1, sort_keys=True))
             self._retain()
 
     def _finish(self, step: int, blocks: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Complete a save, in the background: checksums, commit, verification, manifest."""
         part = self._part(step, jax.process_index())
         try:
-            records = manifests.record_arrays(blocks)
+            records = record_arrays(blocks)
             blocks.clear()
             self._orbax.wait_until_finished()
             self._verify(step, records)
@@ -268,43 +282,44 @@ class Checkpoints:
                 self._complete(step, [records, *self._peer_records(step)], metadata)
                 self._retain()
             else:
-                manifests.write_text(part, json.dumps(records))
+                write_atomically(part, json.dumps(records))
         except Exception as error:
-            with contextlib.suppress(Exception):  # the first error is the one to tell
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 if self._leads:
                     self._remove(step)  # what is left of it takes room
                 else:
-                    manifests.write_text(part, json.dumps({_FAILED: str(error)}))
+                    write_atomically(part, json.dumps({_FAILED: str(error)}))
             raise SaveError(
                 f"Saving step {step} in {self.directory} failed: {read_arrays.reason(error)}. The "
-                "checkpoints before it are as they were; once the cause is mended (is the disk "
+                "checkpoints before it are as they were; once the cause is fixed (is the disk "
                 "full?), the same command goes on from the newest."
             ) from error
 
     def _verify(self, step: int, records: Mapping[str, Any]) -> None:
         """Read back what this process vouches for, before the step may count."""
-        state = reading.step_directory(self.directory, step) / reading.STATE
+        state = step_directory(self.directory, step) / STATE_DIRECTORY
         own = {path: ArrayRecord.from_json(r) for path, r in records.items() if r["blocks"]}
-        if wrong := manifests.damage(state, own):
-            raise BrokenCheckpointError(manifests.some([f"{p} {why}" for p, why in wrong.items()]))
+        if wrong := find_damage(state, own):
+            damaged = [f"{path} {problem}" for path, problem in wrong.items()]
+            raise BrokenCheckpointError(listed(damaged, SHOWN, "; "))
 
-    def _complete(self, step: int, records: list[dict], metadata: dict[str, Any]) -> None:
-        step_dir = reading.step_directory(self.directory, step)
+    def _complete(self, step: int, records: list[dict[str, Any]], metadata: dict[str, Any]) -> None:
+        step_dir = step_directory(self.directory, step)
         manifest = Manifest(
             step=step,
-            arrays=manifests.merge_records(records),
-            files=manifests.file_sizes(step_dir),
+            arrays=merge_records(records),
+            files=file_sizes(step_dir),
             metadata=metadata,
             versions=versions.installed(),
         )
-        manifests.write(step_dir, manifest)
+        write_manifest(step_dir, manifest)
         self._damaged.discard(step)
-        reading.pending_marker(self.directory, step).rmtree()
+        pending_marker(self.directory, step).rmtree()
 
     def _part(self, step: int, process: int) -> Any:
-        return reading.pending_marker(self.directory, step) / f"process_{process}.json"
+        return pending_marker(self.directory, step) / f"process_{process}.json"
 
-    def _peer_records(self, step: int) -> list[dict]:
+    def _peer_records(self, step: int) -> list[dict[str, Any]]:
         """Wait for the checksums of the shards that other processes hold."""
         paths = [self._part(step, i) for i in range(1, jax.process_count())]
         deadline = time.monotonic() + _PEER_TIMEOUT_SECONDS
@@ -333,9 +348,9 @@ class Checkpoints:
 
     def _make_way(self, step: int) -> None:
         """Mark a step as being written, after clearing away what stands in its place."""
-        step_dir = reading.step_directory(self.directory, step)
-        marker = reading.pending_marker(self.directory, step)
-        if marker.exists() or (step_dir / manifests.FILE_NAME).exists():
+        step_dir = step_directory(self.directory, step)
+        marker = pending_marker(self.directory, step)
+        if marker.exists() or (step_dir / MANIFEST_FILE).exists():
             self._remove(step)
         elif step_dir.exists():
             self._set_aside(step_dir)
@@ -350,10 +365,10 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         """Remove a step so that a kill in between leaves nothing that counts."""
-        marker = reading.pending_marker(self.directory, step)
+        marker = pending_marker(self.directory, step)
         marker.mkdir(parents=True, exist_ok=True)
-        step_dir = reading.step_directory(self.directory, step)
-        (step_dir / manifests.FILE_NAME).unlink(missing_ok=True)
+        step_dir = step_directory(self.directory, step)
+        (step_dir / MANIFEST_FILE).unlink(missing_ok=True)
         for path in [step_dir, *self.directory.glob(f"{step_dir.name}.orbax-checkpoint-tmp*")]:
             if path.exists():
                 path.rmtree()
@@ -361,14 +376,14 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Remove what saves and removals that were cut short have left."""
-        for step in reading.numbered(self.directory, reading.PENDING):
+        for step in numbered_steps(self.directory, PENDING_PREFIX):
             try:
-                manifests.read(reading.step_directory(self.directory, step))
+                read_manifest(step_directory(self.directory, step))
             except BrokenCheckpointError:
                 _log.warning("removing the unfinished checkpoint_%d in %s", step, self.directory)
                 self._remove(step)
             else:
-                reading.pending_marker(self.directory, step).rmtree()
+                pending_marker(self.directory, step).rmtree()
 
     def _retain(self) -> None:
         """Remove the checkpoints that nothing asks to keep."""
@@ -382,12 +397,12 @@ class Checkpoints:
                 self._remove(step)
 
     def _is_temporary(self, step: int) -> bool:
-        step_dir = reading.step_directory(self.directory, step)
-        return _TEMPORARY in manifests.load(step_dir).metadata
+        step_dir = step_directory(self.directory, step)
+        return TEMPORARY in load_manifest(step_dir).metadata
 
     def _is_kept_for_good(self, step: int) -> bool:
         periodic = self.keep_period is not None and step % self.keep_period == 0
-        pinned = (reading.step_directory(self.directory, step) / PIN_FILE).exists()
+        pinned = (step_directory(self.directory, step) / PIN_FILE).exists()
         return pinned or (periodic and not self._is_temporary(step))
 
 
@@ -397,6 +412,6 @@ def _host_copies(leaves: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
     return {
-        path: (tuple(leaf.shape), np.dtype(leaf.dtype).name, manifests.host_blocks(leaf))
+        path: (tuple(leaf.shape), np.dtype(leaf.dtype).name, host_blocks(leaf))
         for path, leaf in leaves.items()
     }

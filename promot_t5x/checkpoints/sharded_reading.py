@@ -1,7 +1,7 @@
-"""A base's parameters, read straight into the shards of this run.
+"""Parameters of a checkpoint, read straight into the shards of this run.
 
 Each process reads what its own devices hold, in the dtype that they keep, a portion at a time:
-its memory is bounded by `tensors.PORTION_BYTES` or, if that is more, by its part of the largest
+its memory is bounded by `read_arrays.PORTION_BYTES` or, if that is more, by its part of the largest
 array. A scanned network's stacks are made on the devices, of single layers read as shards.
 """
 
@@ -20,13 +20,14 @@ from promot_t5x.checkpoints.formats.source import ParamSource, Shapes
 from promot_t5x.network.scan import LAYER_AXIS, layer_axis, layer_paths
 
 
-def read(source: ParamSource, wanted: Shapes) -> dict[str, Any]:
+def read_sharded(source: ParamSource, wanted: Shapes) -> dict[str, Any]:
     """Read parameters by path, stacking single layers where the network scans them.
 
-    Args:
-      source: holds each parameter as it is wanted, or its layers one by one.
-      wanted: {path: shape, dtype and sharding}. With a sharding the result is a JAX array,
-        without one a numpy array.
+    **Arguments:**
+
+    - `source`: holds each parameter as it is wanted, or its layers one by one.
+    - `wanted`: {path: shape, dtype and sharding}. With a sharding the result is a JAX array,
+      without one a numpy array.
     """
     stored = {path: leaf for path, leaf in wanted.items() if path in source.shapes}
     result = _in_portions(source, stored)

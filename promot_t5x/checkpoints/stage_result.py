@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from promot_t5x.checkpoints import pretrained, restoring
+from promot_t5x.checkpoints.opening import Parameters
+from promot_t5x.checkpoints.paths import step_directory
+from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.files import write_atomically
 
 RESULT_FILE = "stage.json"
@@ -41,12 +43,12 @@ class StageResult:
 
     @classmethod
     def read(cls, directory: epath.Path) -> "StageResult | None":
-        """The result that `write` left in a stage's directory, if the stage has finished."""
+        """Read the result that `write` left in a stage's directory; None before it finished."""
         path = directory / RESULT_FILE
         if not path.exists():
             return None
         return cls(directory=directory, **json.loads(path.read_text()))
 
-    def trained(self) -> pretrained.OwnSource:
-        """What the stage trained, at its chosen step."""
-        return pretrained.OwnSource(restoring.step_directory(self.directory, self.step))
+    def trained(self) -> Parameters:
+        """Open what the stage trained, at its chosen step."""
+        return Parameters(PromotCheckpoint(step_directory(self.directory, self.step)))

@@ -1,7 +1,8 @@
-"""`promot-t5x ckpt …`: what a checkpoint holds, how two differ, whether one is sound.
+"""`promot-t5x ckpt …`: show, compare and verify checkpoints.
 
-Reads the project's own checkpoints, their optimiser's state included, and whatever else can be a
-base, of which it reads the parameters. Arrays come to the host one after the other.
+Reads the project's own checkpoints, their optimizer's state included, and every other that
+`checkpoints.opening` opens, of which it reads the parameters. Arrays come to the host one after the
+other.
 """
 
 import argparse
@@ -15,12 +16,33 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import manifest as manifests
-from promot_t5x.checkpoints import pretrained, restoring, saving
+from promot_t5x.checkpoints.checksums import find_damage
+from promot_t5x.checkpoints.finding import UnfinishedCheckpointError, find_directory, open_stored
+from promot_t5x.checkpoints.finite import non_finite
 from promot_t5x.checkpoints.formats import read_arrays
-from promot_t5x.checkpoints.manifest import BrokenCheckpointError, Manifest
+from promot_t5x.checkpoints.formats.hugging_face import HuggingFaceCheckpoint
+from promot_t5x.checkpoints.formats.reading import DamagedCheckpointError, NotACheckpointError
+from promot_t5x.checkpoints.manifest import (
+    BrokenCheckpointError,
+    Manifest,
+    load_manifest,
+    read_manifest,
+    wrong_files,
+)
+from promot_t5x.checkpoints.opening import check_floating
+from promot_t5x.checkpoints.paths import (
+    MANIFEST_FILE,
+    PIN_FILE,
+    STATE_DIRECTORY,
+    step_directory,
+    step_of,
+)
+from promot_t5x.checkpoints.promot_checkpoint import read_verified
+from promot_t5x.checkpoints.saving import TEMPORARY
+from promot_t5x.checkpoints.stage_result import StageResult
+from promot_t5x.checkpoints.steps import complete_steps, stages_below, step_metrics
 from promot_t5x.cli.flags import Parser
-from promot_t5x.errors import UserError
+from promot_t5x.errors import UserError, listed
 from promot_t5x.progress import Progress
 
 _PROGRAM = "promot-t5x ckpt"
@@ -33,83 +55,126 @@ examples:
 _TARGET = "target/"
 
 
+EXIT_DIFFERENT = 1  # or damaged
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run one action; the exit status, 1 where checkpoints differ or one is damaged."""
+    """Run one action.
+
+    **Returns:** the exit status, 1 where checkpoints differ or one is damaged.
+
+    **Raises:** `UserError` for what is no checkpoint, or cannot be read.
+    """
     arguments = _parser().parse_args(argv)
     status: int = arguments.run(arguments)
     return status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arrays:
+class StoredArrays:
     """The arrays of an opened checkpoint, parameters under their paths in the model.
 
     **Attributes:**
 
     - `path`: where the checkpoint is.
-    - `shapes`: shape and dtype by path; an optimiser's arrays are under `state/`.
+    - `kind`: what it is, for people.
+    - `shapes`: shape and dtype by path; an optimizer's arrays are under `state/`.
     - `read`: reads arrays by path as they are stored.
     - `manifest`: of the project's own checkpoints.
     """
 
     path: epath.Path
+    kind: str
     shapes: Mapping[str, jax.ShapeDtypeStruct]
     read: Callable[[Sequence[str]], dict[str, Any]]
     manifest: Manifest | None = None
 
     @property
     def params(self) -> list[str]:
+        """The paths of the parameters."""
         return sorted(path for path in self.shapes if not path.startswith("state/"))
 
 
-def open_arrays(path: str) -> Arrays:
-    """Open a checkpoint, or the newest of a stage's directory.
+def find_checkpoints(path: str) -> list[epath.Path]:
+    """Return the directories of the checkpoints that a path means, complete or not.
 
-    **Raises** `UserError` where there is none, or it cannot be read.
+    **Arguments:**
+
+    - `path`: a name, or the directory of a checkpoint, of a stage, of a run or of a run with
+      several seeds.
+
+    **Raises:** `NotACheckpointError` where there is nothing at the path.
     """
-    directory = restoring.absolute(path)
-    if steps := restoring.numbered(directory, restoring.PREFIX):
-        whole = restoring.complete_steps(directory)
-        directory = restoring.step_directory(directory, max(whole or steps))
-    if not (directory / manifests.FILE_NAME).exists():
-        source = pretrained.open_source(path)
-        return Arrays(
+    directory = find_directory(path)
+    stages = {} if step_of(directory.name) is not None else stages_below(directory)
+    found = [step_directory(stage, step) for stage, steps in stages.items() for step in steps]
+    return found or [directory]
+
+
+def open_arrays(path: str) -> StoredArrays:
+    """Open one checkpoint: that of a path, or the newest of the one stage there.
+
+    **Raises:** `UserError` where there is none, where there are several stages, or where it cannot
+    be read.
+    """
+    found = find_checkpoints(path)
+    stages = list(dict.fromkeys(place.parent for place in found))
+    if len(stages) > 1:
+        raise UserError(f"{path} holds the checkpoints of several stages: {listed(stages)}.")
+    complete = complete_steps(stages[0])
+    if len(found) == 1 or not complete:
+        return _open_arrays(found[-1])
+    return _open_arrays(step_directory(stages[0], complete[-1]))
+
+
+def _open_arrays(directory: epath.Path) -> StoredArrays:
+    if not (directory / MANIFEST_FILE).exists():
+        stored = open_stored(directory)
+        files = stored.files if isinstance(stored, HuggingFaceCheckpoint) else []
+        return StoredArrays(
             path=directory,
-            shapes=source.shapes,
-            read=lambda paths: source.read({p: _struct(source.shapes[p]) for p in paths}),
+            kind=f"a checkpoint of the format {stored.format}, parameters only"
+            + (f", from {listed(files)}" if files else ""),
+            shapes=stored.shapes,
+            read=lambda paths: stored.read({p: _struct(stored.shapes[p]) for p in paths}),
         )
     try:
-        manifest = manifests.load(directory)
+        manifest = load_manifest(directory)
     except BrokenCheckpointError as error:
-        raise UserError(f"{directory} is damaged: {error}") from None
-    stored = {path.removeprefix(_TARGET): path for path in manifest.arrays}
-    shapes = {
-        name: jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))
-        for name, record in ((n, manifest.arrays[p]) for n, p in stored.items())
-    }
+        raise DamagedCheckpointError(f"{directory} is damaged: {error}") from None
+    names = {path.removeprefix(_TARGET): path for path in manifest.arrays}
+    shapes = {name: manifest.arrays[path].struct for name, path in names.items()}
 
     def read(paths: Sequence[str]) -> dict[str, Any]:
-        like = {stored[path]: shapes[path] for path in paths}
+        like = {names[path]: shapes[path] for path in paths}
         try:
-            found = restoring.read_verified(directory, like, manifest)
+            found = read_verified(directory, like, manifest)
         except BrokenCheckpointError as error:
-            raise UserError(f"{directory} is damaged: {error}") from None
-        return {path: found[stored[path]] for path in paths}
+            raise DamagedCheckpointError(f"{directory} is damaged: {error}") from None
+        return {path: found[names[path]] for path in paths}
 
-    return Arrays(path=directory, shapes=shapes, read=read, manifest=manifest)
+    return StoredArrays(
+        path=directory,
+        kind=f"step {manifest.step} of a stage",
+        shapes=shapes,
+        read=read,
+        manifest=manifest,
+    )
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """`ckpt show`: the checkpoints below a directory, and the arrays of one."""
-    stages = _stages(restoring.absolute(arguments.directory))
-    if len(stages) > 1 or (stages and any(len(steps) > 1 for steps in stages.values())):
-        for directory, steps in stages.items():
-            print(f"{directory}:")
-            for step in steps:
-                print(f"  {_summary(directory, step)}")
+    """List the checkpoints below a directory, or show the arrays of one: `ckpt show`."""
+    found = find_checkpoints(arguments.directory)
+    if len(found) > 1:
+        for stage in dict.fromkeys(place.parent for place in found):
+            print(f"{stage}:")
+            result = StageResult.read(stage)
+            for place in (place for place in found if place.parent == stage):
+                is_chosen = result is not None and result.step == step_of(place.name)
+                print(f"  {_summary(place)}" + ("  chosen" if is_chosen else ""))
         return 0
-    opened = open_arrays(arguments.directory)
-    print(f"{opened.path}: {_kind(opened)}")
+    opened = _open_arrays(found[0])
+    print(f"{opened.path}: {opened.kind}")
     if opened.manifest is not None:
         _show_metadata(opened.path, opened.manifest)
     params = opened.params
@@ -117,7 +182,7 @@ def show(arguments: argparse.Namespace) -> int:
     print(f"\nparameters: {_total(opened, params)}")
     _print_tree(opened, params)
     if rest:
-        print(f"\noptimiser's state: {_total(opened, rest)}" + _hint(arguments.all))
+        print(f"\noptimizer's state: {_total(opened, rest)}" + _hint(arguments.all))
         if arguments.all:
             _print_tree(opened, rest)
     return 0
@@ -127,54 +192,49 @@ def _hint(shown: bool) -> str:
     return "" if shown else " (--all lists it)"
 
 
-def _stages(directory: epath.Path) -> dict[epath.Path, list[int]]:
-    """The steps of the stages at or below a directory of a run, by stage."""
-    below = sorted(directory.iterdir()) if directory.is_dir() else []
-    places = [directory, *(place for place in below if place.is_dir())]
-    found = {place: restoring.numbered(place, restoring.PREFIX) for place in places}
-    return {place: steps for place, steps in found.items() if steps}
-
-
-def _summary(directory: epath.Path, step: int) -> str:
-    step_dir = restoring.step_directory(directory, step)
-    name = f"{restoring.PREFIX}{step}"
+def _summary(step_dir: epath.Path) -> str:
+    """Return a line on one of several checkpoints."""
     try:
-        manifest = manifests.read(step_dir)
+        manifest = read_manifest(step_dir)
     except BrokenCheckpointError as error:
-        if (step_dir / manifests.FILE_NAME).exists():
-            return f"{name}  damaged: {error}"
-        state = "unfinished" if restoring.pending_marker(directory, step).exists() else "not ours"
-        return f"{name}  {state}"
-    metrics = restoring.step_metrics(directory, step)
-    parts = [f"{name}  {_bytes(sum(manifest.files.values()))}"]
+        if (step_dir / MANIFEST_FILE).exists():
+            return f"{step_dir.name}  damaged: {error}"
+        return f"{step_dir.name}  {_state_without_manifest(step_dir)}"
+    metrics = step_metrics(step_dir.parent, manifest.step)
+    parts = [f"{step_dir.name}  {_bytes(sum(manifest.files.values()))}"]
     parts += [f"{metric} {value:.6g}" for metric, value in sorted(metrics.items())]
-    parts += ["pinned"] if (step_dir / saving.PIN_FILE).exists() else []
-    parts += ["saved on SIGTERM"] if "temporary" in manifest.metadata else []
+    parts += ["pinned"] if (step_dir / PIN_FILE).exists() else []
+    parts += ["saved on SIGTERM"] if TEMPORARY in manifest.metadata else []
     return "  ".join(parts)
 
 
-def _kind(opened: Arrays) -> str:
-    if opened.manifest is None:
-        return "a base (optimiser's state not read)"
-    return f"step {opened.manifest.step} of a stage"
+def _state_without_manifest(step_dir: epath.Path) -> str:
+    try:
+        return f"format {open_stored(step_dir).format}"
+    except UnfinishedCheckpointError:
+        return "unfinished"
+    except NotACheckpointError:
+        return "not a checkpoint"
+    except DamagedCheckpointError as error:
+        return str(error).removeprefix(f"{step_dir} is ")
 
 
 def _show_metadata(step_dir: epath.Path, manifest: Manifest) -> None:
-    told = manifest.metadata
-    for origin in told.get("origins", ()):
+    metadata = manifest.metadata
+    for origin in metadata.get("origins", ()):
         print(f"  began with {origin}")
-    if "frozen_hash" in told:
-        print(f"  content hash of what is frozen: {told['frozen_hash']}")
+    if "frozen_hash" in metadata:
+        print(f"  content hash of what is frozen: {metadata['frozen_hash']}")
     for part in ("data", "position", "rng"):
-        if part in told:
-            print(f"  {part}: {told[part]}")
-    metrics = restoring.step_metrics(step_dir.parent, manifest.step)
+        if part in metadata:
+            print(f"  {part}: {metadata[part]}")
+    metrics = step_metrics(step_dir.parent, manifest.step)
     for metric, value in sorted(metrics.items()):
         print(f"  {metric}: {value:.6g}")
     print("  saved with " + ", ".join(f"{n} {v}" for n, v in manifest.versions.items()))
 
 
-def _print_tree(opened: Arrays, paths: Sequence[str]) -> None:
+def _print_tree(opened: StoredArrays, paths: Sequence[str]) -> None:
     width = max(map(len, paths), default=0)
     for path in paths:
         leaf = opened.shapes[path]
@@ -182,17 +242,17 @@ def _print_tree(opened: Arrays, paths: Sequence[str]) -> None:
         print(f"  {path:{width}}  {leaf.dtype.name:9} {shape:20} {_bytes(_size(leaf)):>10}")
 
 
-def _total(opened: Arrays, paths: Sequence[str]) -> str:
+def _total(opened: StoredArrays, paths: Sequence[str]) -> str:
     leaves = [opened.shapes[path] for path in paths]
     numbers = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     return f"{len(leaves)} arrays, {numbers:,} numbers, {_bytes(sum(map(_size, leaves)))}"
 
 
 def diff(arguments: argparse.Namespace) -> int:
-    """`ckpt diff`: which arrays differ between two checkpoints, and how much."""
+    """Say which arrays differ between two checkpoints, and how much: `ckpt diff`."""
     old, new = open_arrays(arguments.old), open_arrays(arguments.new)
     names = [{p for p in each.shapes if re.search(arguments.match, p)} for each in (old, new)]
-    if not arguments.all:  # an optimiser's state only where both have one to compare
+    if not arguments.all:  # an optimizer's state only where both have one to compare
         names = [{p for p in each if not p.startswith("state/")} for each in names]
     only = [sorted(names[0] - names[1]), sorted(names[1] - names[0])]
     both = sorted(names[0] & names[1])
@@ -210,10 +270,10 @@ def diff(arguments: argparse.Namespace) -> int:
             step()
     counts = f"{len(both) - changed} arrays equal, {changed} differ"
     print(f"{counts}, {len(only[0])} only in the first, {len(only[1])} only in the second")
-    return 1 if changed or only[0] or only[1] else 0
+    return EXIT_DIFFERENT if changed or only[0] or only[1] else 0
 
 
-def _difference(old: Arrays, new: Arrays, path: str) -> str:
+def _difference(old: StoredArrays, new: StoredArrays, path: str) -> str:
     kinds = [f"{e.shapes[path].dtype.name}{list(e.shapes[path].shape)}" for e in (old, new)]
     if old.shapes[path].shape != new.shapes[path].shape:
         return " -> ".join(kinds)
@@ -234,62 +294,69 @@ def _difference(old: Arrays, new: Arrays, path: str) -> str:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """`ckpt verify`: read everything again and compare what can be compared."""
-    status = 0
+    """Read everything again and compare what can be compared: `ckpt verify`."""
+    found = []
     for path in arguments.directories:
-        stages = _stages(restoring.absolute(path))
-        found = [(d, step) for d, steps in stages.items() for step in steps]
-        for directory, step in found:
-            status |= _verify_step(restoring.step_directory(directory, step))
-        if not found:
-            status |= _verify_step(restoring.absolute(path))
-    return status
+        places = find_checkpoints(path)
+        if len(places) == 1 and not (places[0] / MANIFEST_FILE).exists():
+            # What is no checkpoint is said before the first one is read, which may take hours.
+            with contextlib.suppress(DamagedCheckpointError, UnfinishedCheckpointError):
+                open_stored(places[0])
+        found += places
+    return max(map(_verify, found))
 
 
-def _verify_step(step_dir: epath.Path) -> int:
+def _verify(step_dir: epath.Path) -> int:
     try:
-        own = (step_dir / manifests.FILE_NAME).exists()
-        problems, done = _verify_own(step_dir) if own else _verify_base(step_dir)
-    except UserError as error:
+        own = (step_dir / MANIFEST_FILE).exists()
+        problems, done = _verify_own(step_dir) if own else _verify_other(step_dir)
+    except UnfinishedCheckpointError as error:
+        print(f"{step_dir}: unfinished, does not count. {error}")
+        return 0
+    except NotACheckpointError as error:
+        print(f"{step_dir}: not a checkpoint. {error}")
+        return EXIT_DIFFERENT
+    except DamagedCheckpointError as error:
         problems, done = [str(error)], ""
     for problem in problems:
         print(f"{step_dir}: {problem}")
-    print(
-        f"{step_dir}: " + (f"DAMAGED ({len(problems)} problems)" if problems else f"sound, {done}")
-    )
-    return 1 if problems else 0
+    result = f"DAMAGED ({len(problems)} problems)" if problems else f"sound, {done}"
+    print(f"{step_dir}: {result}")
+    return EXIT_DIFFERENT if problems else 0
 
 
 def _verify_own(step_dir: epath.Path) -> tuple[list[str], str]:
     try:
-        manifest = manifests.load(step_dir)
+        manifest = load_manifest(step_dir)
     except BrokenCheckpointError as error:
         return [str(error)], ""
-    problems = manifests.wrong_files(step_dir, manifest.files)
+    problems = wrong_files(step_dir, manifest.files)
     with _progress(f"verifying {step_dir.name}", len(manifest.arrays)) as step:
         for path, record in manifest.arrays.items():
-            wrong = manifests.damage(step_dir / restoring.STATE, {path: record})
+            wrong = find_damage(step_dir / STATE_DIRECTORY, {path: record}, check_finite=True)
             problems += [f"{name} {problem}" for name, problem in wrong.items()]
             step()
     size = sum(manifest.files.values())
     return problems, f"{len(manifest.arrays)} arrays with their checksums, {_bytes(size)}"
 
 
-def _verify_base(step_dir: epath.Path) -> tuple[list[str], str]:
-    """A base has no checksums: every array must be readable and finite."""
-    source = pretrained.open_source(str(step_dir))
+def _verify_other(directory: epath.Path) -> tuple[list[str], str]:
+    """Other formats have no checksums: every array must be readable, and its numbers finite."""
+    stored = open_stored(directory)
     problems = []
-    with _progress(f"verifying {step_dir.name}", len(source.shapes)) as step:
-        for path, leaf in source.shapes.items():
+    with _progress(f"verifying {directory.name}", len(stored.shapes)) as step:
+        for path, leaf in stored.shapes.items():
             try:
-                array = np.asarray(source.read({path: _struct(leaf)})[path])
-                bad = int(np.sum(~np.isfinite(array.astype(np.float32))))
-                problems += [f"{path} has {bad} numbers that are not finite"] if bad else []
+                check_floating({path: leaf}, directory)
+                array = np.asarray(stored.read({path: _struct(leaf)})[path])
+                if non_finite({path: array}):
+                    count = int(np.sum(~np.isfinite(array)))
+                    problems.append(f"{path} has {count} numbers that are not finite")
             except UserError as error:
                 problems.append(f"{path}: {error}")
             step()
-    size = _bytes(sum(map(_size, source.shapes.values())))
-    return problems, f"{len(source.shapes)} arrays readable and finite, {size} (no checksums there)"
+    size = _bytes(sum(map(_size, stored.shapes.values())))
+    return problems, f"{len(stored.shapes)} arrays readable and finite, {size} (no checksums there)"
 
 
 @contextlib.contextmanager
@@ -324,8 +391,8 @@ def _bytes(size: int) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=_PROGRAM,
-        description="What a checkpoint holds, how two differ, whether one is sound: the project's "
-        "own, with their optimiser's state, and any that can be a base.",
+        description="Inspects, compares and verifies checkpoints: the project's own, with their "
+        "optimizer's state, and any other that a run can start from.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -337,8 +404,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Lists the checkpoints of a run or a stage, or shows one: where it came from, "
         "what it says of the run, and its arrays.",
     )
-    add.add_argument("directory", help="a run's, a stage's or a checkpoint's")
-    add.add_argument("--all", action="store_true", help="list the optimiser's state too")
+    add.add_argument(
+        "directory", help="of a run, a stage or a checkpoint; or a name, such as mt5_small"
+    )
+    add.add_argument("--all", action="store_true", help="list the optimizer's state too")
     add.set_defaults(run=show)
     add = actions.add_parser(
         "diff",
@@ -346,17 +415,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares two checkpoints of any formats array by array. Exit status 1 if they "
         "differ.",
     )
-    add.add_argument("old", help="a checkpoint's directory, or a stage's for its newest")
+    add.add_argument("old", help="a checkpoint's directory or name, or a stage's for its newest")
     add.add_argument("new", help="likewise")
     add.add_argument("--match", default="", help="only arrays whose path matches this pattern")
-    add.add_argument("--all", action="store_true", help="compare the optimiser's state too")
+    add.add_argument("--all", action="store_true", help="compare the optimizer's state too")
     add.set_defaults(run=diff)
     add = actions.add_parser(
         "verify",
         help="read everything again; compare checksums",
         description="Reads every array. The project's own checkpoints have a checksum for each; of "
-        "others, arrays must be readable and finite. Exit status 1 if anything is amiss.",
+        "others, arrays must be readable. All numbers must be finite. Exit status 1 if a "
+        "checkpoint is damaged, 2 if there is none.",
     )
-    add.add_argument("directories", nargs="+", help="of runs, stages or checkpoints")
+    add.add_argument("directories", nargs="+", help="of runs, stages or checkpoints; or names")
     add.set_defaults(run=verify)
     return parser

@@ -4,13 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from etils import epath
-
 from promot_t5x.checkpoints import pretrained_names
 from promot_t5x.checkpoints.conversion import conversion
 from promot_t5x.checkpoints.conversion.conversion import FORMATS, Conversion
 from promot_t5x.cli import flags
 from promot_t5x.errors import UserError
+from promot_t5x.paths import user_path
 from promot_t5x.progress import Progress
 
 _MIB = 2**20
@@ -58,7 +57,8 @@ def main(words: Sequence[str]) -> int:
     if given.source is None:
         raise UserError("name the checkpoint to convert. See `promot-t5x convert --help`.")
     if given.gin:
-        print(conversion.open_for_conversion(given.source).model_shape().macros(), end="")
+        opened = conversion.open_for_conversion(given.source, with_prompt=False)
+        print(opened.model_shape().macros(), end="")
         return 0
     if given.destination is None or given.to is None:
         raise UserError(
@@ -112,7 +112,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(given: argparse.Namespace) -> None:
-    opened = conversion.open_for_conversion(given.source)
+    opened = conversion.open_for_conversion(given.source, with_prompt=not given.remove_prompt)
     job = Conversion(
         opened=opened,
         to=given.to,
@@ -122,9 +122,15 @@ def _convert(given: argparse.Namespace) -> None:
         scanned=given.scanned,
         bias_per_layer=None if given.bias is None else given.bias == "per_layer",
         optimizer_state=given.optimizer_state,
-        tokenizer=None if given.tokenizer is None else epath.Path(given.tokenizer),
+        tokenizer=None if given.tokenizer is None else user_path(given.tokenizer, "--tokenizer"),
     )
     print(f"from {' over '.join(opened.origins)} ({opened.format}, step {opened.step})")
+    if not (opened.knows_prompt or given.remove_prompt):
+        print(
+            f"{opened.directory} was saved by an earlier version, which did not note the prompt of "
+            "its stage: no prompt comes along. `promot-t5x prompt export` writes one by itself",
+            file=sys.stderr,
+        )
     shown: list[Progress] = []
 
     def progress(done: int, total: int) -> None:

@@ -12,6 +12,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -207,10 +208,18 @@ def _check_values(command: Command, function: Callable[..., Any]) -> None:
     from promot_t5x import config
     from promot_t5x.planning.planned_runs import AnyVocabulary
 
-    values = config.arguments(
-        function, without=("partitioner",), stand_ins={"VOCABULARY": AnyVocabulary()}
-    )
-    _load(command.check)(**values)
+    stand_ins = {"VOCABULARY": AnyVocabulary()}
+    try:
+        values = config.arguments(function, without=("partitioner",), stand_ins=stand_ins)
+        _load(command.check)(**values)
+    except (AttributeError, TypeError, ValueError) as error:
+        # A value of another type than any that was thought of.
+        called = re.search(r"In call to configurable '([\w.]+)'", str(error))
+        where = f"a value of {called[1]} is wrong" if called else "a value is wrong"
+        raise UserError(
+            f"{where}: {_message(error)}. See --help and the comments of the gin files for what "
+            "each takes."
+        ) from error
 
 
 def _check_run_file(command: Command, files: Sequence[str]) -> None:

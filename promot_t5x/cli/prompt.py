@@ -1,4 +1,4 @@
-"""`promot-t5x prompt …`: what a prompt file holds, and the forms it can have.
+"""`promot-t5x prompt …`: show, export and import prompt files.
 
 A trained prompt lies far from the words that it may have started from: `show` says how far, by
 the norms of its vectors against the embedding's and the words nearest to each by cosine.
@@ -6,19 +6,22 @@ the norms of its vectors against the embedding's and the words nearest to each b
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from promot_t5x.checkpoints import pretrained, prompt_file
+from promot_t5x.checkpoints import prompt_file
 from promot_t5x.checkpoints.formats import peft
 from promot_t5x.checkpoints.formats.shape import EMBEDDING
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.cli import tasks_questions
 from promot_t5x.cli.flags import Parser, add_gin_flags, rewrite_gin_flags
+from promot_t5x.data.lazy import import_seqio
 from promot_t5x.errors import UserError
+from promot_t5x.tasks import dialects
 
 _PROGRAM = "promot-t5x prompt"
 _EXAMPLES = """\
@@ -28,19 +31,21 @@ examples:
       --gin_file=models/mt5_xl.gin
   promot-t5x prompt export /data/rte/stage_one/prompt.npz /data/rte.npy
   promot-t5x prompt export /data/rte/stage_one/prompt.npz /data/rte_adapter --peft
-  promot-t5x prompt import /data/sst2.npy /data/sst2.npz --task glue_sst2_v200"""
+  promot-t5x prompt import /data/sst2.npy /data/sst2.npz --task glue_sst2_v200
+  promot-t5x prompt import /data/sst2_adapter /data/sst2.npz --task glue_sst2_v200"""
 _ROWS = 16_384  # of the embedding, compared at one time
+_FIRST_BYTE = 3  # the id of byte 0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one action; the exit status."""
+    """Run one action; return the exit status."""
     arguments = _parser().parse_args(rewrite_gin_flags(argv))
     arguments.run(arguments)
     return 0
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """`prompt show`: where a prompt comes from, and how it lies among the words."""
+    """Show where a prompt comes from, and how it lies among the words: `prompt show`."""
     prompts, info = prompt_file.load_prompt(arguments.file)
     count, length, width = prompts.shape
     print(f"{arguments.file}: prompts {count}, length {length}, embedding {width}, float32")
@@ -67,7 +72,7 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """`prompt export`: write a prompt as other programs read it."""
+    """Write a prompt as other programs read it: `prompt export`."""
     if arguments.base and not arguments.peft:
         raise UserError("prompt export notes a --base in adapters only: add --peft.")
     prompts, info = prompt_file.load_prompt(arguments.file)
@@ -82,7 +87,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def import_(arguments: argparse.Namespace) -> None:
-    """`prompt import`: join prompts of other programs into a file that describes itself."""
+    """Join prompts of other programs into a file that describes itself: `prompt import`."""
     prompts, info = prompt_file.load_prompt(arguments.files)
     tasks = tuple(arguments.task) or info.tasks
     if len(tasks) != len(prompts):
@@ -92,10 +97,8 @@ def import_(arguments: argparse.Namespace) -> None:
         )
     if not str(arguments.to).endswith(".npz"):
         raise UserError(f"{arguments.to}: a self-describing prompt file's name ends in .npz.")
-    told = {"base_path": arguments.base} if arguments.base else {}
-    for path in prompt_file.save_prompt(
-        arguments.to, prompts, dataclasses.replace(info, tasks=tasks, **told)
-    ):
+    info = dataclasses.replace(info, tasks=tasks, base_path=arguments.base or info.base_path)
+    for path in prompt_file.save_prompt(arguments.to, prompts, info):
         print(path)
 
 
@@ -104,25 +107,28 @@ def _names(count: int) -> tuple[str, ...]:
 
 
 def _embedding(base: str, width: int) -> Float[np.ndarray, "vocab width"]:
-    only = re.escape(EMBEDDING)
-    table = pretrained.read_params(base, dtype=np.float32, only=only)["token_embedder"]["embedding"]
-    if table.shape[1] != width:
+    parameters = open_checkpoint(base)
+    shape = parameters.shapes[EMBEDDING].shape
+    if shape[1] != width:
         raise UserError(
-            f"The vectors have {width} numbers and the embeddings of {base} {table.shape[1]}: it "
-            "is not the model that they were trained with."
+            f"The vectors have {width} numbers and the embeddings of {base} {shape[1]}: it is not "
+            "the model that they were trained with."
         )
+    wanted = {EMBEDDING: jax.ShapeDtypeStruct(shape, np.float32)}
+    table: np.ndarray = parameters.read(wanted)[EMBEDDING]
     return table
 
 
 def _vocabulary(arguments: argparse.Namespace) -> Any:
-    """The vocabulary of the model that the gin files configure, if there are any."""
+    """Return the vocabulary of the model that the gin files configure, if there are any."""
     if not (arguments.gin_file or arguments.gin_bindings):
         return None
     return tasks_questions.configured_model(arguments).vocabulary
 
 
 def _norms(vectors: Float[np.ndarray, "n width"]) -> Float[np.ndarray, " n"]:
-    return np.linalg.norm(vectors, axis=-1)
+    norms: np.ndarray = np.linalg.norm(vectors, axis=-1)
+    return norms
 
 
 def _spread(values: Float[np.ndarray, " n"]) -> str:
@@ -135,7 +141,14 @@ def _spread(values: Float[np.ndarray, " n"]) -> str:
 def nearest(
     vectors: Float[np.ndarray, "length width"], table: Float[np.ndarray, "vocab width"], count: int
 ) -> tuple[Int[np.ndarray, "length k"], Float[np.ndarray, "length k"]]:
-    """The rows of a table that are nearest to each vector by cosine, and the cosines."""
+    """Return the rows of a table that are nearest to each vector by cosine, and the cosines.
+
+    **Arguments:**
+
+    - `vectors`: of a prompt.
+    - `table`: the embedding.
+    - `count`: how many rows are returned for each vector, the nearest first.
+    """
     unit = vectors / np.maximum(_norms(vectors), 1e-30)[:, None]
     cosines = np.concatenate(
         [
@@ -152,14 +165,21 @@ def _show_nearest(vectors: Any, table: Any, vocabulary: Any, count: int) -> None
     ids, cosines = nearest(vectors, table, count)
     for position, (row, near) in enumerate(zip(ids, cosines, strict=True)):
         words = [_word(vocabulary, int(id_)) for id_ in row]
-        told = "  ".join(f"{word} {cosine:.2f}" for word, cosine in zip(words, near, strict=True))
-        print(f"    {position:3}  {told}")
+        pairs = zip(words, near, strict=True)
+        print(f"    {position:3}  " + "  ".join(f"{word} {cosine:.2f}" for word, cosine in pairs))
 
 
 def _word(vocabulary: Any, id_: int) -> str:
     if vocabulary is None or id_ >= vocabulary.vocab_size:
         return f"#{id_}"
-    return repr(vocabulary.decode([id_]))
+    special = {vocabulary.pad_id: "<pad>", vocabulary.eos_id: "</s>", vocabulary.unk_id: "<unk>"}
+    if id_ in special:
+        return special[id_]
+    if text := dialects.decode(vocabulary, [id_]):
+        return repr(text)
+    if isinstance(vocabulary, import_seqio().ByteVocabulary):
+        return f"<0x{id_ - _FIRST_BYTE:02X}>"  # a part of a character
+    return f"#{id_}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -203,10 +223,10 @@ def _parser() -> argparse.ArgumentParser:
     add = actions.add_parser(
         "import",
         help="make a self-describing file of other programs' prompts",
-        description="Reads prompt files of any form (prompt-tuning's dumps have no suffix) and "
-        "joins them, in order, into one .npz.",
+        description="Reads prompts of any form (prompt-tuning's dumps have no suffix; adapters of "
+        "Hugging Face's peft are directories) and joins them, in order, into one .npz.",
     )
-    add.add_argument("files", nargs="+", help="prompt files")
+    add.add_argument("files", nargs="+", help="prompt files, or adapters of peft")
     add.add_argument("to", help="the .npz to write")
     add.add_argument("--task", action="append", default=[], help="a prompt's task; once for each")
     add.add_argument("--base", help="the checkpoint that they were trained with, for the record")

@@ -7,10 +7,9 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from etils import epath
-
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
+from promot_t5x.paths import user_path
 from promot_t5x.report import own_metrics
 
 _DESCRIPTION = """\
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
         import_task_module(flags.module)
     different = 0
-    for directory in map(epath.Path, flags.directories):
+    for directory in (user_path(word, "DIR") for word in flags.directories):
         if not directory.exists():
             raise UserError(f"There is no {directory}.")
         found = list(records.find(directory))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from promot_t5x.cli.flags import Parser, add_gin_flags, add_tfds_flag, rewrite_gin_flags
 from promot_t5x.errors import did_you_mean
+from promot_t5x.paths import user_path
 
 _PROGRAM = "promot-t5x tasks"
 _EXAMPLES = """\
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(rewrite_gin_flags(argv))
     if getattr(arguments, "tfds_data_dir", None):
         # tensorflow-datasets reads it when it is imported.
-        os.environ["TFDS_DATA_DIR"] = arguments.tfds_data_dir
+        os.environ["TFDS_DATA_DIR"] = str(user_path(arguments.tfds_data_dir, "--tfds_data_dir"))
     module, _, name = arguments.run.partition(":")
     status: int = getattr(importlib.import_module(module), name)(arguments)
     return status
@@ -91,7 +92,7 @@ def _action(
     parser = actions.add_parser(
         name, help=help, description=f"{help[0].upper()}{help[1:]}. {more}", allow_abbrev=False
     )
-    parser.set_defaults(run=f"promot_t5x.{run}")
+    parser.set_defaults(run=f"promot_t5x.cli.{run}")
     return parser
 
 
@@ -99,7 +100,7 @@ def _add_list(actions: "argparse._SubParsersAction[Parser]") -> None:
     parser = _action(
         actions,
         "list",
-        "task_list:list_tasks",
+        "tasks:list_tasks",
         "names and descriptions",
         "Reads no data. Exit status 1 if no name matches.",
     )
@@ -111,7 +112,7 @@ def _add_show(actions: "argparse._SubParsersAction[Parser]") -> None:
     parser = _action(
         actions,
         "show",
-        "task_show:show",
+        "tasks_show:show",
         "examples exactly as a model is asked them",
         "With a model's gin file they are in its dialect and counted in its tokens.",
     )
@@ -123,7 +124,7 @@ def _add_stats(actions: "argparse._SubParsersAction[Parser]") -> None:
     parser = _action(
         actions,
         "stats",
-        "task_stats:stats",
+        "tasks_stats:stats",
         "lengths of questions and answers, and the balance of labels",
         "In the tokens of the model whose gin file is given, otherwise in words.",
     )
@@ -147,12 +148,18 @@ def _add_check(actions: "argparse._SubParsersAction[Parser]") -> None:
     parser = _action(
         actions,
         "check",
-        "task_check:check",
-        "a module of your own tasks, before it costs a run",
+        "tasks_check:check",
+        "a task, or a module of your own tasks, before it costs a run",
         "Splits exist and can be read, ids are unique, labels match, the right answers get the top "
         "score and empty ones do not. Exit status 1 with a list of problems, 0 with a summary.",
     )
-    parser.add_argument("module", help="a dotted name or a path to a .py file")
+    parser.add_argument(
+        "subject",
+        metavar="NAME_OR_MODULE",
+        help="a task, a mixture, or a module whose tasks are all checked: a dotted name or a path "
+        "to a .py file",
+    )
+    _add_module(parser)
     parser.add_argument(
         "--n", type=_count, default=1000, help="examples of each split to read (default 1000)"
     )
@@ -164,7 +171,7 @@ def _add_prepare(actions: "argparse._SubParsersAction[Parser]") -> None:
     parser = _action(
         actions,
         "prepare",
-        "task_prepare:prepare",
+        "tasks_prepare:prepare",
         "download and prepare the data sets that tasks and mixtures read",
         "The only command that downloads. What is prepared already is left alone; interrupted, the "
         "same command goes on with what is missing.",

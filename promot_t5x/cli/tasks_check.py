@@ -6,6 +6,7 @@ must get the top score, and empty answers must not.
 
 import argparse
 import collections
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +15,17 @@ from typing import Any
 from promot_t5x import quiet
 from promot_t5x.cli.tasks_questions import (
     Asking,
-    answer_of,
     asking,
     default_split,
     spoken_answer_of,
 )
 from promot_t5x.data import sources
 from promot_t5x.data.lazy import import_seqio
-from promot_t5x.data.questions import Question
+from promot_t5x.data.questions import Question, answer_text
 from promot_t5x.errors import UserError, listed
-from promot_t5x.tasks import registry
+from promot_t5x.evaluation.target_checks import check_targets
+from promot_t5x.tasks import normal_form, registry
+from promot_t5x.tasks.metrics import numbers
 from promot_t5x.tasks.templates import Choice
 
 # What the project's own metrics report about the answers besides how good they are.
@@ -31,12 +33,14 @@ _BEST_AT_ZERO = ("rouge_blank_targets",)
 _SHOTS = re.compile(r"_\d+shot$")
 _ROWS_WITH_SHOTS = 3
 _NAMED = 3
+# The share of answers that may be longer than output_length before that is a problem.
+_TOLERATED = 0.01
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Print a summary and return 0, or the list of problems and return 1."""
     how = asking(arguments)
-    names = _registered_by(arguments.module)
+    names = _names(arguments.subject, arguments.module)
     problems, facts = [], []
     for name in names:
         report = _Report()
@@ -48,9 +52,9 @@ def check(arguments: argparse.Namespace) -> int:
         problems.append("it registers no task: call `register(...)` when the module is imported")
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
-        print(f"{arguments.module}: {count}", *problems, sep="\n- ")
+        print(f"{arguments.subject}: {count}", *problems, sep="\n- ")
         return 1
-    print(f"{arguments.module}: no problems", *facts, sep="\n")
+    print(f"{arguments.subject}: no problems", *facts, sep="\n")
     return 0
 
 
@@ -69,6 +73,20 @@ class _Report:
         except Exception as error:
             self.problems.append(f"{said}: {type(error).__name__}: {_first_line(error)}")
         return None
+
+
+def _names(subject: str, module: str | None) -> list[str]:
+    """Return the tasks behind a name, or those that a module registers."""
+    if module:
+        sources.import_task_module(module)
+    if subject.endswith(".py") or subject not in set(_known_names()):
+        return _registered_by(subject)
+    return list(registry.get_mixture(subject).rates) if registry.is_mixture(subject) else [subject]
+
+
+def _known_names() -> Iterator[str]:
+    seqio = import_seqio()
+    yield from (*registry.names(), *seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names())
 
 
 def _registered_by(module: str) -> list[str]:
@@ -104,10 +122,14 @@ def _check_task(how: Asking, name: str, limit: int, report: _Report) -> None:
     if definition is not None:
         _check_labels(definition, read, limit, report)
         _check_output_length(how, definition, read, report)
+    for split, questions in read.items():
+        # Rows that are only trained on need nothing to be compared with.
+        if split in (task.scored_split, default_split(task)):
+            report.call("", functools.partial(check_targets, task, split, questions))
     splits = [default_split(task), *task.splits]
     scored = next((read[split] for split in splits if read[split]), None)
     if scored is not None:
-        _check_scores(task, definition, scored, report)
+        _check_scores(how, task, scored, report)
     if definition is not None and all(read.values()):
         _check_shots(how, definition, report)
 
@@ -128,11 +150,11 @@ def _check_rows(split: str, questions: Sequence[Question], report: _Report) -> N
         report.problems.append(f"ids of {split!r} are not unique: {listed(again, _NAMED)}")
     for said, blank in (
         ("question", [q.id for q in questions if not q.text.strip()]),
-        ("answer", [q.id for q in questions if not answer_of(q).strip()]),
+        ("answer", [q.id for q in questions if not answer_text(q).strip()]),
     ):
         if blank:
-            ids = listed(blank, _NAMED)
-            report.problems.append(f"{split!r} has rows with an empty {said}: ids {ids}")
+            named = listed(blank, _NAMED)
+            report.problems.append(f"{split!r} has rows with an empty {said}: ids {named}")
 
 
 def _check_labels(
@@ -142,7 +164,7 @@ def _check_labels(
     if not isinstance(answer, Choice):
         return
     for split, questions in read.items():
-        seen = {answer_of(question) for question in questions}
+        seen = {answer_text(question) for question in questions}
         missing = [word for word in answer.words if word not in seen]
         # Of a split that was not read to its end, some classes may stand in the rest.
         if questions and missing and len(questions) < limit:
@@ -157,14 +179,21 @@ def _check_labels(
 def _check_output_length(
     how: Asking, definition: registry.TaskDef, read: dict[str, list[Question]], report: _Report
 ) -> None:
-    if how.unit != "tokens":
+    limit = definition.output_length
+    if how.unit != "tokens" or limit is None:
         return
-    longest = max((len(q.example["targets"]) for qs in read.values() for q in qs), default=0)
-    if longest > definition.output_length:
+    lengths = [len(q.example["targets"]) for questions in read.values() for q in questions]
+    beyond = sum(length > limit for length in lengths)
+    if not beyond:
+        return
+    share = f"{beyond:,} of {len(lengths):,} answers ({beyond / len(lengths):.1%})"
+    if beyond > _TOLERATED * len(lengths):
         report.problems.append(
-            f"its longest answer has {longest} tokens, but output_length is only "
-            f"{definition.output_length}: such answers cannot be given"
+            f"its longest answer has {max(lengths)} tokens, but output_length is only {limit}, "
+            f"which cuts {share} short"
         )
+    else:
+        report.facts.append(f"output_length {limit} cuts {share} short")
 
 
 def _check_shots(how: Asking, definition: registry.TaskDef, report: _Report) -> None:
@@ -180,33 +209,51 @@ def _check_shots(how: Asking, definition: registry.TaskDef, report: _Report) -> 
     report.call("with one demonstration it cannot be read", shown)
 
 
-def _check_scores(
-    task: Any, definition: Any, questions: Sequence[Question], report: _Report
-) -> None:
+def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report: _Report) -> None:
+    definition = task.definition
     process = task.task.postprocess_fn
     metrics = task.task.predict_metric_fns
     if not metrics:
         report.problems.append("it has no metric functions over predictions, so no score")
         return
 
-    def scored(said: Callable[[Question], str]) -> dict[str, float]:
-        targets = [process(q.answer, example=q.example, is_target=True) for q in questions]
-        given = [process(said(q), example=q.example, is_target=False) for q in questions]
-        values: dict[str, float] = {}
-        for metric in metrics:
-            values |= {key: float(value) for key, value in metric(targets, given).items()}
-        return values
+    targets = report.call(
+        "its right answers cannot be read",
+        lambda: [process(q.answer, example=q.example, is_target=True) for q in questions],
+    )
+    if targets is None:
+        return
 
-    right = report.call("scoring its own answers fails", lambda: scored(spoken_answer_of))
+    def values(predictions: Sequence[Any]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for metric in metrics:
+            found |= numbers(metric(targets, predictions))[0]
+        return found
+
+    def scored(said: Callable[[Question], str]) -> dict[str, float]:
+        return values([process(said(q), example=q.example, is_target=False) for q in questions])
+
+    def written(question: Question) -> str:
+        return how.dialect.target(normal_form.normal_form(how.vocabulary, answer_text(question)))
+
+    compares_forms = definition is not None and definition.normal_form
+    right_answer = written if compares_forms else spoken_answer_of
+    right = report.call("scoring its own answers fails", lambda: scored(right_answer))
     empty = report.call("scoring empty answers fails", lambda: scored(lambda _: ""))
     if right is None or empty is None:
+        return
+    if not right:
+        report.problems.append("its metrics return no number, so it has no score")
         return
     primary = next(iter(right))
     report.facts.append(
         f"{primary} {right[primary]:g} for its own answers, {empty[primary]:g} for empty ones"
     )
+    _check_writing(how, questions, lambda: scored(written)[primary], right[primary], report)
     if definition is not None:
-        _check_percentages(right, empty, report)
+        # Not all metrics give a right answer 100: ROUGE-2 of a single word is 0.
+        best = values([target[0] if isinstance(target, list) else target for target in targets])
+        _check_percentages(right, best, empty, report)
     elif not (math.isfinite(right[primary]) and right[primary] > empty[primary]):
         report.problems.append(
             f"its own answers score {primary} {right[primary]:g}, no better than empty ones "
@@ -214,15 +261,42 @@ def _check_scores(
         )
 
 
-def _check_percentages(right: dict[str, float], empty: dict[str, float], report: _Report) -> None:
+def _check_writing(
+    how: Asking,
+    questions: Sequence[Question],
+    score: Callable[[], float],
+    right: float,
+    report: _Report,
+) -> None:
+    """Say which right answers the vocabulary cannot write; a problem where that costs points."""
+    found = normal_form.described(how.vocabulary, [answer_text(each) for each in questions])
+    if found is None:
+        return
+    score_of_forms = score()
+    if score_of_forms < right:
+        report.problems.append(
+            f"{found[1]}: a model without a fault would score {score_of_forms:g}. Change these "
+            "answers with a preprocessor, set normal_form=True, or take another vocabulary"
+        )
+    else:
+        report.facts.append(found[1])
+
+
+def _check_percentages(
+    right: dict[str, float], best: dict[str, float], empty: dict[str, float], report: _Report
+) -> None:
+    primary = next(iter(right))
     for key, value in right.items():
-        best = 0.0 if key in _BEST_AT_ZERO else 100.0
-        if value != best:
+        top = 0.0 if key in _BEST_AT_ZERO else 100.0
+        if value == top:
+            continue
+        if value != best[key] or (key == primary and best[key] == 0.0):
             report.problems.append(
-                f"its own answers score {key} {value:g} instead of {best:g}: does postprocess "
+                f"its own answers score {key} {value:g} instead of {top:g}: does postprocess "
                 "change them, or does the metric compare them with something else?"
             )
-    primary = next(iter(right))
+        else:
+            report.facts.append(f"{key} of these answers is {value:g} at best")
     if empty[primary] != 0.0:
         report.problems.append(f"empty answers score {primary} {empty[primary]:g} instead of 0")
 

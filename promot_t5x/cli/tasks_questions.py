@@ -87,15 +87,10 @@ def asking(arguments: argparse.Namespace) -> Asking:
 
 
 def default_split(task: Any) -> str:
-    """The split that is scored when none is named, or else the first of test and train it has."""
+    """Return the split that is scored when none is named, or else the first of test and train."""
     order = (task.scored_split, "test", "train", *task.splits)
-    return next(split for split in order if split in task.splits)
-
-
-def answer_of(question: Question) -> str:
-    """The right answer's text, without what the dialect puts around it."""
-    value = question.example.get("answer", question.answer)
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    chosen: str = next(split for split in order if split in task.splits)
+    return chosen
 
 
 def spoken_answer_of(question: Question) -> str:
@@ -115,7 +110,7 @@ def _seqio_vocabulary(name: str) -> Any:
 
 def configured_model(arguments: argparse.Namespace) -> Any:
     """The model that the gin flags configure."""
-    # gin files may name modules of the user's, as for the other verbs.
+    # gin files may name modules of the user's, as for the other commands.
     if "" not in sys.path:
         sys.path.append("")
     with quiet.imports():

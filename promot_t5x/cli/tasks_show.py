@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from promot_t5x.cli.tasks_questions import Asking, asking, default_split, spoken_answer_of
-from promot_t5x.data.questions import Question
-from promot_t5x.tasks import dialects
+from promot_t5x.data.questions import Question, answer_text
+from promot_t5x.tasks import dialects, normal_form
 
 _RULE = 80
 
@@ -43,6 +43,9 @@ def _page(how: Asking, task: Any, number: int, question: Question) -> str:
         f"target, {how.length(question.example['targets'], target)} {how.unit}:",
         target,
     ]
+    answer = answer_text(question)
+    if (form := normal_form.normal_form(how.vocabulary, answer)) != answer.strip():
+        parts.append(f"\nwhich the vocabulary can only write as:\n{form}")
     reference = task.task.postprocess_fn(question.answer, example=question.example, is_target=True)
     if str(reference) != target:
         parts.append(f"\nscored against: {reference!r}")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from promot_t5x.cli.tasks_questions import Asking, answer_of, asking, default_split
-from promot_t5x.data.questions import Question
+from promot_t5x.cli.tasks_questions import Asking, asking, default_split
+from promot_t5x.data.questions import Question, answer_text
+from promot_t5x.tasks import normal_form
 
 _PERCENTILES = (50, 90, 95, 99)
 # Answers are labels where there are few of them and each comes back often.
@@ -50,12 +51,19 @@ def _table(
         count = sum(int(question.example.get(key, 0)) > 0 for question in questions)
         if count:
             lines.append(f"questions {said}: {count} ({count / len(asked):.1%})")
+    found = normal_form.described(how.vocabulary, [answer_text(each) for each in questions])
+    if found is not None:
+        lines.append(found[1])
+    limit = None if task.definition is None else task.definition.output_length
+    if limit is not None and how.unit == "tokens":
+        count = int((answered > limit).sum())
+        lines.append(f"answers over output_length {limit}: {count} ({count / len(answered):.1%})")
     return "\n".join([*lines, _balance(questions), ""])
 
 
 def _lengths(how: Asking, questions: Sequence[Question]) -> tuple[list[int], list[int]]:
     asked = [how.length(question.inputs, question.text) for question in questions]
-    answered = [how.length(q.example["targets"], answer_of(q)) for q in questions]
+    answered = [how.length(q.example["targets"], answer_text(q)) for q in questions]
     return asked, answered
 
 
@@ -65,7 +73,7 @@ def _row(lengths: Int64[np.ndarray, " examples"]) -> str:
 
 
 def _balance(questions: Sequence[Question]) -> str:
-    counts = collections.Counter(answer_of(question) for question in questions)
+    counts = collections.Counter(answer_text(question) for question in questions)
     if len(counts) > _MOST_LABELS or len(counts) * _REPEATS > len(questions):
         return f"different answers: {len(counts):,}"
     shares = (f"{label!r} {n} ({n / len(questions):.1%})" for label, n in counts.most_common())

@@ -1,7 +1,8 @@
 """What the comments of a gin file say about its macros, for messages and for the documentation.
 
-A macro's meaning is the comment that ends its line, or the lines of comment right above it; a blank
-line parts a macro from a comment that introduces a group.
+A macro's meaning is the comment that ends its line, with the indented comments that continue it, or
+the lines of comment right above it; a blank line parts a macro from a comment that introduces a
+group.
 """
 
 import io
@@ -51,7 +52,12 @@ def read(path: Path) -> list[MacroComment]:
         while row in comments and lines[row - 1].startswith("#"):
             above.insert(0, comments[row])
             row -= 1
-        meaning = " ".join([*above, *([comments[number]] if number in comments else [])])
+        behind = []
+        row = number
+        while row in comments and (row == number or lines[row - 1].startswith(" ")):
+            behind.append(comments[row])
+            row += 1
+        meaning = " ".join([*above, *behind])
         found.append(MacroComment(name=name, default=values[name], meaning=meaning))
     return found
 

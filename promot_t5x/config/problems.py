@@ -63,7 +63,10 @@ def _overridden(
         earlier = [
             each
             for each in definitions
-            if each.key == later.key and each.time < later.time and _is_over(later, each)
+            if each.key == later.key
+            and each.time < later.time
+            and (by_default or not each.shipped)
+            and _is_over(later, each)
         ]
         if earlier and repr(earlier[-1].value) != repr(later.value):
             pair = earlier[-1].named, later.named

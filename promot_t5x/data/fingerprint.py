@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from promot_t5x.data import slices
+
 # An environment may see the packages of another one, too (system packages, a .pth file).
 _LIBRARIES = tuple(
     os.path.realpath(path) + os.sep
@@ -80,6 +82,7 @@ def task_definition(task: Any, split: str, lengths: Mapping[str, int] | None) ->
 
 def source_definition(source: Any, split: str) -> Any:
     """What can be known of where a split's raw examples come from."""
+    split = slices.parse(split).name
     definition = {
         "source": source,
         "examples": _or_none(source.num_input_examples, split),

@@ -62,6 +62,11 @@ def read_questions(
     return questions
 
 
+def answer_text(question: Question) -> str:
+    """Return the right answer's text, without what the dialect puts around it."""
+    return _text(question.example.get("answer", question.answer))
+
+
 def trim(
     ids: Int32[np.ndarray, " length"], room: int, eos_id: int | None
 ) -> Int32[np.ndarray, " trimmed"]:

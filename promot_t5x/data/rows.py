@@ -51,8 +51,10 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
     **Raises:** `UserError` where the rows cannot be read.
     """
     # Each imports the libraries that it reads with.
-    from promot_t5x.data import line_rows, tfds_rows
+    from promot_t5x.data import line_rows, slices, tfds_rows
 
+    if not slices.parse(split).is_whole:
+        return None
     found: Rows | None = line_rows.open_rows(source, split, cache_dir)
     return found or tfds_rows.open_rows(source, split, cache_dir)
 

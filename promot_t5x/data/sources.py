@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from promot_t5x.data import prepared
+from promot_t5x.data import prepared, slices, vocabularies
 from promot_t5x.data.fingerprint import vocabulary_identity
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio
 from promot_t5x.errors import UserError, did_you_mean, listed
@@ -50,23 +50,27 @@ class BoundTask:
     definition: Any = None
 
     def check_split(self, split: str) -> None:
-        """Raise `UserError` unless the task has a split of that name."""
-        if split not in self.splits:
+        """Raise `UserError` unless this is one of the task's splits, or a slice of one."""
+        name = slices.parse(split).name
+        if name not in self.splits:
             raise UserError(
                 f"Task {self.name!r} has no split {split!r}; it has "
                 f"{', '.join(repr(name) for name in self.splits)}."
-                f"{did_you_mean(split, self.splits)}"
+                f"{did_you_mean(name, self.splits)}"
             )
         if self.task is not None:
-            prepared.check(self.name, self.task.source, split)
+            prepared.check(self.name, self.task.source, name)
 
     def num_input_examples(self, split: str) -> int | None:
         """Raw examples of the split before preprocessing, or None if the source cannot tell."""
         try:
-            count = self.task.num_input_examples(split)
+            count = self.task.num_input_examples(slices.parse(split).name)
         except (KeyError, ValueError):
             return None
-        return int(count) if count and math.isfinite(count) else None
+        if not count or not math.isfinite(count):
+            return None
+        start, stop = slices.parse(split).bounds(int(count))
+        return stop - start
 
 
 def resolve_tasks(
@@ -97,6 +101,7 @@ def resolve_tasks(
     """
     if module:
         import_task_module(module)
+    vocabularies.check(vocabulary)
     members = _rated(list(_members(name, vocabulary, dialect, task_format)), name, rates or {})
     for member in members:
         _check_rate(member, name)
@@ -243,7 +248,20 @@ def _mixture_members(mixture: Any) -> Iterator[_Member]:
         task = tasks[name]
         # SeqIO's own arithmetic: a nested mixture's rate is divided among its tasks, and the
         # rates of a task that is reached on several ways are added.
-        yield _Member(task, float(mixture.get_rate(task)), _splits(task))
+        yield _Member(task, _rate(mixture, task), _splits(task))
+
+
+def _rate(mixture: Any, task: Any) -> float:
+    # A rate may be any function of the user's; SeqIO's own ask the source how many examples it has.
+    try:
+        return float(mixture.get_rate(task))
+    except Exception as error:
+        raise UserError(
+            f"The rate of task {task.name!r} in mixture {mixture.name!r} cannot be computed: "
+            f"{type(error).__name__}: {error}. A rate by size needs a source that says how many "
+            "examples each split has (num_input_examples of the source), or give the rate as a "
+            "number, there or in RATES."
+        ) from error
 
 
 def _leaf_names(mixture: Any, tasks: dict[str, Any]) -> Iterator[str]:

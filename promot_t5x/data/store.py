@@ -109,7 +109,7 @@ def open_store(
             "are mapped into memory: give a path on this host's disk."
         )
     definition = task_definition(bound.task, split, lengths)
-    folder = Path(cache_dir) / f"{_file_name(bound.name)}-{split}-{digest(definition)}"
+    folder = Path(cache_dir) / f"{_file_name(f'{bound.name}-{split}')}-{digest(definition)}"
     store = example_store.load(folder)
     if store is not None:
         return store

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from promot_t5x.data import slices
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio, import_tensorflow
 from promot_t5x.data.ragged import FEATURES, Ragged
 from promot_t5x.data.rows import Rows, type_of_columns
 from promot_t5x.errors import UserError
+from promot_t5x.tasks import pipeline_errors
 from promot_t5x.tasks.encoding import RENDERED, EncodeWhole
 
 # Counts that the project's tasks give with each example of what its prompt lost, and how an
@@ -128,15 +130,17 @@ def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
 
 def unreadable(task: Any, split: str, error: Exception) -> UserError:
     """The error for a split that its source, or the task's preprocessors, cannot read."""
+    if (message := pipeline_errors.stated(error)) is not None:
+        return UserError(f"Task {task.name!r}, split {split!r}: {message}.")
     return UserError(
         f"The examples of task {task.name!r}, split {split!r}, cannot be read: "
-        f"{type(error).__name__}: {error}. {PREPARE_TFDS}"
+        f"{pipeline_errors.described(error)}. {PREPARE_TFDS}"
     )
 
 
 def _opened(task: Any, split: str) -> Any:
     try:
-        return task.source.get_dataset(split=split, shuffle=False)
+        return slices.open_rows(task.source, split)
     except UserError:
         raise
     # Sources fail here in their own ways: a data set not prepared, no network, a missing file.

@@ -14,6 +14,7 @@ from promot_t5x.data.questions import Question, read_questions, trim
 from promot_t5x.data.tokenise import LOSSES
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
+from promot_t5x.evaluation import target_checks
 from promot_t5x.evaluation.answering import EncodedQuestion
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -32,7 +33,8 @@ class TaskQuestions:
     - `task`, `split`: whose they are.
     - `questions`: with all that scoring needs, in the order of the data.
     - `encoded`: the same questions as the model gets them.
-    - `truncation_counts`: how many lost what, and how many rows of the data make no question.
+    - `truncation_counts`: how many lost what, how many rows of the data make no question, and how
+      many right answers no model could give.
     """
 
     task: sources.BoundTask
@@ -60,6 +62,7 @@ class QuestionSet:
         self, model: EncoderDecoderModel, config: EvalConfig, prompt_index: int | None = None
     ):
         self._model, self._config, self._prompt_index = model, config, prompt_index
+        self._measured_lengths: dict[str, int] = {}
         prompts, prompt_length, _ = model.prompt_shape
         lengths = config.task_feature_lengths
         self._text_budget = lengths["inputs"] - prompt_length
@@ -71,6 +74,7 @@ class QuestionSet:
         self.tasks = self._resolve()
         for task in self.tasks:
             task.check_split(self.split(task))
+            target_checks.check_metrics(task)
         if prompts and prompt_index is None and prompts != len(self.tasks):
             raise UserError(
                 f"{config.name!r} has {len(self.tasks)} tasks but NUM_PROMPTS = "
@@ -97,8 +101,14 @@ class QuestionSet:
                 f"Task {task.name!r} does not say how long its answers are: set "
                 "TASK_FEATURE_LENGTHS['targets']."
             )
-        length: int = task.definition.output_length
-        return length
+        length: int | None = task.definition.output_length
+        if length is not None:
+            return length
+        if task.name not in self._measured_lengths:
+            self._measured_lengths[task.name] = target_checks.measured_length(
+                task, self.split(task), self._text_budget
+            )
+        return self._measured_lengths[task.name]
 
     @functools.cached_property
     def by_task(self) -> list[TaskQuestions]:
@@ -141,7 +151,10 @@ class QuestionSet:
             room=self._text_budget,
             answer_length=self.answer_length(task),
         )
-        counts = self._truncation_counts(task, questions)
+        target_checks.check_targets(task, self.split(task), questions)
+        counts = self._truncation_counts(task, questions) | target_checks.out_of_reach(
+            task, questions, self._model.vocabulary, self.answer_length(task)
+        )
         if any(counts.values()) and processes.leads():
             said = ", ".join(f"{what}: {count:,}" for what, count in counts.items() if count)
             print(f"{task.name}: {len(questions):,} questions ({said})", flush=True)

@@ -39,6 +39,7 @@ class TaskResult:
     **Attributes:**
 
     - `split`: the split that was scored.
+    - `other_values`: what the metrics return that is no number (texts, histograms).
     - `metric_specs`: what `tasks.metrics.from_spec` makes each metric of again.
     - `counts`: the examples whose prompt lost something, by what it was, and the answers that are
       none of the task's labels.
@@ -50,6 +51,7 @@ class TaskResult:
     task: str
     split: str = ""
     metrics: dict[str, float]
+    other_values: dict[str, Any] = dataclasses.field(default_factory=dict)
     metric_specs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     records: list[dict[str, Any]]
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -189,6 +191,18 @@ def forget_after(directory: epath.Path, step: int) -> None:
                 path.unlink()
 
 
+def remove_from(directory: epath.Path, step: int) -> None:
+    """Remove all that evaluations of a step and of later ones left, as if they had not been."""
+    if not (folder := directory / DIRECTORY).exists():
+        return
+    for path in folder.iterdir():
+        match = _SUMMARY.fullmatch(path.name.removesuffix("l"))
+        if match and int(match["step"]) >= step:
+            path.unlink()
+        elif path.name.endswith("-metrics.jsonl"):
+            keep_until(path, step - 1)
+
+
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
     for path in directory.iterdir():
         if not path.is_dir():
@@ -222,6 +236,7 @@ def write(run: EvalRun, results: Sequence[TaskResult], **provenance: Any) -> Non
             "selection_split": run.selection_split.get(result.task),
             "primary": result.primary,
             "metrics": result.metrics,
+            "other_values": result.other_values,
             "metric_specs": result.metric_specs,
             "signatures": result.signatures,
             "examples": len(result.records),
@@ -249,9 +264,10 @@ def example_scores(
 def _alone(metric: AnyMetric, target: Any, prediction: Any) -> float | None:
     # A user's metric may need more than one example, and fails then in its own way.
     try:
-        score = float(next(iter(metric([target], [prediction]).values())))
+        scores, _ = task_metrics.numbers(metric([target], [prediction]))
     except Exception:
         return None
+    score = next(iter(scores.values()), math.nan)
     return score if math.isfinite(score) else None
 
 
@@ -267,5 +283,5 @@ def recomputed(
     scores: dict[str, float] = {}
     for spec in summary["metric_specs"]:
         metric = task_metrics.from_spec(spec)
-        scores |= {name: float(value) for name, value in metric(targets, predictions).items()}
+        scores |= task_metrics.numbers(metric(targets, predictions))[0]
     return scores

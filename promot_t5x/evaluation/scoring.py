@@ -84,9 +84,12 @@ def score_answers(
     if metrics:
         scores = records.example_scores(metrics[0], targets, predictions)
     values: dict[str, float] = {}
+    other_values: dict[str, Any] = {}
     signatures: dict[str, str] = {}
     for metric in metrics:
-        values |= {name: float(value) for name, value in metric(targets, predictions).items()}
+        numbers, others = task_metrics.numbers(metric(targets, predictions))
+        values |= numbers
+        other_values |= others
         if hasattr(metric, "signatures"):
             signatures |= metric.signatures(targets)
     counts = dict(asked.truncation_counts)
@@ -96,6 +99,7 @@ def score_answers(
         task=task.name,
         split=asked.split,
         metrics=values,
+        other_values=other_values,
         metric_specs=[task_metrics.spec(metric) for metric in metrics],
         records=[
             each.record(task.name, score) for each, score in zip(answered, scores, strict=True)

@@ -97,7 +97,7 @@ class Program:
 
 
 def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> Run:
-    """Read a run's gin files as its verb would. **Raises** `UserError` as the verb would."""
+    """Read a run's gin files as its command would. **Raises** `UserError` as the command would."""
     config.configured(AnyVocabulary)
     for root in ROOTS:
         config.configured(root)
@@ -107,7 +107,7 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
         names = ", ".join(f"{root.__module__.split('.')[-1]}.{root.__name__}" for root in ROOTS)
         raise UserError(
             f"the configuration binds {len(bound)} of {names}: give the model's and the run's "
-            "files of one run, as for its own verb."
+            "files of one run, as for its own command."
         )
     config.check(bound)
     given: Any = gin.get_bindings(bound[0])
@@ -284,7 +284,13 @@ def answer_length(questions: EvalConfig) -> int:
         for name in questions.names
         for task in (registry.get_mixture(name).rates if registry.is_mixture(name) else [name])
     ]
-    return max(registry.get_task(task).output_length for task in tasks)
+    known = {task: registry.get_task(task).output_length for task in tasks}
+    if measured := [task for task, length in known.items() if length is None]:
+        raise UserError(
+            f"Task {measured[0]!r} takes the length of its answers from its data, which are not "
+            "read here: set TASK_FEATURE_LENGTHS['targets']."
+        )
+    return max(length for length in known.values() if length is not None)
 
 
 def bytes_a_chip(tree: Any) -> int:

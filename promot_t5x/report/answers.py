@@ -151,10 +151,10 @@ class TaskAnswers:
     @property
     def right(self) -> Bool[np.ndarray, " examples"] | None:
         """Whether each example is right, where the primary score counts just that."""
-        if self.is_mean and np.isin(self.example_scores, (0.0, 100.0)).all():
-            right: np.ndarray = np.equal(self.example_scores, 100.0)
-            return right
-        return None
+        if not self.is_mean or not np.isin(self.example_scores, (0.0, 100.0)).all():
+            return None
+        right: np.ndarray = self.example_scores == 100.0
+        return right
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from promot_t5x.files import write_atomically
+from promot_t5x.paths import make_directory, user_path
 from promot_t5x.report import comparison, curves, page, runs, sections, style, table
 
 
@@ -43,8 +44,8 @@ def write(
     """
     rows = [run for row in made.rows for run in row.runs]
     read = curves.read(words, rows)
-    directory = epath.Path(output)
-    (directory / "figures").mkdir(parents=True, exist_ok=True)
+    directory = user_path(output, "--output")
+    make_directory(directory / "figures", "--output")
     for name, (figure, _) in sections.drawn(made, read).items():
         write_atomically(directory / "figures" / f"{name}.svg", style.svg(figure))
         (directory / "figures" / f"{name}.png").write_bytes(style.png(figure))

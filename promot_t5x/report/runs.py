@@ -13,12 +13,13 @@ from etils import epath
 
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
+from promot_t5x.paths import user_path
 from promot_t5x.report import answers, selection
 from promot_t5x.report.answers import TaskAnswers
 from promot_t5x.report.rows import FILE, ReportRow
-from promot_t5x.report.selection import STAGE, Selection
+from promot_t5x.report.selection import Selection
 
-COMPARISON, SUITE = "comparison", "suite_eval"
+COMPARISON, STAGE, SUITE = "comparison", "stage.json", "suite_eval"
 ALIGNMENT = "gradient_alignment.jsonl"
 
 
@@ -99,7 +100,7 @@ class _Place:
 
 def path_of(word: str) -> epath.Path:
     """Return the path of a word that may be `LABEL=PATH`."""
-    return epath.Path(_label_and_path(word)[1]).expanduser()
+    return user_path(_label_and_path(word)[1], "a run's directory")
 
 
 def _label_and_path(word: str) -> tuple[str | None, str]:

@@ -67,12 +67,12 @@ def terminal(comparison: RunComparison, width: int | None = None) -> str:
 
     - `width`: columns that do not fit go into a second block, and so on.
     """
-    heads = ["", "", *(line for row in comparison.rows for line in (row.label, seeds(row)))]
+    heads = ["", "", "", *(line for row in comparison.rows for line in (row.label, seeds(row)))]
     first = max(map(len, heads))
     blocks: list[list[list[str]]] = [[]]
     left = width or math.inf
     for column in comparison.columns:
-        lines = [column.title, about(column)]
+        lines = [column.title, score_name(column), column.split]
         for row in comparison.rows:
             lines += [value(row, column), interval(row.cells.get(column), column)]
         wide = max(map(len, lines))
@@ -222,7 +222,8 @@ def legend(comparison: RunComparison) -> list[str]:
 def _selected(comparison: RunComparison) -> list[str]:
     """Return the sentence about scores whose questions chose the checkpoint, if there are any."""
     told = [
-        f"{row.label}, {column.title}: {signed_number(optimism)}"
+        f"{row.label}, {column.title}"
+        + (f": {signed_number(optimism)}" if not math.isnan(optimism) else ": unknown")
         for row in comparison.rows
         for column in comparison.of_kind(TARGET)
         if (optimism := row.selected(column)) is not None

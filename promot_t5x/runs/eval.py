@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from etils import epath
 
 from promot_t5x import config
-from promot_t5x.checkpoints import prompt_file, restoring
+from promot_t5x.checkpoints import prompt_file
+from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX, absolute, numbered_steps, step_of
 from promot_t5x.checkpoints.stage_result import StageResult
+from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
@@ -163,7 +165,7 @@ def load(
 
 def _selection_split(checkpoint: Checkpoint) -> Mapping[str, str]:
     """By task, the split on which a finished stage chose this checkpoint; nothing of others."""
-    path = restoring.absolute(checkpoint.path)
+    path = absolute(checkpoint.path)
     for directory in (path, path.parent):
         result = StageResult.read(directory) if directory.is_dir() else None
         if result is not None and result.step == checkpoint.step:
@@ -196,15 +198,15 @@ def find_checkpoints(paths: Sequence[str], mode: str) -> list[Checkpoint]:
 
 def _all_in(path: str) -> Iterator[str]:
     """Yield the paths of a directory's checkpoints, ours or T5X's, by their steps."""
-    directory = restoring.absolute(path)
-    steps = restoring.complete_steps(directory) or restoring.numbered(directory, restoring.PREFIX)
+    directory = absolute(path)
+    steps = complete_steps(directory) or numbered_steps(directory)
     if not steps:
         raise UserError(
-            f"CHECKPOINT_MODE = 'all', but {path} holds no {restoring.PREFIX}<step>. Name the "
+            f"CHECKPOINT_MODE = 'all', but {path} holds no {CHECKPOINT_PREFIX}<step>. Name the "
             "directory of a stage, or one checkpoint with CHECKPOINT_MODE = 'specific'."
         )
     for step in steps:
-        yield str(epath.Path(path) / f"{restoring.PREFIX}{step}")
+        yield str(epath.Path(path) / f"{CHECKPOINT_PREFIX}{step}")
 
 
 def _labels(paths: Sequence[str]) -> list[str]:
@@ -219,11 +221,10 @@ def _labels(paths: Sequence[str]) -> list[str]:
 
 def _step_of(path: str) -> int:
     """Return the step of a checkpoint; of a stage's directory, that of its newest one; else 0."""
-    name = path.rstrip("/").rpartition("/")[2]
-    if match := re.fullmatch(rf"{restoring.PREFIX}(\d+)", name):
-        return int(match[1])
-    directory = restoring.absolute(path)
-    steps = restoring.complete_steps(directory) if directory.is_dir() else []
+    if (step := step_of(path.rstrip("/").rpartition("/")[2])) is not None:
+        return step
+    directory = absolute(path)
+    steps = complete_steps(directory) if directory.is_dir() else []
     return steps[-1] if steps else 0
 
 

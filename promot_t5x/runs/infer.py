@@ -6,6 +6,7 @@ has been answered when a run is killed is not answered again.
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from etils import epath
 
 from promot_t5x import config
 from promot_t5x.config import validation
+from promot_t5x.data import vocabularies
 from promot_t5x.data.questions import trim
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
@@ -33,7 +35,7 @@ from promot_t5x.paths import user_path
 from promot_t5x.runs import preflight, run_directory
 from promot_t5x.runs.eval import Checkpoint, load, with_prompt_table
 from promot_t5x.runs.weights import Weights
-from promot_t5x.tasks import dialects
+from promot_t5x.tasks import dialects, files
 
 OUTPUT_FILE = "answers.jsonl"
 STANDARD_INPUT = "-"
@@ -158,21 +160,27 @@ def read_rows(input_file: str) -> list[Row]:
     **Raises:** `UserError`, with the line's number, for a line that is no input.
     """
     if input_file == STANDARD_INPUT:
-        text, name = sys.stdin.read(), "standard input"
-        as_json = text.lstrip().startswith("{")
+        lines, name = sys.stdin.read().split("\n"), "standard input"
+        as_json = next((line for line in lines if line.strip()), "").lstrip().startswith("{")
     else:
         path, name = user_path(input_file, "INPUT_FILE"), input_file
         if not path.is_file():
             raise UserError(f"INPUT_FILE = {input_file!r}: there is no such file.")
-        text, as_json = path.read_text(), path.suffix == ".jsonl"
-    lines = text.split("\n")
-    if lines[-1] == "":
+        lines = files.lines(name, files.content(os.fspath(path)))
+        as_json = files.is_json(path.name)
+        if as_json and (rows := files.json_array(lines)) is not None:
+            return [_checked(row, f"{name}, item {n}") for n, row in enumerate(rows, 1)]
+    while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
         raise UserError(f"INPUT_FILE: {name} holds no inputs.")
-    if not as_json:
-        return [{FIELD: line} for line in lines]
-    return [_row(line, f"{name}, line {number}") for number, line in enumerate(lines, 1)]
+    numbered = [(f"{name}, line {number}", line) for number, line in enumerate(lines, 1)]
+    if as_json:
+        return [_row(line, where) for where, line in numbered if line.strip()]
+    for where, line in numbered:
+        if not line.strip():
+            raise UserError(f"INPUT_FILE: {where} is blank; every line is an input.")
+    return [{FIELD: line} for line in lines]
 
 
 def _row(line: str, where: str) -> Row:
@@ -180,15 +188,25 @@ def _row(line: str, where: str) -> Row:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"INPUT_FILE: {where} is not JSON: {error}.") from None
+    return _checked(row, where)
+
+
+def _checked(row: Any, where: str) -> Row:
+    """Return a row that is an input, and that its answer can be written beside."""
     if not isinstance(row, dict) or not isinstance(row.get(FIELD), str):
-        raise UserError(
-            f"INPUT_FILE: {where} is no object with a text field {FIELD!r}: {line[:80]!r}."
-        )
+        said = json.dumps(row, ensure_ascii=True)[:80]
+        raise UserError(f"INPUT_FILE: {where} is no object with a text field {FIELD!r}: {said!r}.")
     if taken := sorted(set(row) & set(ANSWERED)):
         raise UserError(
             f"INPUT_FILE: {where} has a field {taken[0]!r}, which is what an answer is called; "
             "give it another name."
         )
+    for field, value in row.items():
+        if half := files.lone_surrogate(json.dumps({field: value}, ensure_ascii=False)):
+            raise UserError(
+                f"INPUT_FILE: {where} holds half a character, {half}, in its field {field!r}, "
+                "which no file can hold: correct it."
+            )
     return row
 
 
@@ -197,6 +215,7 @@ def _encode(
 ) -> tuple[list[EncodedQuestion], list[bool]]:
     """Return the inputs as the model gets them, and which of them were cut."""
     vocabulary, lengths = model.vocabulary, questions.task_feature_lengths
+    vocabularies.check(vocabulary)
     prompt = np.zeros(0, np.int32)
     if model.config.num_virtual_ids:
         if questions.prompt_index >= model.config.num_prompts:

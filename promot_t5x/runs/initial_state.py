@@ -147,6 +147,7 @@ def run_metadata(stage: Stage, found: InitialState, data: Batches) -> RunMetadat
     constant = {
         "config": config.resolved_str(),
         "base_path": stage.base,
+        "prompt_path": None if stage.prompt is None else str(stage.prompt),
         "frozen_hash": frozen_hash,
         "origins": origins,
         "rng": {

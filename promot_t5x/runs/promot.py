@@ -5,16 +5,13 @@ row's model answers the target with its prompt and the in-context suite without 
 finished is never done again: after a kill the same command resumes the run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
 from promot_t5x import config
-from promot_t5x.checkpoints import restoring
-from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.distributed import preemption, processes
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.errors import UserError
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
@@ -23,8 +20,9 @@ from promot_t5x.runs import preflight, run_directory
 from promot_t5x.runs.comparison import Comparison as Comparison
 from promot_t5x.runs.comparison import ComparisonEvaluator
 from promot_t5x.runs.comparison import Row as Row
+from promot_t5x.runs.growth import check_growth
 from promot_t5x.runs.stages import Stage
-from promot_t5x.runs.train import Trainer, trained_steps
+from promot_t5x.runs.train import Trainer
 from promot_t5x.runs.weights import Weights
 
 SEEDS = ("SEEDS", "promot.promot.seeds")  # what the configuration calls them
@@ -96,29 +94,3 @@ def _homes(directory: epath.Path, seeds: Sequence[int] | None) -> dict[int | Non
     if seeds is None:
         return {None: directory}
     return {seed: directory / f"seed_{seed}" for seed in seeds}
-
-
-def check_growth(stages: Sequence[Stage], home: epath.Path) -> None:
-    """Refuse a larger TRAIN_STEPS of a finished stage that later ones have started from.
-
-    **Arguments:**
-
-    - `stages`: of the run, in order.
-    - `home`: the directory that holds theirs.
-    """
-    finished: Mapping[str, StageResult | None] = {
-        stage.name: StageResult.read(home / stage.name) for stage in stages
-    }
-    for stage in stages:
-        result = finished[stage.name]
-        if result is None or trained_steps(result) >= stage.train_steps:
-            continue
-        for other in stages:
-            started = finished[other.name] or restoring.complete_steps(home / other.name)
-            if stage.name in (other.base, other.prompt) and started:
-                raise UserError(
-                    f"stage {stage.name!r} finished after {trained_steps(result)} steps and is to "
-                    f"go on to {stage.train_steps}, but stage {other.name!r} in {home} has "
-                    f"started from what it chose. Give this run a MODEL_DIR of its own, or remove "
-                    f"{home / other.name} to train that stage again."
-                )

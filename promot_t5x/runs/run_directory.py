@@ -15,6 +15,7 @@ from promot_t5x.config import gin_reader
 from promot_t5x.distributed import devices, processes, startup
 from promot_t5x.errors import InUseError, UserError
 from promot_t5x.files import append_json_line, write_atomically
+from promot_t5x.paths import make_directory
 from promot_t5x.runs import ownership
 
 CONFIG = "config.gin"
@@ -88,8 +89,7 @@ def _check_shared(path: epath.Path, macro: str) -> None:
 
 
 def _check(directory: epath.Path, text: str, may_change: Collection[str], macro: str) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{macro} {directory} is a file; name a directory, new or this run's.")
+    make_directory(directory, macro)
     path = directory / CONFIG
     if path.exists():
         known = path.read_text()
@@ -108,7 +108,6 @@ def _check(directory: epath.Path, text: str, may_change: Collection[str], macro:
 
 
 def _write(directory: epath.Path, text: str) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / CONFIG
     if not path.exists() or path.read_text() != text:
         write_atomically(path, text)

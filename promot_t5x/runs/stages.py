@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import optax
 
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import TIES
 from promot_t5x.config import validation
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
@@ -141,6 +141,11 @@ class Stage:
             if (value := getattr(self, field)) is not None or field not in ("keep", "keep_period"):
                 validation.check_positive(f"stage {self.name!r}: {field}", value)
         validation.check_seed(f"stage {self.name!r}: RANDOM_SEED", self.random_seed)
+        if isinstance(self.trainable, str) or not all(isinstance(p, str) for p in self.trainable):
+            raise UserError(
+                f"stage {self.name!r}: trainable = {self.trainable!r} must be a list of patterns, "
+                "as in ['encoder/.*']."
+            )
         if self.best_mode not in ("max", "min"):
             raise UserError(
                 f"stage {self.name!r}: best_mode must be 'max' or 'min', got {self.best_mode!r}."
@@ -161,7 +166,7 @@ class Stage:
                     f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
                     "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
                 )
-        for field, choices in (("frozen_dtype", DTYPES), ("best_ties", restoring.TIES)):
+        for field, choices in (("frozen_dtype", DTYPES), ("best_ties", TIES)):
             value = getattr(self, field)
             if value not in choices:
                 raise UserError(

@@ -4,9 +4,8 @@ import concurrent.futures
 import contextlib
 import copy
 import functools
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,35 +13,29 @@ import numpy as np
 from etils import epath
 
 from promot_t5x import config
-from promot_t5x.checkpoints import prompt_file, restoring, saving
-from promot_t5x.checkpoints.stage_result import RESULT_FILE, StageResult
+from promot_t5x.checkpoints import prompt_file, saving
+from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.data import batches, example_store, sources, store
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.errors import Preempted, UserError, did_you_mean
+from promot_t5x.errors import Preempted, UserError
 from promot_t5x.evaluation import records
-from promot_t5x.evaluation.evaluator import Evaluator, eval_run
-from promot_t5x.evaluation.records import EvalRun, TaskResult, mean_score
-from promot_t5x.evaluation.validation_loss import ValidationLoss
-from promot_t5x.files import keep_until, read_json_lines
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
-from promot_t5x.runs import batch_contents, metric_writer, preflight, run_directory
-from promot_t5x.runs.initial_state import check_schedule, initial_state
+from promot_t5x.runs import batch_contents, preflight, run_directory
+from promot_t5x.runs.growth import reopen, trained_steps
+from promot_t5x.runs.initial_state import initial_state
+from promot_t5x.runs.measurements import SCORE, SUITE_DIRECTORY, Measurements, evaluators
 from promot_t5x.runs.metric_writer import EvaluationEvents
 from promot_t5x.runs.non_finite import NonFiniteSteps
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.step_log import StepLog
 from promot_t5x.runs.weights import Weights
-from promot_t5x.training import alignment, state
+from promot_t5x.training import state
 from promot_t5x.training.step import array_names
-
-SUITE_DIRECTORY = "suite_eval"  # within a stage's, the suite's answers while it trained
-TRAINING_EVAL = "training_eval"  # likewise, T5X's name, the events of the validation loss
-SCORE = "score"  # the name of the validation score among a checkpoint's metrics
 
 
 def train(
@@ -75,12 +68,15 @@ def train(
     return trainer.run(directory, run_directory.token_cache(directory))
 
 
-def trained_steps(finished: StageResult) -> int:
-    """Return how many steps a finished stage was trained; an older stage's metrics say so."""
-    if finished.train_steps is not None:
-        return finished.train_steps
-    rows = read_json_lines(finished.directory / "train" / "metrics.jsonl")
-    return max((int(row["step"]) for row in rows), default=finished.step)
+def measure(
+    saver: saving.Checkpoints,
+    measurements: Measurements,
+    train_state: state.TrainState,
+    step: int,
+) -> None:
+    """Measure what a stage asks for on a saved step; metrics in its checkpoint end it."""
+    measurements.align(train_state, step)
+    saver.add_metrics(step, measurements.validate(train_state, step))
 
 
 def newest_checkpoint(saver: saving.Checkpoints) -> str:
@@ -137,22 +133,7 @@ class Trainer:
         )
         self._check_prompts()
         self._program = StageProgram(self._model, stage, partitioner)
-        self._evaluator, self._validation_loss = None, None
-        if stage.evaluation:
-            self._evaluator = Evaluator(self._model, stage.evaluation, partitioner)
-            self._validation_loss = ValidationLoss(
-                self._program.model, stage.evaluation, self._evaluator.questions, partitioner
-            )
-        self._suite = (
-            Evaluator(model.without_prompt(), stage.suite, partitioner)
-            if stage.suite and stage.suite_period
-            else None
-        )
-        self._alignment = (
-            alignment.Alignment(self._model, stage.alignment, data, partitioner)
-            if stage.alignment
-            else None
-        )
+        self._evaluators = evaluators(self._model, self._program.model, stage, partitioner)
 
     def seeded(self, seed: int, weights: Weights) -> "Trainer":
         """Return the stage with another seed; what either compiles and reads serves both.
@@ -202,7 +183,9 @@ class Trainer:
             if trained_steps(finished) >= stage.train_steps:
                 self._say(f"finished before: step {finished.step}{self._scored(finished)}")
                 return finished
-            self._reopen(finished)
+            reopen(stage, finished)
+            trained = trained_steps(finished)
+            self._say(f"finished before at step {trained}; goes on to step {stage.train_steps}")
 
         # Where a batch comes from: a function of (tasks, seed, step).
         data, stores = self._open_data(token_cache)
@@ -223,13 +206,22 @@ class Trainer:
                 stage, self._program, saver, self._weights, partitioner, data, self._say
             )
             start = int(train_state.step)
+            measurements = Measurements(
+                stage=stage,
+                evaluators=self._evaluators,
+                label=self._label,
+                directory=saver.directory,
+                token_cache=token_cache,
+                report=self._say,
+                events=events,
+            )
             # What an earlier launch answered after that step is of weights that are no more.
             if processes.leads():
                 for place in (directory, directory / SUITE_DIRECTORY):
                     records.forget_after(place, start)
             if start and self._is_due(start) and not saver.has_metrics(start):
-                self._measure(saver, events, train_state, start, token_cache)
-            self._evaluate_suite(train_state, directory, events, start)
+                measure(saver, measurements, train_state, start)
+            measurements.evaluate_suite(train_state, start)
 
             # What the step does with a batch: compiled once, ahead of the loop.
             train_step = self._compiled()
@@ -254,7 +246,7 @@ class Trainer:
                 rows = partitioner.rows(stage.train_dataset.batch_size)
                 upcoming = reader.submit(data.batch, start, rows)
                 if start == 0:
-                    self._align(train_state, directory, events, 0, token_cache)
+                    measurements.align(train_state, 0)
                 for number in range(start + 1, stage.train_steps + 1):
                     batch = upcoming.result()
                     upcoming = reader.submit(data.batch, number, rows)
@@ -264,7 +256,7 @@ class Trainer:
                     saver.check()
                     due = self._is_due(number)
                     stop = preemption.reached()
-                    if not (due or stop or self._suite_is_due(number)):
+                    if not (due or stop or measurements.suite_is_due(number)):
                         continue
                     # Raises for a step that is not finite, before anything of it is saved.
                     log.pause()
@@ -284,36 +276,28 @@ class Trainer:
                         )
                     with preemption.at_once():
                         if due:
-                            self._measure(saver, events, train_state, number, token_cache)
-                        self._evaluate_suite(train_state, directory, events, number)
+                            measure(saver, measurements, train_state, number)
+                        measurements.evaluate_suite(train_state, number)
                     log.resume()
             saver.wait()
-            result = self._result(saver)
+            result = self._result(saver, measurements)
         self._finish(result, metadata.base_hash)
         self._say(f"done: best step {result.step}{self._scored(result)}")
         if result.score == 0.0:
             self._say(self._warning_of_zeros(result))
         return result
 
-    def _result(self, saver: saving.Checkpoints) -> StageResult:
+    def _result(self, saver: saving.Checkpoints, measurements: Measurements) -> StageResult:
         chosen = saver.best() or saver.latest()
         assert chosen is not None  # the loop's last step saved one
         return StageResult(
             directory=saver.directory,
             step=chosen,
             score=saver.metrics(chosen).get(SCORE),
-            metric=self._metric(saver.directory, chosen),
+            metric=measurements.metric(chosen),
             train_steps=self.stage.train_steps,
-            selection_split=self.selection_split,
+            selection_split=self._evaluators.selection_split,
         )
-
-    @property
-    def selection_split(self) -> dict[str, str]:
-        """By task, the split on whose score the stage's checkpoint is chosen."""
-        if self._evaluator is None:
-            return {}
-        questions = self._evaluator.questions
-        return {task.name: questions.split(task) for task in questions.tasks}
 
     def _say(self, text: str) -> None:
         if processes.leads():
@@ -337,35 +321,6 @@ class Trainer:
             f"was chosen among them. See the answers in {result.directory / records.DIRECTORY}; "
             "train longer, or check the task's answers, DIALECT and DECODING."
         )
-
-    def _reopen(self, finished: StageResult) -> None:
-        """Let a finished stage go on to a larger TRAIN_STEPS, as if it had been asked for at first.
-
-        A last step that stands off EVAL_PERIOD would have been no candidate then, so its score
-        goes; where it was chosen, the checkpoint that would have been chosen is no more.
-        """
-        directory, last = finished.directory, trained_steps(finished)
-        check_schedule(self.stage, last, directory)
-        if last % self.stage.eval_period and self._evaluator is not None:
-            if finished.step == last:
-                raise UserError(
-                    f"stage {self.stage.name!r} cannot go on from step {last} to TRAIN_STEPS = "
-                    f"{self.stage.train_steps} as if that had been asked for at first: its chosen "
-                    f"checkpoint is that of step {last}, which EVAL_PERIOD = "
-                    f"{self.stage.eval_period} does not divide, and a longer run would have "
-                    "chosen an earlier one, which is gone. Give it a MODEL_DIR of its own."
-                )
-            if processes.leads():
-                step_directory = restoring.step_directory(directory, last)
-                (step_directory / restoring.METRICS_FILE).unlink(missing_ok=True)
-                records.forget_after(directory, last - 1)
-                keep_until(directory / alignment.FILE, last - 1)
-        if processes.leads():
-            if self._suite is not None and last % (self.stage.suite_period or 1):
-                records.forget_after(directory / SUITE_DIRECTORY, last - 1)
-            (directory / RESULT_FILE).unlink()
-        processes.wait_for_leader()
-        self._say(f"finished before at step {last}; goes on to step {self.stage.train_steps}")
 
     def _compiled(self) -> Any:
         """Return the step; a stage of several seeds compiles it once."""
@@ -407,133 +362,6 @@ class Trainer:
 
     def _is_due(self, step: int) -> bool:
         return step % self.stage.eval_period == 0 or step == self.stage.train_steps
-
-    def _measure(
-        self,
-        saver: saving.Checkpoints,
-        events: EvaluationEvents,
-        train_state: state.TrainState,
-        step: int,
-        token_cache: epath.Path | None,
-    ) -> None:
-        """Measure what the stage asks for on a saved step; metrics in its checkpoint end it."""
-        self._align(train_state, saver.directory, events, step, token_cache)
-        saver.add_metrics(
-            step, self._evaluate(train_state, saver.directory, events, step, token_cache)
-        )
-
-    def _evaluate(
-        self,
-        train_state: state.TrainState,
-        directory: epath.Path,
-        events: EvaluationEvents,
-        step: int,
-        token_cache: epath.Path | None,
-    ) -> dict[str, float]:
-        """Return the target's validation score and loss and the metrics that they are made of."""
-        if self._evaluator is None or self._validation_loss is None:
-            return {}
-        run = self._eval_run(directory, step, train_state.params)
-        with self._partitioner.activate():
-            label = f"{self._label} validation"
-            results = self._evaluator.run(train_state.params, label, run)
-        losses = self._validation_loss.measure(train_state.params, token_cache)
-        self._write_events(events, directory, step, results)
-        if processes.leads():
-            for task, scalars in losses.items():
-                events.write(directory / TRAINING_EVAL / task, step, scalars)
-        found = {f"{r.task}/{name}": value for r in results for name, value in r.metrics.items()}
-        found[SCORE] = mean_score(results)
-        found[restoring.LOSS] = float(np.mean([each["loss"] for each in losses.values()]))
-        name = records.score_name([result.primary for result in results])
-        self._say(
-            f"step {step}: validation score {found[SCORE]:.2f}{f' ({name})' if name else ''}, "
-            f"loss {found[restoring.LOSS]:.4f}"
-        )
-        found = {name: value for name, value in found.items() if not math.isnan(value)}
-        if (best := self.stage.best_metric) not in found and best != SCORE:
-            raise UserError(
-                f"stage {self.stage.name!r}: BEST_METRIC = {best!r} is not among the metrics of "
-                f"its validation: {', '.join(found)}.{did_you_mean(best, found)}"
-            )
-        return found
-
-    def _suite_is_due(self, number: int) -> bool:
-        stage = self.stage
-        if self._suite is None or stage.suite_period is None:
-            return False
-        return number % stage.suite_period == 0 or number == stage.train_steps
-
-    def _evaluate_suite(
-        self,
-        train_state: state.TrainState,
-        directory: epath.Path,
-        events: EvaluationEvents,
-        number: int,
-    ) -> None:
-        """Evaluate the suite without the prompt, if it is due and not on file already."""
-        if self._suite is None or not self._suite_is_due(number):
-            return
-        flat = state.flatten(train_state.params)
-        flat.pop(PROMPT_PATH, None)
-        params = state.unflatten(flat)
-        run = self._eval_run(directory / SUITE_DIRECTORY, number, params)
-        with self._partitioner.activate():
-            results = self._suite.run(params, f"{self._label} suite", run)
-        self._write_events(events, directory / SUITE_DIRECTORY, number, results)
-        self._say(f"step {number}: suite's mean score {mean_score(results):.2f}")
-
-    def _write_events(
-        self,
-        events: EvaluationEvents,
-        directory: epath.Path,
-        step: int,
-        results: Sequence[TaskResult],
-    ) -> None:
-        if not processes.leads():
-            return
-        for result in results:
-            metrics = {f"eval/{name}": value for name, value in result.metrics.items()}
-            events.write(directory / records.DIRECTORY / result.task, step, metrics)
-
-    def _eval_run(self, directory: epath.Path, number: int, params: state.Tree) -> EvalRun:
-        origin = f"this run: stage {self.stage.name}, step {number}"
-        return eval_run(
-            directory,
-            number,
-            params,
-            path=str(directory / f"{restoring.PREFIX}{number}"),
-            origin=origin,
-            prompt_origin=origin,
-            selection_split=self.selection_split,
-        )
-
-    def _align(
-        self,
-        train_state: state.TrainState,
-        directory: epath.Path,
-        events: EvaluationEvents,
-        number: int,
-        token_cache: epath.Path | None,
-    ) -> None:
-        """Measure and write down gradient alignment, if the stage asks for it."""
-        if self._alignment is None:
-            return
-        cosines = self._alignment.measure(train_state.params, token_cache)
-        if processes.leads():
-            alignment.write(directory, number, cosines)
-            scalars = {f"gradient_alignment/{block}": cosine for block, cosine in cosines.items()}
-            events.write(directory / "train", number, scalars, metric_writer.ALIGNMENT)
-        said = "  ".join(f"{block} {cosine:.2f}" for block, cosine in cosines.items())
-        self._say(f"step {number}: gradient alignment {said}")
-
-    def _metric(self, directory: epath.Path, step: int) -> str | None:
-        """Return the name of the score of an evaluated step, as its records have it."""
-        if self._evaluator is None or not processes.leads():
-            return None
-        folder = directory / records.DIRECTORY
-        found = [each for each in records.find(folder) if each.step == step]
-        return records.score_name([each.summary()["primary"] for each in found])
 
     def _finish(self, result: StageResult, base_hash: str | None) -> None:
         """Leave the stage's prompt and the mark that it is done."""

@@ -1,7 +1,7 @@
 """Where the parameters of a stage, or of a row of the comparison, come from.
 
-Every array has one stated origin: the base checkpoint, an earlier stage, a prompt file, or a
-random initialiser that was asked for by name. Nothing starts from scratch by accident, and
+Every array has one stated origin: a pretrained checkpoint, an earlier stage, a prompt file, or a
+random initializer that was asked for by name. Nothing starts from scratch by accident, and
 nothing is read that is not asked for.
 """
 
@@ -12,23 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from flax import traverse_util
 from jaxtyping import Float
 
-from promot_t5x.checkpoints import (
-    pretrained,
-    pretrained_names,
-    prompt_file,
-    sharded_reading,
-)
-from promot_t5x.checkpoints.formats.layouts import Layout
+from promot_t5x.checkpoints import pretrained_names, prompt_file
+from promot_t5x.checkpoints.formats.reading import NotACheckpointError
 from promot_t5x.checkpoints.formats.shape import EMBEDDING
-from promot_t5x.checkpoints.formats.source import ParamSource
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network import scan
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training.state import count, flatten
 
@@ -46,7 +40,7 @@ class Loaded:
         return "; ".join(dict.fromkeys(self.origins.values()))
 
     def summary(self) -> list[str]:
-        """A line for each origin: how much of the model came from there."""
+        """Return a line for each origin: how much of the model came from there."""
         lines = []
         for origin in dict.fromkeys(self.origins.values()):
             arrays = [a for path, a in self.arrays.items() if self.origins[path] == origin]
@@ -63,8 +57,11 @@ class Weights:
         stages: Mapping[str, Stage] | None = None,
         directory: epath.Path | None = None,
     ):
-        """**Arguments:**
+        """Remember where things are.
 
+        **Arguments:**
+
+        - `model`: the model that takes the weights.
         - `stages`: the stages of this run by name.
         - `directory`: MODEL_DIR, which holds a directory for each of them.
         """
@@ -89,7 +86,7 @@ class Weights:
                 "needs it."
             )
         known = [*earlier, *(pretrained_names.NAMES if what == "base" else ())]
-        if not (reference in known or "/" in reference or epath.Path(reference).exists()):
+        if not (reference in known or "/" in reference or user_path(reference, what).exists()):
             named = ", nor a base with a name (`promot-t5x convert --list` shows them)"
             raise UserError(
                 f"{what} = {reference!r} is neither an earlier stage of this run"
@@ -100,19 +97,18 @@ class Weights:
             prompt_file.load_prompt(reference, shape=self._model.prompt_shape)
             return
         try:
-            shapes = self._open_base(reference).shapes
-        except UserError as error:
+            open_checkpoint(reference, self._model.config)
+        except NotACheckpointError as error:
             raise UserError(
                 f"The base cannot be read: {error} A base is a checkpoint_<step> directory, a "
                 "stage's directory, a Hugging Face directory, or a name that `promot-t5x convert "
                 "--list` shows; None starts from random weights."
             ) from None
-        self._check_shapes(shapes, reference)
 
     def read(
         self, reference: str | None, wanted: Mapping[str, jax.ShapeDtypeStruct], *, seed: int
     ) -> Loaded:
-        """Parameters of the model without any prompt.
+        """Read parameters of the model without any prompt.
 
         **Arguments:**
 
@@ -127,13 +123,13 @@ class Weights:
             if reference is None:
                 found, origin = self._random(rest, seed), f"scratch (seed {seed})"
             elif (stage := self._stages.get(reference)) is None:
-                found, origin = self._from_base(reference, rest), f"the base {reference}"
+                found = open_checkpoint(reference, self._model.config).read(rest)
+                origin = f"the base {reference}"
             else:
                 # What the stage trained; it took the rest from its own base.
                 result = self._result(reference)
-                source = result.trained()
-                held = {path: leaf for path, leaf in rest.items() if path in source.shapes}
-                found = sharded_reading.read(source, held)
+                trained = result.trained()
+                found = trained.read({p: leaf for p, leaf in rest.items() if p in trained.shapes})
                 origin = f"this run: stage {reference}, step {result.step}"
                 reference, seed = stage.base, stage.random_seed
             arrays |= found
@@ -143,13 +139,13 @@ class Weights:
     def prompt(
         self, reference: Any, *, seed: int, base: str | None
     ) -> tuple[Float[np.ndarray, "prompts length embed"], str]:
-        """The prompt table, float32, and where it came from.
+        """Return the prompt table, float32, and where it came from.
 
         **Arguments:**
 
-        - `reference`: an earlier stage, a prompt file, or an initialiser of `prompt_init`.
-        - `seed`: of an initialiser.
-        - `base`: the model's weights as `read` takes them, from whose embedding some initialisers
+        - `reference`: an earlier stage, a prompt file, or an initializer of `prompt_init`.
+        - `seed`: of an initializer.
+        - `base`: the model's weights as `read` takes them, from whose embedding some initializers
           draw.
         """
         shape = self._model.prompt_shape
@@ -193,32 +189,3 @@ class Weights:
         formats = {path: leaf.format for path, leaf in wanted.items()}
         drawn = jax.jit(draw, out_shardings=formats)(jax.random.key(seed))
         return {p: a if formats[p].sharding else np.asarray(a) for p, a in drawn.items()}
-
-    def _from_base(self, path: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        source = self._open_base(path)
-        self._check_shapes(source.shapes, path)
-        return sharded_reading.read(source, wanted)
-
-    def _open_base(self, path: str) -> ParamSource:
-        config = self._model.config
-        # Where the network scans and the checkpoint does not, `shards` stacks the layers.
-        layout = Layout(
-            scanned=None if config.scan_layers else False,
-            bias_per_layer=config.relative_bias_per_layer,
-        )
-        return pretrained.open_laid_out(path, layout, config)
-
-    def _stacks(self, paths: Any) -> bool:
-        """Whether the network scans its layers and the checkpoint does not."""
-        return self._model.config.scan_layers and not any(map(scan.layer_axis, paths))
-
-    def _check_shapes(self, found: Mapping[str, Any], source: str) -> None:
-        shapes = {path: leaf for path, leaf in found.items() if path != PROMPT_PATH}
-        model = self._model.without_prompt()
-        if self._stacks(shapes):
-            model = model.unscanned()
-        expected = {path: leaf.shape for path, leaf in flatten(model.param_shapes()).items()}
-        try:
-            pretrained.check_tree(traverse_util.unflatten_dict(shapes, sep="/"), expected)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from None

@@ -4,6 +4,7 @@ Gradients, norms and optimizer slots exist for the trainable tree only, so that 
 costs neither weight gradients nor their memory.
 """
 
+import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -68,11 +69,24 @@ def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tre
     """
     flat = flatten(params)
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, path) for path in flat):
+        try:
+            re.compile(pattern)
+        except re.error as error:
             raise UserError(
-                f"TRAINABLE pattern {pattern!r} matches none of the model's {len(flat)} parameters"
-                f" (the first is {next(iter(flat))!r}). A prompt exists only where PROMPT_LENGTH"
-                " and NUM_PROMPTS are above 0."
+                f"stages.Stage.trainable has {pattern!r}, which is no regular expression: {error}."
+            ) from error
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            # A pattern is nearest to the paths that look like it without its special characters.
+            plain = re.sub(r"\(\?.*?\)|\.\*|[\\^$()]", "", pattern).rstrip("/")
+            shorter = {part: path for path in flat for part in path.split("/")}
+            shorter |= {path[: len(plain)]: path for path in flat}
+            near = difflib.get_close_matches(plain, [*shorter, *flat], n=1, cutoff=0.0)
+            hint = f" The nearest is {shorter.get(near[0], near[0])!r}." if near else ""
+            prompt = " A prompt exists only where PROMPT_LENGTH and NUM_PROMPTS are above 0."
+            raise UserError(
+                f"stages.Stage.trainable has {pattern!r}, which matches none of the model's "
+                f"{len(flat)} parameters; a pattern must match the whole path.{hint}"
+                + (prompt if "prompt" in pattern else "")
             )
     chosen = {p for p in flat if any(re.fullmatch(pattern, p) for pattern in patterns)}
     return (

@@ -19,9 +19,16 @@ PROMPT_STRIDE = 1 << 20
 
 
 def text_lengths(lengths: Mapping[str, int] | None, prompt_length: int) -> dict[str, int] | None:
-    """Room for text in rows of `lengths`, which count the prompt as this project's engine does.
+    """Return the token budget of the text in rows of `lengths`, which count the prompt.
 
-    For `utils.DatasetConfig.task_feature_lengths`. None, for which T5X measures the data, stays.
+    **Arguments:**
+
+    - `lengths`: as this project's engine takes them. None, for which T5X measures the data, stays.
+    - `prompt_length`: tokens of the prompt.
+
+    **Returns:** a value for `utils.DatasetConfig.task_feature_lengths`.
+
+    **Raises:** `UserError` where the prompt leaves no token.
     """
     if lengths is None:
         return None
@@ -33,7 +40,7 @@ def text_lengths(lengths: Mapping[str, int] | None, prompt_length: int) -> dict[
     return {**lengths, "inputs": lengths["inputs"] - prompt_length}
 
 
-class PromptFeatureConverter(seqio.EncDecFeatureConverter):
+class PromptFeatureConverter(seqio.EncDecFeatureConverter):  # type: ignore[misc]
     """`seqio.EncDecFeatureConverter`, with a prompt in front of every example.
 
     Task feature lengths are those of text (see `text_lengths`); the encoder's rows are longer by
@@ -41,7 +48,7 @@ class PromptFeatureConverter(seqio.EncDecFeatureConverter):
     """
 
     def __init__(self, *, vocab_size: int, num_prompts: int, prompt_length: int, **kwargs: Any):
-        """As SeqIO's, and the network's `T5Config.vocab_size`, `num_prompts`, `prompt_length`.
+        """Take SeqIO's arguments, and the network's `vocab_size`, `num_prompts`, `prompt_length`.
 
         Without prompts it is SeqIO's converter.
         """
@@ -56,7 +63,7 @@ class PromptFeatureConverter(seqio.EncDecFeatureConverter):
         return super()._convert_features(ds, self._row_lengths(task_feature_lengths))
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Any:
-        """Lengths of the model's features, the prompt counted."""
+        """Return the lengths of the model's features, the prompt counted."""
         return super().get_model_feature_lengths(self._row_lengths(task_feature_lengths))
 
     def _row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What T5X takes from a checkpoint: `utils.RestoreCheckpointConfig.state_transformation_fns`.
+"""T5X's `utils.RestoreCheckpointConfig.state_transformation_fns`: what a checkpoint provides.
 
 T5X itself starts at random whatever a checkpoint lacks if it may start anything so
 (`fallback_to_scratch`), and says it in the log; here a weight that is missing is an error.
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from promot_t5x.checkpoints import pretrained, sharded_reading
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.errors import UserError, listed
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.network.scan import LAYER_AXIS, layer_axis, layer_paths
@@ -26,18 +26,20 @@ def weights_only(
     prompt: Any = None,
     is_resuming: bool = False,
 ) -> Mapping[str, Any]:
-    """For a stage's start: the model's weights; the optimiser's slots and its step are fresh.
+    """Take the model's weights, for a stage's start; the optimizer's slots and its step are fresh.
 
-    Args:
-        checkpoint, model: the trees of what is stored and of what T5X wants; `target` holds the
-            parameters, `state` the step and the slots.
-        path: where the checkpoint is. With it, a network that scans its layers takes a checkpoint
-            that has them one by one: each host then reads and stacks all of them.
-        prompt: PROMPT_INIT: where the prompt comes from if not from the checkpoint. A prompt in
-            the checkpoint is then left behind.
-        is_resuming: T5X says so where it continues a run of its own: all is taken as it is.
+    **Arguments:**
 
-    Raises `UserError` if the checkpoint lacks a parameter of the model.
+    - `checkpoint`: the tree of what is stored; `target` holds the parameters, `state` the step and
+      the slots.
+    - `model`: the tree of what T5X wants, likewise.
+    - `path`: where the checkpoint is. With it, a network that scans its layers takes a checkpoint
+      that has them one by one: each host then reads and stacks all of them.
+    - `prompt`: PROMPT_INIT: where the prompt comes from if not from the checkpoint. A prompt in the
+      checkpoint is then left behind.
+    - `is_resuming`: T5X says so where it continues a run of its own: all is taken as it is.
+
+    **Raises:** `UserError` if the checkpoint lacks a parameter of the model.
     """
     if is_resuming:
         return checkpoint
@@ -52,7 +54,10 @@ def weights_and_step(
     prompt: Any = None,
     is_resuming: bool = False,
 ) -> Mapping[str, Any]:
-    """For evaluation and inference: as `weights_only`, and the step, which names the results."""
+    """Take the weights and the step, which names the results, for evaluation and inference.
+
+    **Arguments and errors:** as `weights_only`.
+    """
     if is_resuming:
         return checkpoint
     step = {"step": checkpoint["state"]["step"]}
@@ -84,21 +89,22 @@ def _weights(
 
 
 def _stacked(path: str, missing: Mapping[str, Any]) -> dict[str, Any]:
-    """The scanned layers among `missing` as arrays, if the checkpoint has all of them singly."""
+    """Read the scanned layers among `missing`, if the checkpoint has all of them singly."""
     scanned = {p: leaf for p, leaf in missing.items() if layer_axis(p) is not None}
     if not scanned:
         return {}
-    source = pretrained.open_source(path)
+    parameters = open_checkpoint(path)
     singly = {
         p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for p, leaf in scanned.items()
-        if set(layer_paths(p, leaf.shape[LAYER_AXIS])) <= source.shapes.keys()
+        if set(layer_paths(p, leaf.shape[LAYER_AXIS])) <= parameters.shapes.keys()
     }
-    return sharded_reading.read(source, singly)
+    return parameters.read(singly)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{'a/b': leaf}; T5X's older format has dicts for leaves."""
-    return traverse_util.flatten_dict(
-        tree, is_leaf=lambda _, node: _SPEC_KEYS <= set(node), sep="/"
+    """Flatten a tree to {'a/b': leaf}; T5X's older format has dicts for leaves."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(
+        tree, is_leaf=lambda _, node: set(node) >= _SPEC_KEYS, sep="/"
     )
+    return flat

@@ -1,4 +1,4 @@
-"""This project's tasks, and the user's, under their names in SeqIO's registry for T5X to find."""
+"""Tasks of this project, and the user's, under their names in SeqIO's registry for T5X to find."""
 
 import copy
 import dataclasses
@@ -30,17 +30,18 @@ def register(
 ) -> str:
     """Register a task or mixture for a model; return its name, for `utils.DatasetConfig`.
 
-    Args:
-        name: MIXTURE_OR_TASK_NAME: one of this project's, with any number of demonstrations
-            (`cb_4shot`), or one that SeqIO knows.
-        vocabulary, dialect, task_format: the model's, as in this project's own
-            `models.EncoderDecoderModel`. A task that SeqIO knows keeps its vocabulary, which must
-            be an equal one.
-        num_prompts: 0 without prompts, else one for each task, in the mixture's order.
-        module: MIXTURE_OR_TASK_MODULE, imported first.
-        rates: of some of a mixture's tasks, in place of its own.
+    **Arguments:**
 
-    Raises `UserError` for what `sources.resolve_tasks` refuses, for another number of prompts
+    - `name`: MIXTURE_OR_TASK_NAME: one of this project's, with any number of demonstrations
+      (`cb_4shot`), or one that SeqIO knows.
+    - `vocabulary`, `dialect`, `task_format`: the model's, as in this project's own
+      `models.EncoderDecoderModel`. A task that SeqIO knows keeps its vocabulary, which must be an
+      equal one.
+    - `num_prompts`: 0 without prompts, else one for each task, in the mixture's order.
+    - `module`: MIXTURE_OR_TASK_MODULE, imported first.
+    - `rates`: of some of a mixture's tasks, in place of its own.
+
+    **Raises:** `UserError` for what `sources.resolve_tasks` refuses, for another number of prompts
     than of tasks, and where the user has registered a task under the name of one of this project.
     """
     seqio = import_seqio()
@@ -78,7 +79,7 @@ def register(
 
 
 def _spoken(task: Any) -> Any:
-    """The task whose vocabulary writes sentinels out when it decodes an answer.
+    """Return the task with a vocabulary that writes sentinels out when it decodes an answer.
 
     T5X decodes with the task's vocabulary, and `Dialect.read` looks for the sentinels.
     """
@@ -89,7 +90,7 @@ def _spoken(task: Any) -> Any:
         return dialects.decode(targets.vocabulary, [int(token) for token in ids])
 
     def decode_tf(self: Any, ids: Any) -> Any:
-        """Of one answer, [length], or of several, [answers, length]; not inside a graph."""
+        """Decode one answer, [length], or several, [answers, length]; not inside a graph."""
         rows = ids.numpy()
         texts = [decode(self, row) for row in rows] if rows.ndim > 1 else decode(self, rows)
         return import_tensorflow().constant(texts)
@@ -104,7 +105,7 @@ def _spoken(task: Any) -> Any:
 
 
 def _numbered(task: Any, prompt: int) -> Any:
-    """The task with its prompt's number on each example's first id; see `feature_converter`."""
+    """Put a task's prompt's number on each example's first id; see `feature_converter`."""
     steps = [step for step in task.preprocessors if getattr(step, "func", None) is not _number]
     if prompt:
         steps.append(functools.partial(_number, prompt=prompt))

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import gcs_server
 import pytest
+from checkpoint_helpers import read_params
 from etils import epath
 
-from promot_t5x.checkpoints import pretrained, restoring
 from promot_t5x.checkpoints.formats import read_arrays
 from promot_t5x.checkpoints.hashing import content_hash
+from promot_t5x.checkpoints.paths import absolute
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 PUBLIC = "t5-data/pretrained_models/t5x"
@@ -57,10 +60,10 @@ def answers(tmp_path_factory):
 def test_arrays_come_through_the_driver_bit_for_bit(answers):
     said, requests, folder = answers
     local = folder / PUBLIC / "mt5_small" / "checkpoint_1000000"
-    expected = content_hash(pretrained.read_params(local))
+    expected = content_hash(read_params(local))
     for name in ("mt5_small", "gs://mine/run/checkpoint_7", "umt5_base"):
         assert said[name] == expected, name
-    assert said["gs://mine/hf"] == content_hash(pretrained.read_params(TESTS / "golden" / "hf_mt5"))
+    assert said["gs://mine/hf"] == content_hash(read_params(TESTS / "golden" / "hf_mt5"))
     asked = "\n".join(requests)
     assert "target.token_embedder.embedding" in asked and "manifest.ocdbt" in asked
     assert "state.param_states" not in asked  # nobody pays for the optimiser's slots
@@ -78,5 +81,5 @@ def test_what_may_not_be_read_and_what_is_not_there(answers):
 def test_names_of_directories():
     there = read_arrays.kvstore(epath.Path("gs://t5-data/pretrained_models/t5x/mt5_xxl"))
     assert there == {"driver": "gcs", "bucket": "t5-data", "path": "pretrained_models/t5x/mt5_xxl/"}
-    assert str(restoring.absolute("gs://t5-data/x/../y")) == "gs://t5-data/x/../y"
+    assert str(absolute("gs://t5-data/x/../y")) == "gs://t5-data/x/../y"
     assert read_arrays.kvstore(epath.Path("/a/b")) == {"driver": "file", "path": "/a/b/"}

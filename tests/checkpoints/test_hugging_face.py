@@ -10,13 +10,15 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from checkpoint_helpers import read_params
 from etils import epath
 from flax.traverse_util import flatten_dict
 
 from promot_t5x import decoding
-from promot_t5x.checkpoints import pretrained
+from promot_t5x.checkpoints.finding import open_stored
 from promot_t5x.checkpoints.formats import hf_config, hugging_face, safetensors, shape
 from promot_t5x.checkpoints.formats.layouts import Layout
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.cli import main
 from promot_t5x.decoding import decoder
 from promot_t5x.distributed.partitioning import Partitioner
@@ -65,7 +67,7 @@ def edit(directory, **changes):
 def test_golden_logits(golden):
     name, config, expected = golden
     config = config.replace(scan_layers=True)
-    params = pretrained.read_params(GOLDEN / name, layout=Layout(scanned=True))
+    params = read_params(GOLDEN / name, layout=Layout(scanned=True))
     inputs = expected["input_ids"] * expected["attention_mask"]
     targets = np.maximum(expected["labels"], 0)
     shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
@@ -85,7 +87,7 @@ def test_golden_logits(golden):
 
 def test_golden_greedy_ids(golden):
     name, config, expected = golden
-    params = pretrained.read_params(GOLDEN / name)
+    params = read_params(GOLDEN / name)
     inputs = expected["input_ids"] * expected["attention_mask"]
     decode = functools.partial(
         decoder.decode, Transformer(config), max_decode_length=10, method=decoding.Greedy()
@@ -96,9 +98,9 @@ def test_golden_greedy_ids(golden):
 
 def test_golden_arrays_are_the_files(golden):
     name, config, _ = golden
-    found = flatten_dict(pretrained.read_params(GOLDEN / name), sep="/")
+    found = flatten_dict(read_params(GOLDEN / name), sep="/")
     tensors = safetensors.open_file(epath.Path(GOLDEN / name / "model.safetensors"))
-    assert found.keys() == shape.parameters(pretrained.open_source(GOLDEN / name).shape).keys()
+    assert found.keys() == shape.parameters(open_stored(GOLDEN / name).shape).keys()
     for path, array in found.items():
         tensor, transposed = hugging_face.tensor_name(path)
         stored = tensors["shared.weight" if tensor == "lm_head.weight" else tensor][...]
@@ -107,8 +109,8 @@ def test_golden_arrays_are_the_files(golden):
 
 def test_casting_and_reading_a_part(golden):
     name, _, _ = golden
-    whole = flatten_dict(pretrained.read_params(GOLDEN / name), sep="/")
-    half = pretrained.read_params(GOLDEN / name, dtype="bfloat16", only="encoder/layers_1/.*")
+    whole = flatten_dict(read_params(GOLDEN / name), sep="/")
+    half = read_params(GOLDEN / name, dtype="bfloat16", only="encoder/layers_1/.*")
     for path, array in flatten_dict(half, sep="/").items():
         assert path.startswith("encoder/layers_1/") and array.dtype == "bfloat16"
         np.testing.assert_array_equal(array, whole[path].astype(ml_dtypes.bfloat16))
@@ -117,7 +119,7 @@ def test_casting_and_reading_a_part(golden):
 def test_a_configuration_that_differs_is_refused_with_the_difference():
     config = config_of("hf_mt5").replace(num_encoder_layers=3, mlp_activations=("relu",))
     with pytest.raises(UserError) as error:
-        pretrained.open_laid_out(GOLDEN / "hf_mt5", config=config)
+        open_checkpoint(GOLDEN / "hf_mt5", config)
     for part in (
         "NUM_ENCODER_LAYERS is 3, there 2",
         "MLP_ACTIVATIONS is ('relu',), there ('gelu', 'linear')",
@@ -134,7 +136,17 @@ def test_a_configuration_that_differs_is_refused_with_the_difference():
         ({"relative_attention_num_buckets": 16}, "num_buckets is 16; this network has 32"),
         ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'; there are relu"),
-        ({"feed_forward_proj": "relu"}, "lacks .*DenseReluDense.wi.weight, which its config"),
+        (
+            {"feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False},
+            "lacks .*DenseReluDense.wi.weight, which its config",
+        ),
+        ({"dense_act_fn": "relu"}, "dense_act_fn is 'relu' and feed_forward_proj 'gated-gelu'"),
+        ({"dense_act_fn": "gelu"}, "'gated-gelu', with which it is 'gelu_new'"),
+        (
+            {"feed_forward_proj": "gated-silu"},
+            "dense_act_fn is 'gelu_new'.* with which it is 'silu'",
+        ),
+        ({"is_gated_act": False}, "is_gated_act is False"),
         ({"num_layers": 3}, r"lacks encoder.block.2"),
         ({"num_layers": 1}, "tensors that are no part of a mt5 model.*: encoder.block.1"),
         ({"d_ff": 60}, r"wi_0.weight is \[64, 32\].*would be \[32, 60\]"),
@@ -144,7 +156,7 @@ def test_a_configuration_that_differs_is_refused_with_the_difference():
 def test_configs_that_do_not_fit_the_arrays(copy, changes, message):
     edit(copy, **changes)
     with pytest.raises(UserError, match=message):
-        pretrained.param_shapes(copy)
+        open_checkpoint(copy)
 
 
 def test_files_that_cannot_be_read(copy):
@@ -152,16 +164,16 @@ def test_files_that_cannot_be_read(copy):
     data = weights.read_bytes()
     weights.write_bytes(data[:-100])
     with pytest.raises(UserError, match="is damaged: .*ends 100 bytes too early"):
-        pretrained.read_params(copy)
+        read_params(copy)
     weights.write_bytes(b"\xff" * 64)
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        pretrained.read_params(copy)
+        read_params(copy)
     weights.rename(copy / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model.bin cannot be read.*save_pretrained"):
-        pretrained.read_params(copy)
+        read_params(copy)
     (copy / "config.json").write_text("[]")
     with pytest.raises(UserError, match="config.json is not a model's configuration"):
-        pretrained.read_params(copy)
+        read_params(copy)
 
 
 def write(path, arrays):
@@ -177,7 +189,7 @@ def tensors_of(directory):
 
 
 def test_shards(copy):
-    expected = flatten_dict(pretrained.read_params(copy), sep="/")
+    expected = flatten_dict(read_params(copy), sep="/")
     tensors = tensors_of(copy)
     names = sorted(tensors)
     parts = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
@@ -186,16 +198,78 @@ def test_shards(copy):
     (copy / "model.safetensors").unlink()
     index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = flatten_dict(pretrained.read_params(copy), sep="/")
+    found = flatten_dict(read_params(copy), sep="/")
     assert {p: a.tobytes() for p, a in found.items()} == {
         p: a.tobytes() for p, a in expected.items()
     }
     (copy / "b.safetensors").unlink()
     with pytest.raises(UserError, match="lacks b.safetensors, which model.safetensors.index.json"):
-        pretrained.read_params(copy)
+        read_params(copy)
     shutil.copy(copy / "a.safetensors", copy / "b.safetensors")
     with pytest.raises(UserError, match="b.safetensors lacks .* which model.safetensors.index"):
-        pretrained.read_params(copy)
+        read_params(copy)
+
+
+def test_two_sets_of_weights_are_ambiguous(copy):
+    tensors = tensors_of(copy)
+    names = sorted(tensors)
+    other = {name: tensors[name] + 1 for name in names}
+    shards = {
+        "model-00001-of-00002.safetensors": names[:20],
+        "model-00002-of-00002.safetensors": names[20:],
+    }
+    for file, held in shards.items():
+        write(copy / file, {name: other[name] for name in held})
+    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        UserError, match=r"two sets of weights: model.safetensors, and model-00001"
+    ) as e:
+        read_params(copy)
+    assert "Remove the set that is not meant" in str(e.value)
+    (copy / "model.safetensors").unlink()
+    assert open_stored(copy).files == sorted(shards)
+    # A tensor that the index gives to the other file, and one that it does not know.
+    first, second = shards
+    write(copy / second, {name: other[name] for name in [names[0], *names[20:]]})
+    with pytest.raises(
+        UserError, match=f"{second} holds {names[0]} too, which .* gives to {first}"
+    ):
+        read_params(copy)
+    write(copy / second, {"x": other[names[0]], **{name: other[name] for name in names[20:]}})
+    with pytest.raises(UserError, match="holds x too, which .* gives to no file"):
+        read_params(copy)
+    # An index may name the single file.
+    for file in shards:
+        (copy / file).unlink()
+    write(copy / "model.safetensors", tensors)
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert open_stored(copy).files == ["model.safetensors"]
+
+
+def test_an_encoder_alone_is_named(copy):
+    tensors = {n: a for n, a in tensors_of(copy).items() if not n.startswith("decoder")}
+    write(copy / "model.safetensors", tensors)
+    edit(copy, architectures=["MT5EncoderModel"])
+    with pytest.raises(UserError, match=r"hf holds an encoder alone \(MT5EncoderModel\)"):
+        read_params(copy)
+
+
+def test_quantized_tensors_are_named(copy):
+    path = copy / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    header[name]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(UserError, match=f"{name} is stored as F8_E4M3.* cannot be read"):
+        read_params(copy)
+    write(path, {**tensors_of(GOLDEN / "hf_mt5"), name: np.ones((32, 32), np.int8)})
+    with pytest.raises(UserError, match=r"attention/query/kernel \(int8\)"):
+        read_params(copy)
 
 
 def test_the_embedding_under_its_other_names(copy):
@@ -210,19 +284,19 @@ def test_the_embedding_under_its_other_names(copy):
         unused: np.ones((32, 4), np.float32),
     }
     write(copy / "model.safetensors", tensors)
-    found = flatten_dict(pretrained.read_params(copy), sep="/")
+    found = flatten_dict(read_params(copy), sep="/")
     np.testing.assert_array_equal(found["token_embedder/embedding"], embedding)
     np.testing.assert_array_equal(found["decoder/logits_dense/kernel"], head.T)
 
     # Scaled outputs (T5 1.0) share the table: a head of its own does not fit.
     edit(copy, scale_decoder_outputs=True)
     with pytest.raises(UserError, match="lm_head.weight differs from encoder.embed_tokens"):
-        pretrained.read_params(copy)
+        read_params(copy)
     write(copy / "model.safetensors", {**tensors, "lm_head.weight": embedding})
-    assert "decoder/logits_dense/kernel" not in pretrained.param_shapes(copy)
+    assert "decoder/logits_dense/kernel" not in open_checkpoint(copy).shapes
     write(copy / "model.safetensors", {**tensors, "decoder.embed_tokens.weight": head})
     with pytest.raises(UserError, match="decoder.embed_tokens.weight differs"):
-        pretrained.read_params(copy)
+        read_params(copy)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +345,7 @@ def test_bases_of_others_fill_every_network(scalable, stored, scanned, per_layer
     found = weights.read(reference, wanted, seed=0)
     assert set(found.origins.values()) == {f"the base {reference}"}
     layout = Layout(scanned=scanned, bias_per_layer=per_layer)
-    expected = flatten_dict(pretrained.read_params(GOLDEN / "hf_mt5", layout=layout), sep="/")
+    expected = flatten_dict(read_params(GOLDEN / "hf_mt5", layout=layout), sep="/")
     assert found.arrays.keys() == expected.keys() == wanted.keys()
     for path, array in expected.items():
         assert found.arrays[path].sharding == wanted[path].sharding, path

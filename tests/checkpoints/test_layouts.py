@@ -10,7 +10,7 @@ from scan_helpers import scan_params
 
 from promot_t5x.checkpoints.formats import layouts, shape
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout, Relaid
-from promot_t5x.checkpoints.formats.source import ParamSource, nbytes, whole
+from promot_t5x.checkpoints.formats.source import ParamSource, as_stored, nbytes
 from promot_t5x.errors import UserError
 from promot_t5x.network.transformer import T5Config, param_shapes
 
@@ -47,7 +47,7 @@ def random(config, seed=0):
 
 
 def read(source):
-    found = source.read(whole(source))
+    found = source.read(as_stored(source))
     assert {p: (a.shape, a.dtype) for p, a in found.items()} == {
         p: (s.shape, s.dtype) for p, s in source.shapes.items()
     }

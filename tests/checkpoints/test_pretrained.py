@@ -1,5 +1,6 @@
 """Reading base weights: both T5X formats, our own, and what to say when there is none."""
 
+import dataclasses
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,16 +12,20 @@ import numpy as np
 import optax
 import pytest
 import tensorstore as ts
+from checkpoint_helpers import read_params
 from flax import serialization, traverse_util
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from promot_t5x.checkpoints import hashing, pretrained
+from promot_t5x.checkpoints import hashing
+from promot_t5x.checkpoints.formats.reading import DamagedCheckpointError
+from promot_t5x.checkpoints.formats.shape import EMBEDDING
+from promot_t5x.checkpoints.opening import check_shapes, open_checkpoint
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.errors import UserError
+from promot_t5x.network.transformer import T5Config, param_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-EMBEDDING = "token_embedder/embedding"
 
 
 @pytest.fixture(scope="module")
@@ -65,32 +70,32 @@ def save_own(directory, params, *steps, **metadata):
 
 
 def test_t5x_parameters_come_out_bit_for_bit(t5x_checkpoint, golden):
-    assert_same(pretrained.read_params(t5x_checkpoint), golden)
-    shapes = pretrained.param_shapes(str(t5x_checkpoint))
+    assert_same(read_params(t5x_checkpoint), golden)
+    shapes = open_checkpoint(str(t5x_checkpoint)).shapes
     assert {p: s.shape for p, s in shapes.items()} == {p: a.shape for p, a in golden.items()}
 
 
 def test_parts_of_a_path_that_name_the_same_checkpoint(t5x_checkpoint, golden):
     inner = "checkpoint" if (t5x_checkpoint / "checkpoint").exists() else "state"
-    assert_same(pretrained.read_params(t5x_checkpoint / inner), golden)
+    assert_same(read_params(t5x_checkpoint / inner), golden)
 
 
 def test_optimiser_slots_are_not_read(golden, tmp_path):
     checkpoint = unpack("legacy", tmp_path)
     for slot in checkpoint.glob("state.*"):
         shutil.rmtree(slot)
-    assert_same(pretrained.read_params(checkpoint), golden)
+    assert_same(read_params(checkpoint), golden)
 
 
 def test_some_parameters_only(t5x_checkpoint, golden):
-    found = flat(pretrained.read_params(t5x_checkpoint, only="token_embedder/.*"))
+    found = flat(read_params(t5x_checkpoint, only="token_embedder/.*"))
     assert list(found) == [EMBEDDING]
     with pytest.raises(UserError, match="no parameter .* matches 'embedding'; it has decoder"):
-        pretrained.read_params(t5x_checkpoint, only="embedding")
+        read_params(t5x_checkpoint, only="embedding")
 
 
 def test_casting_rounds_to_nearest_even(t5x_checkpoint, golden):
-    found = pretrained.read_params(t5x_checkpoint, dtype="bfloat16")
+    found = read_params(t5x_checkpoint, dtype="bfloat16")
     assert_same(found, {p: a.astype(ml_dtypes.bfloat16) for p, a in golden.items()})
 
 
@@ -101,23 +106,21 @@ def test_reading_onto_a_mesh(t5x_checkpoint, golden):
         for p, a in golden.items()
     }
     shardings = traverse_util.unflatten_dict(rows, sep="/")
-    found = pretrained.read_params(t5x_checkpoint, shardings=shardings)
+    found = read_params(t5x_checkpoint, shardings=shardings)
     assert_same(found, golden)
     embedding = found["token_embedder"]["embedding"]
     assert embedding.sharding == rows[EMBEDDING]
     assert embedding.addressable_shards[0].data.shape[0] == golden[EMBEDDING].shape[0] // 8
-    assert pretrained.content_hash(found) == pretrained.content_hash(
-        pretrained.read_params(t5x_checkpoint)
-    )
+    assert hashing.content_hash(found) == hashing.content_hash(read_params(t5x_checkpoint))
 
     everywhere = NamedSharding(mesh, P())
-    half = flat(pretrained.read_params(t5x_checkpoint, dtype=jnp.bfloat16, shardings=everywhere))
+    half = flat(read_params(t5x_checkpoint, dtype=jnp.bfloat16, shardings=everywhere))
     assert {x.sharding for x in half.values()} == {everywhere}
     assert half[EMBEDDING].dtype == jnp.bfloat16
 
     del shardings["token_embedder"]
     with pytest.raises(ValueError, match=f"no sharding for {EMBEDDING}"):
-        pretrained.read_params(t5x_checkpoint, shardings=shardings)
+        read_params(t5x_checkpoint, shardings=shardings)
 
 
 def test_damage_is_an_error_and_not_zeros(t5x_checkpoint, tmp_path):
@@ -125,7 +128,7 @@ def test_damage_is_an_error_and_not_zeros(t5x_checkpoint, tmp_path):
     for file in [*copy.glob(f"target.{EMBEDDING.replace('/', '.')}/0*"), *copy.rglob("d/*")]:
         file.unlink()
     with pytest.raises(UserError, match="checkpoint_7.* is damaged"):
-        pretrained.read_params(copy)
+        read_params(copy)
 
 
 def write_legacy(directory, arrays, *, driver="file", version=3, spec_style="new"):
@@ -172,20 +175,20 @@ ARRAYS = {
 @pytest.mark.parametrize("driver", ["file", "gfile", "gcs"])
 def test_legacy_specs_of_all_times(tmp_path, driver, spec_style):
     write_legacy(tmp_path / "checkpoint_3", ARRAYS, driver=driver, spec_style=spec_style)
-    assert_same(pretrained.read_params(tmp_path / "checkpoint_3"), ARRAYS)
+    assert_same(read_params(tmp_path / "checkpoint_3"), ARRAYS)
 
 
 def test_large_inline_arrays_are_stored_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 64)
     write_legacy(tmp_path, {"scale": ARRAYS["a/kernel"].reshape(-1)})
     assert b"__msgpack_chunked_array__" in (tmp_path / "checkpoint").read_bytes()
-    assert_same(pretrained.read_params(tmp_path), {"scale": ARRAYS["a/kernel"].reshape(-1)})
+    assert_same(read_params(tmp_path), {"scale": ARRAYS["a/kernel"].reshape(-1)})
 
 
 def test_version_2_with_its_disguised_bfloat16_is_refused(tmp_path):
     write_legacy(tmp_path, {"a": np.ones((2, 2), np.uint16)}, version=2)
     with pytest.raises(UserError, match="version 2"):
-        pretrained.read_params(tmp_path)
+        read_params(tmp_path)
 
 
 def test_own_checkpoint_of_a_whole_model(tmp_path, golden):
@@ -193,9 +196,9 @@ def test_own_checkpoint_of_a_whole_model(tmp_path, golden):
     newer = jax.tree.map(lambda x: x + 1, params)
     save_own(tmp_path, params, 10)
     save_own(tmp_path, newer, 20)
-    assert_same(pretrained.read_params(tmp_path / "checkpoint_10"), golden)
-    assert_same(pretrained.read_params(tmp_path), flat(newer))
-    half = pretrained.read_params(tmp_path, dtype="bfloat16", only=EMBEDDING)
+    assert_same(read_params(tmp_path / "checkpoint_10"), golden)
+    assert_same(read_params(tmp_path), flat(newer))
+    half = read_params(tmp_path, dtype="bfloat16", only=EMBEDDING)
     assert_same(half, {EMBEDDING: (golden[EMBEDDING] + 1).astype(ml_dtypes.bfloat16)})
 
 
@@ -206,14 +209,14 @@ def test_own_checkpoint_is_verified(tmp_path, golden):
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
     with pytest.raises(UserError, match="checkpoint_1 is damaged"):
-        pretrained.read_params(tmp_path)
+        read_params(tmp_path)
 
 
 def test_prompt_checkpoint_is_no_base_and_names_its_own(tmp_path):
     prompt = {"encoder": {"prompt": {"prompt": np.ones((1, 3, 4), np.float32)}}}
     save_own(tmp_path / "prompt", prompt, 5, base_path="gs://models/t5/checkpoint_1000000")
     with pytest.raises(UserError) as error:
-        pretrained.read_params(tmp_path / "prompt")
+        read_params(tmp_path / "prompt")
     assert "only what its stage trained (encoder/prompt/prompt)" in str(error.value)
     assert "gs://models/t5/checkpoint_1000000" in str(error.value)
 
@@ -223,7 +226,7 @@ def test_unfinished_own_checkpoint_is_refused(tmp_path, golden):
     (tmp_path / "pending_4").mkdir()
     (tmp_path / "checkpoint_4" / "manifest.json").unlink()
     with pytest.raises(UserError, match="still being written, or its run was cut short"):
-        pretrained.read_params(tmp_path / "checkpoint_4")
+        read_params(tmp_path / "checkpoint_4")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,7 @@ def test_what_is_no_checkpoint(tmp_path, asked, message):
     (tmp_path / "t5" / "config.gin").write_text("")
     (tmp_path / "other" / "empty").mkdir(parents=True)
     with pytest.raises(UserError) as error:
-        pretrained.read_params(tmp_path / asked)
+        read_params(tmp_path / asked)
     assert str(tmp_path / asked) in str(error.value)
     assert message.format(root=tmp_path) in str(error.value)
 
@@ -255,34 +258,34 @@ def test_orbax_checkpoint_without_parameters(tmp_path):
     text = file.read_text()
     file.write_text(text.replace('"target"', '"goal"'))
     with pytest.raises(UserError, match=r"no parameters.*only \['goal', 'state'\]"):
-        pretrained.read_params(copy)
+        read_params(copy)
     for harmed in ("{}", "[]", text[:-100]):
         file.write_text(harmed)
         with pytest.raises(UserError, match="is damaged"):
-            pretrained.read_params(copy)
+            read_params(copy)
 
 
 def test_other_checkpoint_files(tmp_path):
     file = tmp_path / "checkpoint"
     file.write_text('model_checkpoint_path: "model.ckpt-1000"\n')
     with pytest.raises(UserError, match="TensorFlow"):
-        pretrained.read_params(tmp_path)
+        read_params(tmp_path)
     for contents in (serialization.msgpack_serialize({"params": {}}), b"\xc1junk", b""):
         file.write_bytes(contents)
         with pytest.raises(UserError, match="is not a T5X checkpoint"):
-            pretrained.read_params(tmp_path)
+            read_params(tmp_path)
 
 
 def test_check_tree_counts_and_names(golden):
     params = traverse_util.unflatten_dict(golden, sep="/")
     shapes = {p: a.shape for p, a in golden.items()}
-    pretrained.check_tree(params, shapes)
-    pretrained.check_tree(params, params)
+    check_shapes(params, shapes)
+    check_shapes(params, params)
 
     wanted = {**shapes, EMBEDDING: (1, 2), **{f"more/{i}": (3,) for i in range(9)}}
     del wanted["decoder/decoder_norm/scale"]
     with pytest.raises(UserError) as error:
-        pretrained.check_tree(params, wanted, source="/base")
+        check_shapes(params, wanted, source="/base")
     rows, columns = shapes[EMBEDDING]
     for part in (
         "/base does not fit",
@@ -296,34 +299,34 @@ def test_check_tree_counts_and_names(golden):
 def test_content_hash_is_of_paths_types_shapes_and_bytes(monkeypatch):
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
     params = {"a": {"b": x, "c": np.float32(1)}, "d": np.ones(3, ml_dtypes.bfloat16)}
-    value = pretrained.content_hash(params)
+    value = hashing.content_hash(params)
     assert len(value) == 32
     same = {"d": jnp.ones(3, jnp.bfloat16), "a": {"c": jnp.float32(1), "b": np.asfortranarray(x)}}
-    assert pretrained.content_hash(same) == value
+    assert hashing.content_hash(same) == value
 
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("x", "y"))
     same["a"]["b"] = jax.device_put(x, NamedSharding(mesh, P("x", "y")))
-    assert pretrained.content_hash(same) == value
+    assert hashing.content_hash(same) == value
 
     flipped = x.copy()
     flipped.view(np.uint8)[0, 0] ^= 1
     others = [flipped, x.reshape(6, 4), x.view(np.float16), x.view(np.int32)]
-    hashes = {pretrained.content_hash({**params, "a": {**params["a"], "b": y}}) for y in others}
-    hashes.add(pretrained.content_hash({"a": {"b2": x, "c": params["a"]["c"]}, "d": params["d"]}))
+    hashes = {hashing.content_hash({**params, "a": {**params["a"], "b": y}}) for y in others}
+    hashes.add(hashing.content_hash({"a": {"b2": x, "c": params["a"]["c"]}, "d": params["d"]}))
     swapped = x.copy()
     swapped[0, 0], swapped[3, 5] = x[3, 5], x[0, 0]
-    hashes.add(pretrained.content_hash({**params, "a": {**params["a"], "b": swapped}}))
+    hashes.add(hashing.content_hash({**params, "a": {**params["a"], "b": swapped}}))
     assert len(hashes) == 6 and value not in hashes
     with pytest.raises(TypeError, match="float64"):
-        pretrained.content_hash({"a": x.astype(np.float64)})
+        hashing.content_hash({"a": x.astype(np.float64)})
 
 
 def test_content_hash_of_stacked_layers_is_that_of_single_ones():
     layers = {f"layers_{i}": {"k": np.full((2, 3), i, np.float32)} for i in range(11)}
     stacked = np.stack([layers[f"layers_{i}"]["k"] for i in range(11)], axis=1)
-    value = pretrained.content_hash({"encoder": {"encoder": {"k": stacked}}})
-    assert value == pretrained.content_hash({"encoder": layers})
-    assert value != pretrained.content_hash({"encoder": {"encoder": {"k": stacked[:, ::-1]}}})
+    value = hashing.content_hash({"encoder": {"encoder": {"k": stacked}}})
+    assert value == hashing.content_hash({"encoder": layers})
+    assert value != hashing.content_hash({"encoder": {"encoder": {"k": stacked[:, ::-1]}}})
 
 
 def test_large_arrays_are_hashed_in_pieces(monkeypatch):
@@ -335,3 +338,99 @@ def test_large_arrays_are_hashed_in_pieces(monkeypatch):
         other[i] += 1
         assert hashing.digest(other) != value
     assert hashing.digest(np.concatenate([x[16:32], x[:16], x[32:]])) != value
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["legacy", "own"])
+def test_numbers_that_are_not_finite_are_blamed_on_their_checkpoint(
+    tmp_path, golden, number, kind, monkeypatch
+):
+    arrays = {path: array.copy() for path, array in golden.items()}
+    arrays["encoder/layers_1/mlp/wo/kernel"][3, 2] = number
+    if kind == "legacy":
+        write_legacy(tmp_path / "checkpoint_3", arrays)
+    else:
+        monkeypatch.setattr("promot_t5x.checkpoints.saving.non_finite_state", lambda leaves: [])
+        save_own(tmp_path, traverse_util.unflatten_dict(arrays, sep="/"), 3)
+    with pytest.raises(UserError) as error:
+        read_params(tmp_path / "checkpoint_3")
+    for part in (
+        f"{tmp_path / 'checkpoint_3'} holds numbers that are not finite",
+        f"1 of {len(golden)} arrays: encoder/layers_1/mlp/wo/kernel",
+    ):
+        assert part in str(error.value)
+    # What is not read does no harm.
+    read_params(tmp_path / "checkpoint_3", only="decoder/.*")
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P())
+    with pytest.raises(UserError, match="not finite"):
+        read_params(tmp_path / "checkpoint_3", shardings=everywhere)
+
+
+def test_numbers_too_large_for_a_type_are_blamed_too(tmp_path):
+    write_legacy(tmp_path, {"a/kernel": np.full((2, 2), 3e38, np.float32)})
+    assert read_params(tmp_path)["a"]["kernel"][0, 0] == np.float32(3e38)
+    message = "not finite, read as float16, in 1 of 1 arrays: a/kernel"
+    with np.errstate(over="ignore"), pytest.raises(UserError, match=message):
+        read_params(tmp_path, dtype="float16")
+
+
+def test_integers_are_no_parameters(tmp_path):
+    write_legacy(tmp_path, {**ARRAYS, "a/kernel": np.ones((11, 13), np.int64)})
+    with pytest.raises(UserError, match=r"not floating-point numbers: a/kernel \(int64\)"):
+        read_params(tmp_path)
+
+
+def test_a_model_of_another_network_is_refused_when_it_is_opened(t5x_checkpoint):
+    config = T5Config(
+        vocab_size=384, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=2,
+        num_decoder_layers=3, mlp_activations=("gelu", "linear"),
+    )  # fmt: skip
+    with pytest.raises(
+        UserError, match="checkpoint_7.* does not fit the model.* missing: decoder/"
+    ):
+        open_checkpoint(t5x_checkpoint, config)
+    fitting = dataclasses.replace(config, num_decoder_layers=2, scan_layers=True)
+    parameters = open_checkpoint(t5x_checkpoint, fitting)
+    wanted = traverse_util.flatten_dict(param_shapes(fitting), sep="/")
+    found = parameters.read(wanted)
+    query = "encoder/layers_1/attention/query/kernel"
+    np.testing.assert_array_equal(
+        found["encoder/encoder/attention/query/kernel"][:, 1],
+        flat(read_params(t5x_checkpoint))[query],
+    )
+
+
+def test_files_that_only_stand_for_others_are_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    hub = Path(shutil.copytree(GOLDEN / "hf_mt5", tmp_path / "hub"))
+    weights = (hub / "model.safetensors").read_bytes()
+    (hub / "model.safetensors").write_bytes(pointer)
+    with pytest.raises(UserError, match="model.safetensors is a Git LFS pointer.*git lfs pull"):
+        read_params(hub)
+    (hub / "model.safetensors").unlink()
+    (hub / "model.safetensors").symlink_to("../../blobs/4d7a")
+    with pytest.raises(UserError, match="a link to ../../blobs/4d7a, which does not exist"):
+        read_params(hub)
+    (hub / "model.safetensors").unlink()
+    (hub / "model.safetensors").write_bytes(weights)
+    (hub / "config.json").unlink()
+    (hub / "config.json").symlink_to("../../blobs/77aa")
+    with pytest.raises(UserError, match="config.json is a link to ../../blobs/77aa"):
+        read_params(hub)
+    (tmp_path / "checkpoint").write_bytes(pointer)
+    with pytest.raises(UserError, match="checkpoint is a Git LFS pointer"):
+        read_params(tmp_path / "checkpoint")
+
+
+def test_two_formats_in_one_directory_are_ambiguous(tmp_path):
+    hub = Path(shutil.copytree(GOLDEN / "hf_mt5", tmp_path / "hub"))
+    write_legacy(hub, {"scale": ARRAYS["scale"]})
+    with pytest.raises(UserError, match="hub holds checkpoints of several formats"):
+        read_params(hub)
+
+
+def test_an_own_checkpoint_without_its_manifest_is_damaged(tmp_path, golden):
+    save_own(tmp_path, traverse_util.unflatten_dict(golden, sep="/"), 4)
+    (tmp_path / "checkpoint_4" / "manifest.json").unlink()
+    with pytest.raises(DamagedCheckpointError, match="its manifest.json is missing"):
+        read_params(tmp_path / "checkpoint_4")

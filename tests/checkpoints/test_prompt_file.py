@@ -1,9 +1,13 @@
 """Prompt files: what prompt-tuning reads and writes, and the self-describing form."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+from promot_t5x.checkpoints.formats import peft
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.checkpoints.prompt_file import PromptInfo, load_prompt, save_prompt
 from promot_t5x.errors import UserError
 
@@ -108,3 +112,32 @@ def test_a_bfloat16_file_of_prompt_tunings(tmp_path):
     loaded, _ = load_prompt(path)
     assert loaded.dtype == np.float32
     np.testing.assert_array_equal(loaded, vectors[None])
+
+
+def test_a_prompt_with_numbers_that_are_not_finite(tmp_path):
+    vectors = make()
+    vectors[1, 2, 3] = np.inf
+    save_prompt(tmp_path / "p.npz", vectors, INFO)
+    with pytest.raises(UserError, match="p.npz holds numbers that are not finite"):
+        load_prompt(tmp_path / "p.npz")
+
+
+def test_an_adapter_of_peft_is_a_prompt(tmp_path):
+    (place,) = peft.save_adapters(tmp_path / "adapter", make(1), ["rte"])
+    for path in (place, place / "adapter_model.safetensors"):
+        array, info = load_prompt(path)
+        np.testing.assert_array_equal(array, make(1))
+        assert info == PromptInfo()
+    config = json.loads((place / "adapter_config.json").read_text())
+    # peft's default: as many vectors again for the decoder, which it does not use.
+    changed = {**config, "num_virtual_tokens": 2, "num_transformer_submodules": 2}
+    (place / "adapter_config.json").write_text(json.dumps(changed))
+    np.testing.assert_array_equal(load_prompt(place)[0], make(1)[:, :2])
+    (place / "adapter_config.json").write_text(json.dumps({**config, "num_virtual_tokens": 9}))
+    with pytest.raises(UserError, match=r"prompt_embeddings is \[3, 4\].*num_virtual_tokens = 9"):
+        load_prompt(place)
+    (place / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LORA"}))
+    with pytest.raises(UserError, match="an adapter of type 'LORA'"):
+        load_prompt(place)
+    with pytest.raises(UserError, match="is an adapter of peft, not a model"):
+        open_checkpoint(place)

@@ -19,8 +19,9 @@ from clean_environment import xla_flags
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from promot_t5x.checkpoints import hashing, manifest, restoring
+from promot_t5x.checkpoints import checksums, hashing, manifest, restoring
 from promot_t5x.checkpoints.saving import Checkpoints
+from promot_t5x.checkpoints.steps import LOSS, best_step, complete_steps
 from promot_t5x.errors import NonFiniteError, SaveError, UserError
 
 INFO = {"base_path": "/bases/t5", "base_hash": "ab12", "seed": 3}
@@ -67,7 +68,7 @@ def test_round_trip_is_bit_exact(tmp_path):
 @pytest.mark.parametrize(
     "optimiser",
     [optax.adam(1e-3), optax.adafactor(1e-3), optax.sgd(0.1)],
-    ids="adam adafactor sgd".split(),
+    ids=["adam", "adafactor", "sgd"],
 )
 def test_optax_states_round_trip(tmp_path, optimiser):
     params = {"a": jnp.ones((4, 4)), "b": {"c": jnp.ones(3)}}
@@ -113,7 +114,6 @@ def test_reading_only_what_trains(tmp_path):
     assert found.opt_state is None
     assert isinstance(found.trainable["decoder"]["kernel"], np.ndarray)
     assert raw(found.trainable) == raw(trainable)
-    assert raw(restoring.read_trainable(tmp_path, 1)) == raw(trainable)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -137,6 +137,21 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path, number, sharded):
         }
         assert saver.latest() == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
+def test_a_checkpoint_that_holds_such_numbers_already_is_passed_over(tmp_path, monkeypatch):
+    """As versions before the check have saved them."""
+    save(tmp_path, 1)
+    monkeypatch.setattr("promot_t5x.checkpoints.saving.non_finite_state", lambda leaves: [])
+    trainable, opt_state = make_state(2)
+    opt_state.v["kernel"] = np.full((16, 8), np.nan, np.float32)
+    with Checkpoints(tmp_path, keep=None) as saver:
+        saver.save(2, trainable=trainable, opt_state=opt_state, metadata=INFO)
+    found = load(tmp_path)
+    assert found.step == 1
+    assert "not finite in state/opt_state/v/kernel" in found.warnings[0]
+    with pytest.raises(UserError, match="No valid checkpoint.*not finite"):
+        load(tmp_path, step=2)
 
 
 def test_a_scalar_of_the_optimizer_may_be_infinite_but_not_nan(tmp_path):
@@ -179,7 +194,7 @@ def test_cut_or_missing_file_is_named_and_passed_over(tmp_path, harm, caplog):
     assert raw(found.trainable) == raw(make_state(10)[0])
     (warning,) = found.warnings
     assert str(file) in warning and warning in caplog.text
-    assert restoring.complete_steps(tmp_path) == [10]
+    assert complete_steps(tmp_path) == [10]
 
 
 def test_flipped_bit_is_passed_over(tmp_path):
@@ -223,7 +238,7 @@ def test_wrong_bytes_name_the_array(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "harm", [flip, cut, lambda path: path.unlink()], ids="flip cut gone".split()
+    "harm", [flip, cut, lambda path: path.unlink()], ids=["flip", "cut", "gone"]
 )
 def test_damaged_manifest_is_passed_over_and_replaced(tmp_path, harm):
     save(tmp_path, 10, 20)
@@ -287,9 +302,16 @@ def as_if_saved_in_float64(step_dir):
         (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda d: shutil.rmtree(d / "state"), "target/decoder/kernel"),
     ],
-    ids=(
-        "flipped cut no_files no_commit flipped_manifest garbled_manifest no_manifest no_state"
-    ).split(),
+    ids=[
+        "flipped",
+        "cut",
+        "no_files",
+        "no_commit",
+        "flipped_manifest",
+        "garbled_manifest",
+        "no_manifest",
+        "no_state",
+    ],
 )
 def test_every_kind_of_damage_is_named_and_passed_over(tmp_path, harm, named):
     save(tmp_path, 10, 20)
@@ -315,9 +337,9 @@ def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
     save(tmp_path, 10, 20)
     for step in (10, 20):
         cut(array_files(tmp_path / f"checkpoint_{step}")[0])
-    with pytest.raises(UserError, match="No sound checkpoint.*checkpoint_20.*checkpoint_10"):
+    with pytest.raises(UserError, match="No valid checkpoint.*checkpoint_20.*checkpoint_10"):
         load(tmp_path)
-    with pytest.raises(UserError, match="No sound checkpoint.*checkpoint_10"):
+    with pytest.raises(UserError, match="No valid checkpoint.*checkpoint_10"):
         load(tmp_path, step=10)
 
 
@@ -384,13 +406,13 @@ def test_a_temporary_step_goes_with_the_next_one_and_displaces_none(tmp_path):
 
 def test_a_step_counts_only_once_its_arrays_have_been_read_again(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    inner = manifest.damage
+    inner = checksums.find_damage
 
     def after_a_bit_rotted(state, records):
         flip_arrays(Path(state.parent))
         return inner(state, records)
 
-    monkeypatch.setattr(manifest, "damage", after_a_bit_rotted)
+    monkeypatch.setattr("promot_t5x.checkpoints.saving.find_damage", after_a_bit_rotted)
     trainable, opt_state = make_state(2)
     with pytest.raises(SaveError, match="Saving step 2 .*cannot be read"):
         with Checkpoints(tmp_path, keep=None) as saver:
@@ -420,10 +442,10 @@ def test_of_equal_scores_the_loss_or_the_order_decides(tmp_path, ties, best):
         for step, loss in losses.items():
             scores = {"score": 10.0 if step == 1 else 20.0}
             if ties != "loss without":
-                scores[restoring.LOSS] = loss
+                scores[LOSS] = loss
             saver.add_metrics(step, scores)
     ties = ties.partition(" ")[0]
-    assert restoring.best_step(tmp_path, [1, 2, 3, 4], "score", ties=ties) == best
+    assert best_step(tmp_path, [1, 2, 3, 4], "score", ties=ties) == best
 
 
 def test_other_programs_checkpoints_are_never_removed(tmp_path):
@@ -432,7 +454,7 @@ def test_other_programs_checkpoints_are_never_removed(tmp_path):
     (other / "_METADATA").write_text("{}")
     save(tmp_path, 1, 2, 3, keep=1)
     assert (tmp_path / "set_aside_checkpoint_1.0" / "state" / "_METADATA").read_text() == "{}"
-    assert restoring.complete_steps(tmp_path) == [3]
+    assert complete_steps(tmp_path) == [3]
 
 
 def test_leavings_are_removed_and_ignored(tmp_path):
@@ -442,7 +464,7 @@ def test_leavings_are_removed_and_ignored(tmp_path):
     (tmp_path / "pending_3").mkdir()
     (tmp_path / "checkpoint_3.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "pending_1").mkdir()
-    assert restoring.complete_steps(tmp_path) == [1]
+    assert complete_steps(tmp_path) == [1]
     with Checkpoints(tmp_path) as saver:
         assert saver.latest() == 1
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_1"]
@@ -458,7 +480,7 @@ def test_failed_save_is_raised_by_the_next_call(tmp_path):
         raise OSError("disk full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("promot_t5x.checkpoints.manifest.write", fail)
+        patch.setattr("promot_t5x.checkpoints.saving.write_manifest", fail)
         saver.save(2, trainable=trainable, opt_state=opt_state, metadata={})
         with pytest.raises(SaveError, match="step 2 .*disk full"):
             saver.save(3, trainable=trainable, opt_state=opt_state, metadata={})
@@ -492,11 +514,11 @@ def test_saving_does_not_wait_for_the_write(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "_finish", finish_once_saved)
     with Checkpoints(tmp_path) as saver:
         saver.save(1, trainable=trainable, opt_state=opt_state, metadata={})
-        assert restoring.complete_steps(tmp_path) == []
+        assert complete_steps(tmp_path) == []
         saved.set()
         saver.wait()
         assert waited_for == [True]
-        assert restoring.complete_steps(tmp_path) == [1]
+        assert complete_steps(tmp_path) == [1]
 
 
 def test_prompt_stage_writes_only_its_prompt(tmp_path):
@@ -531,11 +553,11 @@ KILLED = """
 import json, os, random, signal, sys, time
 import numpy as np
 import jax, jax.numpy as jnp
-from promot_t5x import manifest
-from promot_t5x.checkpoints import Checkpoints
+from promot_t5x.checkpoints import saving
+from promot_t5x.checkpoints.saving import Checkpoints
 
-PLACES = [(manifest, "record_arrays"), (Checkpoints, "_complete"), (manifest, "write"),
-          (Checkpoints, "_retain"), (Checkpoints, "_remove"), (manifest, "file_sizes")]
+PLACES = [(saving, "record_arrays"), (Checkpoints, "_complete"), (saving, "write_manifest"),
+          (Checkpoints, "_retain"), (Checkpoints, "_remove"), (saving, "file_sizes")]
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -597,4 +619,4 @@ def test_kill_at_any_moment_loses_at_most_the_save_under_way(tmp_path):
         assert saved == list(range(start + 1, start + 1 + len(saved)))
         reached = saved[-1] if saved else start
     assert reached > 3
-    assert restoring.complete_steps(tmp_path)[-1] >= reached
+    assert complete_steps(tmp_path)[-1] >= reached

@@ -4,10 +4,13 @@ import engine_helpers as lab
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from scan_helpers import scan_params
 
-from promot_t5x.checkpoints import sharded_reading
 from promot_t5x.checkpoints.formats import read_arrays
+from promot_t5x.checkpoints.formats.t5x import T5xLegacyCheckpoint
+from promot_t5x.checkpoints.formats.t5x_writing import write_inline
+from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.distributed.partitioning import Partitioner, standard_logical_axis_rules
 from promot_t5x.runs.weights import Weights
 from promot_t5x.training import state
@@ -47,7 +50,7 @@ def wanted(model, partitioner, dtype=None):
 def test_every_device_holds_its_part_in_the_dtype_asked_for(stored, partitioner, scanned):
     model = lab.tiny_model(scan_layers=scanned)
     like = wanted(model, partitioner, "bfloat16")
-    found = sharded_reading.read(Stored(stored), like)
+    found = read_sharded(Stored(stored), like)
     whole = state.unflatten(stored)
     if scanned:
         whole = scan_params(whole)
@@ -62,7 +65,7 @@ def test_reading_takes_a_bounded_portion_at_a_time(stored, partitioner, monkeypa
     monkeypatch.setattr(read_arrays, "PORTION_BYTES", 20_000)
     source = Stored(stored)
     like = wanted(lab.tiny_model(scan_layers=True), partitioner)
-    sharded_reading.read(source, like)
+    read_sharded(source, like)
     largest = max(array.nbytes for array in stored.values())
     assert len(source.asked) > 20 and largest > 20_000
     for paths in source.asked:
@@ -77,15 +80,21 @@ def test_what_a_host_needs_of_an_array_is_counted(partitioner):
     assert read_arrays.local_bytes(jax.ShapeDtypeStruct((3,), np.int16)) == 6
 
 
-def test_only_what_is_asked_for_is_read(stored, partitioner, monkeypatch):
-    source = Stored(stored)
-    monkeypatch.setattr("promot_t5x.checkpoints.pretrained.open_source", lambda path: source)
+def test_only_what_is_asked_for_is_read(stored, partitioner, monkeypatch, tmp_path):
+    write_inline(epath.Path(tmp_path), state.unflatten(stored), 0)
+    asked, inner = [], T5xLegacyCheckpoint.read
+
+    def noted(self, wanted):
+        asked.append(list(wanted))
+        return inner(self, wanted)
+
+    monkeypatch.setattr(T5xLegacyCheckpoint, "read", noted)
     one = "encoder/layers_1/mlp/wo/kernel"
     like = {one: wanted(lab.tiny_model(), partitioner)[one]}
-    loaded = Weights(lab.tiny_model()).read("/some/base", like, seed=0)
-    assert source.asked == [[one]]
+    loaded = Weights(lab.tiny_model()).read(str(tmp_path), like, seed=0)
+    assert [paths for paths in asked if paths] == [[one]]
     np.testing.assert_array_equal(loaded.arrays[one], stored[one])
-    assert loaded.summary() == ["1 arrays, 2,048 parameters from the base /some/base"]
+    assert loaded.summary() == [f"1 arrays, 2,048 parameters from the base {tmp_path}"]
 
 
 def test_random_parameters_do_not_depend_on_the_mesh(partitioner):

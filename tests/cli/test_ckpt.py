@@ -1,13 +1,18 @@
 """`promot-t5x ckpt`: lists, shows, compares and verifies checkpoints of ours and of others."""
 
+import shutil
+from pathlib import Path
+
 import checkpoint_helpers as saved
 import numpy as np
 import pytest
 import run_helpers
 
+import promot_t5x
+from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.saving import Checkpoints
 
-EMBEDDING = "token_embedder/embedding"
+TINY_WORLD = Path(promot_t5x.__file__).parent / "tasks" / "tiny" / "base"
 
 
 @pytest.fixture
@@ -97,11 +102,101 @@ def test_a_base_is_verified_as_far_as_it_can_be(tmp_path):
     run_helpers.write_t5x_base(directory, params)
     out = run_helpers.succeed(["ckpt", "verify", str(directory)])
     assert "sound, 1 arrays readable and finite, 32 B (no checksums there)" in out
-    assert "a base" in run_helpers.succeed(["ckpt", "show", str(directory)])
+    assert "of the format t5x-legacy" in run_helpers.succeed(["ckpt", "show", str(directory)])
     params["token_embedder"]["embedding"][0, 1] = np.nan
     run_helpers.write_t5x_base(directory, params)
     done = run_helpers.here(["ckpt", "verify", str(directory)])
     assert done.status == 1 and f"{EMBEDDING} has 1 numbers that are not finite" in done.out
+
+
+def test_a_run_with_seeds(tmp_path, stage):
+    """MODEL_DIR/seed_<n>/<stage>/checkpoint_<step>, beside what else a run leaves."""
+    run = tmp_path / "run"
+    for seed in (0, 1):
+        shutil.copytree(stage, run / f"seed_{seed}" / "stage_one")
+        (run / f"seed_{seed}" / "stage_one" / "train").mkdir()
+    (run / "inference_eval").mkdir()
+    (run / "config.gin").write_text("")
+    out = run_helpers.succeed(["ckpt", "show", str(run)])
+    assert [line for line in out.splitlines() if line.endswith(":")] == [
+        f"{run}/seed_{seed}/stage_one:" for seed in (0, 1)
+    ]
+    assert out.count("score 50  pinned") == 2
+    out = run_helpers.succeed(["ckpt", "verify", str(run)])
+    assert out.count("sound, 8 arrays with their checksums") == 4
+    assert "DAMAGED" not in out
+    done = run_helpers.here(["ckpt", "diff", str(run), str(run)])
+    assert done.status == 2
+    assert f"holds the checkpoints of several stages: {run}/seed_0/stage_one, " in done.err
+    # One stage in a run with one seed is meant by the run's directory.
+    words = ["ckpt", "diff", str(run / "seed_0"), str(run / "seed_1" / "stage_one")]
+    assert "3 arrays equal, 0 differ" in run_helpers.succeed(words)
+
+
+def test_a_name_is_shown_where_it_lies():
+    for action in ("show", "verify"):
+        out = run_helpers.succeed(["ckpt", action, "tiny_world"])
+        assert out.startswith(f"{TINY_WORLD}: ")
+    assert "arrays readable and finite" in out
+    assert run_helpers.here(["ckpt", "diff", "tiny_world", str(TINY_WORLD)]).status == 0
+
+
+def test_unfinished_steps_do_not_count_and_are_not_damaged(stage):
+    (stage / "checkpoint_3").mkdir()
+    (stage / "pending_3").mkdir()
+    out = run_helpers.succeed(["ckpt", "verify", str(stage)])
+    assert f"{stage}/checkpoint_3: unfinished, does not count" in out
+    assert out.count("sound") == 2
+    (stage / "pending_3").rmdir()
+    done = run_helpers.here(["ckpt", "verify", str(stage)])
+    assert done.status == 1
+    assert "checkpoint_3: not a checkpoint." in done.out
+    assert done.out.count("sound") == 2
+    assert "checkpoint_3  not a checkpoint" in run_helpers.succeed(["ckpt", "show", str(stage)])
+    (stage / "checkpoint_3").rmdir()
+    (stage / "checkpoint_2" / "manifest.json").unlink()
+    done = run_helpers.here(["ckpt", "verify", str(stage)])
+    assert done.status == 1
+    assert "checkpoint_2: DAMAGED" in done.out
+    assert "its manifest.json is missing" in done.out
+    assert "its manifest.json is missing" in run_helpers.succeed(["ckpt", "show", str(stage)])
+
+
+def test_numbers_that_are_not_finite_are_no_sound_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("promot_t5x.checkpoints.saving.non_finite_state", lambda leaves: [])
+    trainable, opt_state = saved.make_state(1)
+    opt_state.v["kernel"] = np.full((16, 8), np.nan, np.float32)
+    with Checkpoints(tmp_path) as saver:
+        saver.save(1, trainable=trainable, opt_state=opt_state, metadata={})
+    done = run_helpers.here(["ckpt", "verify", str(tmp_path)])
+    assert done.status == 1
+    wrong = "state/opt_state/v/kernel holds numbers that are not finite"
+    assert f"checkpoint_1: {wrong}" in done.out
+    assert "DAMAGED (1 problems)" in done.out
+
+
+@pytest.mark.parametrize("action", ["show", "verify"])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nothing", "nothing does not exist"),
+        ("empty", "empty is an empty directory"),
+        ("run", "run is not a checkpoint: it holds config.gin, inference_eval"),
+        ("run/config.gin", "config.gin is a file, not a checkpoint directory"),
+        ("", "is empty: give"),
+    ],
+)
+def test_what_is_no_checkpoint_is_not_called_damaged(tmp_path, stage, action, place, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "inference_eval").mkdir(parents=True)
+    (tmp_path / "run" / "config.gin").write_text("")
+    words = ["ckpt", action, str(tmp_path / place) if place else ""]
+    done = run_helpers.here(words)
+    assert (done.status, done.out) == (2, "")
+    assert said in done.err
+    if action == "verify":  # and before anything else is read
+        done = run_helpers.here(["ckpt", "verify", str(stage), words[-1]])
+        assert (done.status, done.out) == (2, "")
 
 
 def test_what_is_no_checkpoint_is_said(tmp_path):

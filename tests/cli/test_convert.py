@@ -13,17 +13,24 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from checkpoint_helpers import read_params
+from etils import epath
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from promot_t5x.checkpoints import pretrained, pretrained_names, restoring
+from promot_t5x.checkpoints import pretrained_names
 from promot_t5x.checkpoints.conversion import conversion, writers
+from promot_t5x.checkpoints.finding import open_stored
 from promot_t5x.checkpoints.formats import hugging_face, layouts, safetensors, t5x
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout
+from promot_t5x.checkpoints.formats.t5x_writing import write_inline
+from promot_t5x.checkpoints.hashing import content_hash
+from promot_t5x.checkpoints.prompt_file import PromptInfo, save_prompt
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.checkpoints.stage_result import StageResult
+from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.cli import main
-from promot_t5x.errors import UserError
+from promot_t5x.errors import EXIT_NOT_SAVED, UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS = conversion.FORMATS
@@ -44,7 +51,7 @@ def refused(capsys, source, destination, to, *flags):
 
 
 def read(path, **options):
-    return flatten_dict(pretrained.read_params(path, **options), sep="/")
+    return flatten_dict(read_params(path, **options), sep="/")
 
 
 def assert_same(found, expected):
@@ -141,8 +148,8 @@ def test_orbax_itself_reads_what_is_written_without_it(written, golden, to):
 
 
 def test_hugging_face_files_have_the_names_of_transformers(written):
-    names = set(safetensors.open_file(hugging_face.epath.Path(written["hf"] / "model.safetensors")))
-    theirs = hugging_face.epath.Path(GOLDEN / "hf_mt5" / "model.safetensors")
+    names = set(safetensors.open_file(epath.Path(written["hf"] / "model.safetensors")))
+    theirs = epath.Path(GOLDEN / "hf_mt5" / "model.safetensors")
     assert names == {*safetensors.open_file(theirs), "lm_head.weight"}
     config = json.loads((written["hf"] / "config.json").read_text())
     told = json.loads((GOLDEN / "hf_mt5" / "config.json").read_text())
@@ -207,7 +214,7 @@ def test_rounding_to_bfloat16(written, golden, tmp_path, to):
 @pytest.mark.parametrize("to", ["t5x", "t5x-legacy"])
 def test_scalable_t5_and_back(written, golden, tmp_path, to):
     convert(written["hf"], tmp_path / "checkpoint_1", to, "--scanned")
-    stored = pretrained.open_any(tmp_path / "checkpoint_1").shapes
+    stored = open_stored(tmp_path / "checkpoint_1").shapes
     assert stored["encoder/encoder/attention/query/kernel"].shape == (32, 2, 4, 8)
     assert stored["decoder/decoder/self_attention/out/kernel"].shape == (4, 2, 8, 32)
     assert stored[f"decoder/decoder/{BIAS}"].shape == (4, 2, 32)
@@ -218,7 +225,7 @@ def test_scalable_t5_and_back(written, golden, tmp_path, to):
 
 
 def test_biases_of_layers_that_differ_cannot_be_shared(golden, tmp_path, capsys):
-    source = pretrained.open_any(GOLDEN / "hf_mt5")
+    source = open_stored(GOLDEN / "hf_mt5")
     laid = layouts.Relaid(source, Layout(bias_per_layer=True))
     params = laid.read(dict(laid.shapes))
     params[f"decoder/layers_1/{BIAS}"] = params[f"decoder/layers_1/{BIAS}"] + 1
@@ -235,7 +242,7 @@ def test_biases_of_layers_that_differ_cannot_be_shared(golden, tmp_path, capsys)
 
 
 def state_of(path):
-    source, absent = t5x.whole_state(pretrained.open_any(path))
+    source, absent = t5x.whole_state(open_stored(path))
     return source.read(dict(source.shapes)), absent
 
 
@@ -312,7 +319,7 @@ def run(golden, tmp_path_factory):
     for step in (20, 30):
         save(root / "stage_two", {**trained, PROMPT: prompt}, step, base_path="stage_one")
     for name, step in (("stage_one", 10), ("stage_two", 20)):
-        path = hugging_face.epath.Path(root / name)
+        path = epath.Path(root / name)
         StageResult(directory=path, step=step, score=None).write()
     return root, prompt, trained
 
@@ -350,7 +357,7 @@ def test_prompts_become_adapters_of_peft(run, tmp_path):
     assert_same(read(tmp_path / "hf"), read(GOLDEN / "hf_mt5"))
     for number in range(2):
         adapter = tmp_path / "hf" / writers.ADAPTER / f"prompt_{number}"
-        path = hugging_face.epath.Path(adapter / "adapter_model.safetensors")
+        path = epath.Path(adapter / "adapter_model.safetensors")
         tensors = safetensors.open_file(path)
         assert list(tensors) == ["prompt_embeddings"]
         np.testing.assert_array_equal(tensors["prompt_embeddings"][...], prompt[number])
@@ -358,6 +365,61 @@ def test_prompts_become_adapters_of_peft(run, tmp_path):
         assert (told["peft_type"], told["task_type"]) == ("PROMPT_TUNING", "SEQ_2_SEQ_LM")
         assert (told["num_virtual_tokens"], told["token_dim"]) == (5, 32)
         assert told["num_transformer_submodules"] == 1
+
+
+@pytest.fixture(scope="module")
+def frozen(run, tmp_path_factory):
+    """A run whose second stage trained the whole model behind its first stage's frozen prompt."""
+    root = tmp_path_factory.mktemp("frozen")
+    base = run[0] / "base" / "checkpoint_7"
+    prompt = np.random.default_rng(1).normal(size=(1, 5, 32)).astype(np.float32)
+    save(root / "stage_one", {PROMPT: prompt}, 10, base_path=str(base), prompt_path="Uniform()")
+    StageResult(directory=epath.Path(root / "stage_one"), step=10, score=None).write()
+    model = {path: array + 1 for path, array in read(base).items()}
+    save(root / "stage_two", model, 20, base_path=str(base), prompt_path="stage_one")
+    save(root / "plain", model, 20, base_path="stage_one", prompt_path=None)
+    save(root / "older", model, 20, base_path=str(base), frozen_hash="0" * 32)
+    return root, prompt, model
+
+
+def test_a_prompt_that_was_frozen_comes_along(frozen, tmp_path, capsys):
+    root, prompt, model = frozen
+    convert(root / "stage_two", tmp_path / "hf", "hf")
+    assert_same(read(tmp_path / "hf"), model)
+    tensors = safetensors.open_file(
+        epath.Path(tmp_path / "hf" / writers.ADAPTER / "adapter_model.safetensors")
+    )
+    np.testing.assert_array_equal(tensors["prompt_embeddings"][...], prompt[0])
+    assert f"over the prompt of {root}/stage_one/checkpoint_10" in capsys.readouterr().out
+    convert(root / "stage_two", tmp_path / "t5x", "t5x")
+    assert_same(read(tmp_path / "t5x/checkpoint_20"), {**model, PROMPT: prompt})
+    convert(root / "stage_two", tmp_path / "bare", "hf", "--remove_prompt")
+    assert not (tmp_path / "bare" / writers.ADAPTER).exists()
+    assert "no prompt comes along" not in capsys.readouterr().err
+
+
+def test_a_frozen_prompt_of_a_file_and_none(frozen, tmp_path, capsys):
+    root, prompt, model = frozen
+    file = tmp_path / "prompt.npz"
+    save_prompt(file, prompt, PromptInfo(tasks=("a",)))
+    save(tmp_path / "run/second", model, 3, base_path=None, prompt_path=str(file))
+    convert(tmp_path / "run/second", tmp_path / "t5x", "t5x")
+    assert_same(read(tmp_path / "t5x/checkpoint_3"), {**model, PROMPT: prompt})
+    file.unlink()
+    err = refused(capsys, tmp_path / "run/second", tmp_path / "x", "t5x")
+    assert f"{str(file)!r}, which cannot be read" in err
+    assert "--remove_prompt leaves it behind" in err
+    convert(tmp_path / "run/second", tmp_path / "bare", "t5x", "--remove_prompt")
+    assert_same(read(tmp_path / "bare/checkpoint_3"), model)
+    for stage, note in (("plain", False), ("older", True)):
+        capsys.readouterr()
+        convert(root / stage, tmp_path / stage, "t5x")
+        assert_same(read(tmp_path / stage / "checkpoint_20"), model)
+        assert ("no prompt comes along" in capsys.readouterr().err) == note
+    wide = np.zeros((1, 2, 64), np.float32)
+    save_prompt(file, wide, PromptInfo(tasks=("a",)))
+    err = refused(capsys, tmp_path / "run/second", tmp_path / "x", "t5x")
+    assert "its vectors have another width than the model's 32" in err
 
 
 def test_stages_whose_base_is_gone_or_another(run, tmp_path, capsys, golden):
@@ -375,7 +437,7 @@ def test_a_base_that_has_changed_since_is_noticed(run, tmp_path, capsys):
     base = run[0] / "base" / "checkpoint_7"
     prompt = {PROMPT: np.zeros((1, 2, 32), np.float32)}
     for dtype in ("float32", "bfloat16"):  # as stages may freeze it
-        frozen_hash = pretrained.content_hash(pretrained.read_params(base, dtype=dtype))
+        frozen_hash = content_hash(read_params(base, dtype=dtype))
         told = {"base_path": str(base), "frozen_hash": frozen_hash}
         save(tmp_path / dtype, prompt, 1, **told)
         convert(tmp_path / dtype, tmp_path / f"{dtype}_t5x", "t5x")
@@ -424,16 +486,53 @@ def test_a_disk_without_room_is_known_beforehand(written, tmp_path, capsys, monk
     for flags in ((), ("--optimizer_state",)):
         err = refused(capsys, written["t5x"], tmp_path / "x", "t5x-legacy", *flags)
         assert "has 0.0 GB free; the checkpoint needs 0.0 GB" in err
-        assert not list((tmp_path / "x").iterdir())
+        assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "to", "said"),
+    [
+        (lambda a: a["decoder/decoder_norm/scale"].__setitem__(0, np.nan), "hf", "not finite"),
+        (lambda a: a["decoder/decoder_norm/scale"].__setitem__(0, np.inf), "t5x", "not finite"),
+        (lambda a: a.update(scale=np.ones(3, np.int64)), "promot", "scale (int64)"),
+        (
+            lambda a: a.update({"encoder/extra/kernel": np.ones((2, 2), np.float32)}),
+            "hf",
+            "1 arrays are no part of it (encoder/extra/kernel)",
+        ),
+        (lambda a: a.pop("decoder/decoder_norm/scale"), "hf", "1 arrays are missing (decoder/"),
+    ],
+    ids="nan inf integers extra missing".split(),
+)
+def test_what_is_wrong_with_a_checkpoint_is_blamed_on_it(golden, tmp_path, capsys, harm, to, said):
+    arrays = {path: array.copy() for path, array in golden.items()}
+    harm(arrays)
+    source = tmp_path / "source" / "checkpoint_7"
+    write_inline(epath.Path(source), unflatten_dict(arrays, sep="/"), 7)
+    err = refused(capsys, source, tmp_path / "new" / "x", to)
+    assert f"error: {source} " in err
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_destination_that_cannot_be_written(written, tmp_path, capsys, monkeypatch):
+    def full(self, arrays):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(writers.PromotTarget, "add", full)
+    words = ["convert", str(written["hf"]), str(tmp_path / "x"), "--to", "promot"]
+    assert main.main(words) == EXIT_NOT_SAVED
+    err = capsys.readouterr().err
+    assert "x/checkpoint_0 could not be written: No space left on device" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
     """SIGKILL between two batches; the same command then begins anew."""
     code = (
         "import os, signal, sys\n"
-        "from promot_t5x.cli.main import main as cli\n"
-        "from promot_t5x.checkpoints.formats import conversion, layouts\n"
-        "layouts.BATCH_BYTES = 1\n"
+        "from promot_t5x.cli.main import main\n"
+        "from promot_t5x.checkpoints.conversion import conversion\n"
         "original = conversion.layouts.batches\n"
         "conversion.layouts.batches = lambda s, w: original(s, w, 1)\n"
         "class Progress:\n"
@@ -443,14 +542,14 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
         "        if self.updates == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
         "import promot_t5x.cli.convert\n"
         "promot_t5x.cli.convert.Progress = Progress\n"
-        "cli.main(sys.argv[1:])\n"
+        "main(sys.argv[1:])\n"
     )
     words = ["convert", str(GOLDEN / "hf_mt5"), str(tmp_path / "out"), "--to", "promot"]
     killed = subprocess.run([sys.executable, "-c", code, *words], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     left = [p.name for p in (tmp_path / "out").iterdir()]
     assert left == ["checkpoint_0.incomplete"]
-    assert restoring.complete_steps(tmp_path / "out") == []
+    assert complete_steps(tmp_path / "out") == []
     assert main.main(words) == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint_0"]
     assert_same(read(tmp_path / "out"), read(GOLDEN / "hf_mt5"))
@@ -496,7 +595,7 @@ def test_own_checkpoints_written_by_a_conversion_are_verified(written, tmp_path)
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(UserError, match="checkpoint_7 is damaged"):
-        pretrained.read_params(copy)
+        read_params(copy)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,44 @@ def test_vectors_are_placed_among_the_words_of_a_base(file, table, tmp_path):
     assert done.status == 2 and "not the model that they were trained with" in done.err
 
 
+def test_bytes_that_are_no_character_have_their_number(tmp_path):
+    """Ids of the byte vocabulary: 3 special ones, 256 bytes, sentinels."""
+    ids = [0, 1, 2, 3 + ord("A"), 3 + ord(" "), 3 + 0xC3, 3 + 0xFF, 383, 384]
+    table = np.eye(390, dtype=np.float32)
+    file, base = tmp_path / "p.npz", tmp_path / "checkpoint_0"
+    prompt_file.save_prompt(file, table[[ids]], PromptInfo(tasks=("a",)))
+    run_helpers.write_t5x_base(base, {"token_embedder": {"embedding": table}})
+    run_helpers.Lab(tmp_path)
+    model = [f"--gin_search_paths={tmp_path}", "--gin_file=bytes.gin"]
+    out = run_helpers.succeed(
+        ["prompt", "show", str(file), "--nearest=1", f"--base={base}", *model]
+    )
+    words = [line.split(maxsplit=1)[1] for line in out.splitlines()[-len(ids) :]]
+    assert [word.removesuffix(" 1.00") for word in words] == [
+        "<pad>", "</s>", "<unk>", "'A'", "' '", "<0xC3>", "<0xFF>", "'<extra_id_0>'", "#384",
+    ]  # fmt: skip
+
+
+def test_an_exported_adapter_is_imported_again(file, prompts, tmp_path):
+    words = ["prompt", "export", str(file), str(tmp_path / "adapters"), "--peft"]
+    places = run_helpers.succeed(words).split()
+    back = tmp_path / "back.npz"
+    run_helpers.succeed(["prompt", "import", *places, str(back), "--task=a", "--task=c"])
+    array, info = prompt_file.load_prompt(back)
+    np.testing.assert_array_equal(array, prompts)
+    assert info == PromptInfo(tasks=("a", "c"))
+
+
+def test_an_import_with_numbers_that_are_not_finite_is_refused(tmp_path):
+    np.save(tmp_path / "p.npy", np.array([[1.0, np.nan]], np.float32))
+    done = run_helpers.here(
+        ["prompt", "import", str(tmp_path / "p.npy"), str(tmp_path / "q.npz"), "--task=a"]
+    )
+    assert done.status == 2
+    assert "p.npy holds numbers that are not finite" in done.err
+    assert not (tmp_path / "q.npz").exists()
+
+
 def test_nearest_words_are_found_a_part_of_the_table_at_a_time(table, prompts, monkeypatch):
     whole = prompt.nearest(prompts[0], table, 4)
     monkeypatch.setattr(prompt, "_ROWS", 7)

@@ -21,6 +21,8 @@ from promot_t5x.decoding.search import BeamSearch, Greedy, Sampling
 from promot_t5x.errors import UserError
 from promot_t5x.network.transformer import T5Config, Transformer
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 12
 METHODS = {"greedy": Greedy(rescale_log_probs=True), "beam4": BeamSearch(num_decodes=4, alpha=0.6)}
 

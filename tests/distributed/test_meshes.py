@@ -21,6 +21,8 @@ from promot_t5x.decoding import decoder
 from promot_t5x.distributed.partitioning import AXES, Partitioner
 from promot_t5x.training import state, step
 
+pytestmark = pytest.mark.slow
+
 BATCH, INPUTS, TARGETS, ANSWER = 16, 24, 16, 6
 
 

@@ -17,6 +17,8 @@ from promot_t5x.tasks import registry
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.templates import Choice
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
 # The page trains T5 1.1 small; here the network is smaller, and questions are asked greedily.
 SMALL = {

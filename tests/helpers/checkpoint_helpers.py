@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from promot_t5x.checkpoints.opening import open_checkpoint
+
 
 class Slots(NamedTuple):
     """A state like Adafactor's: unused slots have shape (1,)."""
@@ -53,3 +55,8 @@ def flip(path):
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-7])
+
+
+def read_params(path, *, layout=None, **options):
+    """The parameters of any checkpoint as a nested dict, as `Parameters.read_tree` takes options."""
+    return open_checkpoint(path, layout=layout).read_tree(**options)

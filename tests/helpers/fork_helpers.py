@@ -187,13 +187,13 @@ def die_at(place, call, after):
 def keep_removed(archive):
     import shutil
 
-    from promot_t5x.checkpoints import restoring
+    from promot_t5x.checkpoints.paths import step_directory
     from promot_t5x.checkpoints.saving import Checkpoints
 
     inner = Checkpoints._remove
 
     def remove(self, step):
-        source = restoring.step_directory(self.directory, step)
+        source = step_directory(self.directory, step)
         shutil.copytree(source, archive / source.parent.name / source.name)
         inner(self, step)
 

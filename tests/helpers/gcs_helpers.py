@@ -12,8 +12,8 @@ import sys
 import gcs_server
 from etils.epath import backend, gpath
 
-from promot_t5x.checkpoints import pretrained
 from promot_t5x.checkpoints.hashing import content_hash
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.errors import UserError
 
 
@@ -47,7 +47,7 @@ def main(folder, names):
     )
     for name in names:
         try:
-            print(content_hash(pretrained.read_params(name)))
+            print(content_hash(open_checkpoint(name).read_tree()))
         except UserError as error:
             print("UserError:", error)
 

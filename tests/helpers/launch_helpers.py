@@ -10,18 +10,23 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from promot_t5x.cli import main
 
-_HEAD = f"#!{sys.executable} -IS\n"
+# A "#!" line would break at a space in Python's path, and where it is long.
+_PYTHON = """\
+#!/bin/bash
+exec {python} -IS {script} "$@"
+"""
 
-_GCLOUD = (
-    _HEAD
-    + """\
+_GCLOUD = """\
 import json, os, shutil, subprocess, sys
 lab = os.environ["LAUNCH_LAB"]
 words = sys.argv[1:]
@@ -76,12 +81,9 @@ elif verb == "ssh":
         if run.returncode:
             sys.exit(run.returncode)
 """
-)
 
 # What a worker has instead of the package: notes how it was called, and obeys its cue.
-_PACKAGE = (
-    _HEAD
-    + """\
+_PACKAGE = """\
 import json, os, sys, time
 lab = os.environ["LAUNCH_LAB"]
 me = os.environ.get("WORKER", os.environ.get("SLURM_PROCID", "0"))
@@ -102,11 +104,8 @@ if cues[0] == "stuck":
     time.sleep(60)
 sys.exit(cues[0])
 """
-)
 
-_KUBECTL = (
-    _HEAD
-    + """\
+_KUBECTL = """\
 import json, os, sys
 lab = os.environ["LAUNCH_LAB"]
 with open(lab + "/calls", "a") as file:
@@ -125,16 +124,12 @@ if sys.argv[1] == "get":
 if sys.argv[1] == "delete":
     sys.exit(int(os.environ.get("DELETE", "0")))
 """
-)
 
-_SBATCH = (
-    _HEAD
-    + """\
+_SBATCH = """\
 import os, sys
 open(os.environ["LAUNCH_LAB"] + "/script", "w").write(sys.stdin.read())
 print(4711)
 """
-)
 _SRUN = """\
 #!/bin/bash
 while [[ "$1" == --* ]]; do shift; done
@@ -168,8 +163,15 @@ class Cloud:
 
     def _program(self, name: str, text: str) -> None:
         path = self.directory / name
+        if not text.startswith("#!"):
+            script = path.with_name(f"{path.name}.py")
+            script.write_text(text)
+            words = {"python": sys.executable, "script": str(script)}
+            text = _PYTHON.format(**{key: shlex.quote(word) for key, word in words.items()})
         path.write_text(text)
         path.chmod(0o755)
+        if not os.access(path, os.X_OK):
+            pytest.skip(f"programs cannot be started from {path.parent}: it is mounted noexec")
 
     def cue(self, **lists: Sequence) -> None:
         """What the fakes do, each in turn, the last one for ever.

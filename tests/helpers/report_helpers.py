@@ -152,13 +152,17 @@ def write_answers(
     step: int = 0,
     prompt: bool = False,
     answer_words: Sequence[str] = (),
+    split: str = "validation",
+    config: str = "",
+    weights: str = "0123456789abcdef",
+    chosen_on: str | None = None,
 ) -> None:
     """`inference_eval/` of one task in a directory."""
     targets = [target for _, _, target in task.questions]
     alone = records.example_scores(task.metrics[0], targets, predictions)
     result = records.TaskResult(
         task=task.name,
-        split="validation",
+        split=split,
         answer_words=list(answer_words),
         metrics={name: v for m in task.metrics for name, v in m(targets, predictions).items()},
         metric_specs=[metrics.spec(metric) for metric in task.metrics],
@@ -181,8 +185,10 @@ def write_answers(
     run = records.EvalRun(
         directory=epath.Path(directory),
         step=step,
-        checkpoint={"path": "checkpoint_100", "hash": "0123456789abcdef", "origin": "made up"},
+        checkpoint={"path": "checkpoint_100", "hash": weights, "origin": "made up"},
         prompt={"hash": "fedcba9876543210", "origin": "made up"} if prompt else None,
+        selection_split={} if chosen_on is None else {task.name: chosen_on},
+        config=config,
     )
     records.write(run, [result])
 
@@ -192,12 +198,15 @@ def write_row(
     label: str,
     target: tuple[Task, Model],
     suite: Sequence[tuple[Task, Model]],
+    *,
+    config: str = "",
     **told: Any,
 ) -> Path:
     """One row of a comparison."""
     row = directory / re.sub(r"\W+", "_", label)
     for task, model in [target, *suite]:
-        write_answers(row, task, answer(task, model), prompt=(task is target[0]))
+        said = answer(task, model)
+        write_answers(row, task, said, prompt=(task is target[0]), config=config)
     row_file = ReportRow(
         label=label,
         targets={target[0].name: 0.0},
@@ -218,9 +227,15 @@ SKILLS = {
 
 
 def write_run(
-    run: Path, target: Task, suite: Sequence[Task], *, seed: int = 0, labels: Sequence[str] = ()
+    run: Path,
+    target: Task,
+    suite: Sequence[Task],
+    *,
+    seed: int = 0,
+    labels: Sequence[str] = (),
+    config: str = "",
 ) -> Path:
-    """The comparison of a whole `promot` run."""
+    """The comparison of a whole `promot` run; rows but `pretrained` have a stage of their name."""
     for label in labels or SKILLS:
         on_target, on_labels, on_text, habit = SKILLS[label]
         rows = [
@@ -234,7 +249,11 @@ def write_run(
             )
             for task in suite
         ]
-        told = {"position": list(SKILLS).index(label)}
+        told = {
+            "position": list(SKILLS).index(label),
+            "stage": None if label == "pretrained" else re.sub(r"\W+", "_", label),
+            "config": config,
+        }
         write_row(run / "comparison", label, (target, Model(on_target, seed=seed)), rows, **told)
     return run
 

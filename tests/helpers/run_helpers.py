@@ -26,7 +26,9 @@ from clean_environment import xla_flags
 from flax import serialization
 from jax.experimental.compilation_cache import compilation_cache
 
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.manifest import read_manifest
+from promot_t5x.checkpoints.paths import absolute
+from promot_t5x.checkpoints.promot_checkpoint import read_verified
 from promot_t5x.cli import main
 
 TASKS = Path(__file__).with_name("run_tasks.py")
@@ -225,12 +227,9 @@ def write_t5x_base(directory: Path, params: Mapping[str, Any]) -> None:
 
 def checkpoint_arrays(step_directory: Path) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, the optimiser's included."""
-    manifest = restoring.manifests.read(restoring.absolute(step_directory))
-    like = {
-        path: jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))
-        for path, record in manifest.arrays.items()
-    }
-    return restoring.read_verified(restoring.absolute(step_directory), like, manifest)
+    manifest = read_manifest(absolute(step_directory))
+    like = {path: record.struct for path, record in manifest.arrays.items()}
+    return read_verified(absolute(step_directory), like, manifest)
 
 
 def trained(step_directory: Path) -> dict[str, np.ndarray]:

@@ -12,8 +12,8 @@ import transformers
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from promot_t5x.checkpoints import pretrained
 from promot_t5x.checkpoints.formats.t5x_writing import write_inline
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.cli import main
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.network.transformer import T5Config, Transformer, param_shapes
@@ -167,11 +167,9 @@ def test_models_that_transformers_wrote_give_equal_logits(family, shard_size, tm
 
     inputs, targets = batch(2)
     expected = their_logits(model, inputs, targets)
-    source = pretrained.open_laid_out(
-        tmp_path / "theirs", config=config
-    )  # agrees with the network's
+    source = open_checkpoint(tmp_path / "theirs", config)  # agrees with the network's
     assert source.shapes.keys() == flatten_dict(param_shapes(config), sep="/").keys()
-    params = pretrained.read_params(tmp_path / "theirs")
+    params = open_checkpoint(tmp_path / "theirs").read_tree()
     assert_close(our_logits(config, params, inputs, targets), expected)
 
     # And back: what transformers reads of our export is its own model.
@@ -191,7 +189,7 @@ def test_a_model_without_a_head_of_its_own(tmp_path):
     model.save_pretrained(tmp_path)
     config = T5Config(**{**SIZES, **GATED, "num_encoder_layers": 2, "num_decoder_layers": 2})
     inputs, targets = batch(3)
-    found = our_logits(config, pretrained.read_params(tmp_path), inputs, targets)
+    found = our_logits(config, open_checkpoint(tmp_path).read_tree(), inputs, targets)
     assert_close(found, their_logits(model, inputs, targets))
 
 

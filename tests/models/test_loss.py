@@ -14,6 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from promot_t5x.errors import UserError
 from promot_t5x.models.loss import LossSums, cross_entropy_with_logits, normalizer, token_loss
 
+pytestmark = pytest.mark.slow
+
 BATCH, LENGTH, EMBED, VOCAB = 4, 11, 6, 97
 
 

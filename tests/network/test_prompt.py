@@ -11,6 +11,8 @@ from promot_t5x.errors import UserError
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.network.transformer import T5Config, Transformer, initial_params, param_axes
 
+pytestmark = pytest.mark.slow
+
 PLAIN = T5Config(
     vocab_size=40,
     emb_dim=8,

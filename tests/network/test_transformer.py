@@ -21,6 +21,8 @@ from promot_t5x.network.transformer import (
     param_shapes,
 )
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 2e-5
 PROJECTIONS = ("cross_key_values", "logits")

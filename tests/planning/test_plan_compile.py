@@ -13,9 +13,12 @@ import pytest
 
 from promot_t5x.planning import compiler
 
-pytestmark = pytest.mark.skipif(
-    compiler.library() is None, reason="no TPU compiler here; `make test` installs it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        compiler.library() is None, reason="no TPU compiler here; `make test` installs it"
+    ),
+]
 ALLOWED = 1.05
 
 

@@ -1,5 +1,6 @@
 """What people look at: figures, curves, changed examples and the page that holds them."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,11 +12,11 @@ import report_helpers as lab
 import run_helpers
 from report_helpers import cell, command, compare
 
-from promot_t5x.cli import report
 from promot_t5x.report import (
     changed,
     curves,
     figures,
+    output,
     page,
     pairs,
     runs,
@@ -322,7 +323,7 @@ def test_numbers_that_nobody_measured_are_dashes(tmp_path):
 
 
 def test_the_written_files_are_those_of_the_page(run, made, tmp_path):
-    report.write(str(tmp_path), made, [str(run)], [("pretrained", "ProMoT")], title="T")
+    output.write(str(tmp_path), made, [str(run)], [("pretrained", "ProMoT")], title="T")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {
         f"{n}.{kind}"
@@ -333,3 +334,18 @@ def test_the_written_files_are_those_of_the_page(run, made, tmp_path):
         for kind in ("svg", "png")
     }
     assert (tmp_path / "figures" / "bars.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_wide_table_stands_in_blocks_that_fit_paper(tmp_path):
+    _, (fruit, _) = lab.made_up_tasks(4)
+    tasks = [dataclasses.replace(fruit, name=f"task{n}_1shot") for n in range(16)]
+    for name in ("a", "b"):
+        for task in tasks:
+            lab.write_answers(tmp_path / name, task, lab.answer(task, lab.Model(0.5)))
+    html = sections.score_table(compare(tmp_path / "a", tmp_path / "b"))
+    blocks = html.split("<table")[1:]
+    assert [block.count('<th scope="col"') for block in blocks] == [2, 8, 8]
+    assert all(f">task{n}<" in html for n in range(16))
+    text = page.render("Page", [page.Section(html=html)])
+    # What scrolls on a screen is cut on paper.
+    assert "overflow-x" not in text

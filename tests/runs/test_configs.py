@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import run_helpers
 
-from promot_t5x.checkpoints import hashing, pretrained, prompt_file
+from promot_t5x.checkpoints import hashing, prompt_file
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.distributed import partitioning
 from promot_t5x.training import state
+
+pytestmark = pytest.mark.slow
 
 SMALL_PARAMETERS = 76_961_152  # T5 1.1 small
 SMALL_PROMPT = 100 * 512
@@ -90,7 +93,7 @@ def columns(report):
 
 
 def test_stage_one_leaves_the_model_alone(promot, base):
-    weights = state.flatten(pretrained.read_params(base))
+    weights = state.flatten(open_checkpoint(base).read_tree())
     assert run_helpers.trained(chosen(promot / "stage_one")).keys() == {run_helpers.PROMPT_PATH}
     assert frozen_hash(chosen(promot / "stage_one")) == hashing.content_hash(
         state.unflatten(weights)
@@ -119,6 +122,19 @@ def test_stage_two_leaves_the_prompt_alone(promot, base):
     assert not (promot / "stage_two" / "prompt.npz").exists()
 
 
+def test_stage_two_is_converted_with_the_prompt_that_it_kept(promot, tmp_path):
+    run_helpers.succeed(["convert", str(promot / "stage_two"), str(tmp_path), "--to", "t5x"])
+    whole = state.flatten(open_checkpoint(tmp_path / chosen(promot / "stage_two").name).read_tree())
+    (table,) = run_helpers.trained(chosen(promot / "stage_one")).values()
+    np.testing.assert_array_equal(whole.pop(run_helpers.PROMPT_PATH), table)
+    run_helpers.assert_same_arrays(whole, run_helpers.trained(chosen(promot / "stage_two")))
+    adapter = tmp_path / "hf" / "prompt_adapter"
+    words = ["convert", str(promot / "stage_two"), str(tmp_path / "hf"), "--to", "hf"]
+    run_helpers.succeed(words)
+    places = [adapter] if len(table) == 1 else sorted(adapter.iterdir())
+    np.testing.assert_array_equal(prompt_file.load_prompt(places)[0], table)
+
+
 def test_stage_two_on_its_own_is_that_of_the_whole_run(lab, base, promot):
     words = command(
         lab, base, "train", "stage_two", name="stage_two_alone", PROMPT_FILE=promot / "stage_one"
@@ -144,7 +160,7 @@ def test_table_and_records(promot, promot_out):
         *("run_signs", "run_ends", "mean", "change", "target's format"),
     ]
     lines = (promot / "report.md").read_text().splitlines()
-    labels = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][2:]
+    labels = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][3:]
     assert labels == ["pretrained", "prompt tuning", "standard fine-tuning", "ProMoT"]
     shown = promot_out.splitlines()
     assert [line.split("  ")[0] for line in shown if line.split("  ")[0] in labels] == labels

@@ -10,6 +10,8 @@ import run_helpers
 
 from promot_t5x.cli import main
 
+pytestmark = pytest.mark.slow
+
 SUITE_SIZE = 8 * 20
 SLOWEST_LAUNCH_SEC = 300.0
 

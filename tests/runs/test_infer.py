@@ -10,6 +10,8 @@ from promot_t5x.cli import main
 from promot_t5x.evaluation import journal
 from promot_t5x.tasks.tiny.episodes import target_rows
 
+pytestmark = pytest.mark.slow
+
 
 def words(directory, source, *more, **macros):
     macros = {

@@ -6,7 +6,7 @@ import pytest
 import run_helpers
 
 from promot_t5x import errors
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import complete_steps
 
 # A learning rate that is infinite for the update of step 3 and one of step 4.
 SPIKE = """\
@@ -53,7 +53,7 @@ def test_a_diverging_run_ends_with_its_own_status_and_its_finite_checkpoint(lab)
     last = rows[-1]["step"]
     assert f"step {last} is not finite" in done.err
     assert "arrays (" in done.err and "Its batch held run_signs/train " in done.err
-    saved = restoring.complete_steps(lab.directory / "run")
+    saved = complete_steps(lab.directory / "run")
     assert saved == ([last - 1] if last > 1 else [])
     for step in saved:
         arrays = run_helpers.checkpoint_arrays(lab.directory / "run" / f"checkpoint_{step}")
@@ -61,7 +61,7 @@ def test_a_diverging_run_ends_with_its_own_status_and_its_finite_checkpoint(lab)
     # The same command ends in the same way.
     again = run_helpers.here(words)
     assert again.status == errors.EXIT_NON_FINITE and f"step {last} is not finite" in again.err
-    assert restoring.complete_steps(lab.directory / "run") == saved
+    assert complete_steps(lab.directory / "run") == saved
 
 
 def test_a_skipped_step_leaves_the_parameters_as_they_were(lab):

@@ -21,8 +21,10 @@ from engine_helpers import model_of, random_params
 from flax import serialization
 
 from promot_t5x import errors
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.network.config import T5Config
+
+pytestmark = pytest.mark.slow
 
 STEPS, PERIOD = 6, 2
 # A stage without validation; the settings of one are then unused.
@@ -242,7 +244,7 @@ def test_sigterm_to_one_saves_the_same_step_in_all(lab, processes, base):
         _, statuses = processes.kill_when(1, directory / "config.gin", signal.SIGTERM)
         said = processes.said(0) + processes.said(1)
         assert statuses == [errors.EXIT_START_AGAIN] * 2, said
-        (step,) = restoring.complete_steps(directory)
+        (step,) = complete_steps(directory)
         assert step > reached and f"step {step} is in {directory}" in processes.said(0)
         assert (f"resumes after step {reached}" in processes.said(0)) == (reached > 0)
         reached = step

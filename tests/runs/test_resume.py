@@ -16,22 +16,24 @@ import run_helpers
 from fork_helpers import Death
 
 from promot_t5x import errors
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import complete_steps
+
+pytestmark = pytest.mark.slow
 
 STEPS, PERIOD = 30, 3
 STAGES = ("stage_one", "stage_two")
 # What may differ: wall-clock times, and how orbax names and dates its files.
 FREE = ("timing.jsonl", "launches.jsonl", "events.out.tfevents", "/state/", "_CHECKPOINT_METADATA")
 
-SAVER = "promot_t5x.checkpoints.saving:Checkpoints"
-MANIFEST = "promot_t5x.checkpoints.manifest"
+MODULE = "promot_t5x.checkpoints.saving"
+SAVER = f"{MODULE}:Checkpoints"
 SAVING = [  # the phases of a save, in order, and of the removals and scores that follow it
     Death(f"{SAVER}._make_way", after=True),
-    Death(f"{MANIFEST}:record_arrays"),
-    Death(f"{MANIFEST}:damage"),  # orbax has committed; nothing is verified
-    Death(f"{MANIFEST}:damage", after=True),
-    Death(f"{MANIFEST}:write"),  # verified, and does not count yet
-    Death(f"{MANIFEST}:write", after=True),  # counts, and is still marked as pending
+    Death(f"{MODULE}:record_arrays"),
+    Death(f"{MODULE}:find_damage"),  # orbax has committed; nothing is verified
+    Death(f"{MODULE}:find_damage", after=True),
+    Death(f"{MODULE}:write_manifest"),  # verified, and does not count yet
+    Death(f"{MODULE}:write_manifest", after=True),  # counts, and is still marked as pending
     Death(f"{SAVER}._retain"),
     Death(f"{SAVER}._retain", call=2, after=True),
     Death(f"{SAVER}._remove"),
@@ -111,7 +113,7 @@ def archive_of(straight):
 
 def next_records(stage):
     """A file that the stage will write when it has evaluated a checkpoint, and not at its end."""
-    newest = max(restoring.complete_steps(stage), default=0)
+    newest = max(complete_steps(stage), default=0)
     steps = range(PERIOD, STEPS - PERIOD, PERIOD)
     names = {step: stage / "inference_eval" / f"run_signs-{step:06}.jsonl" for step in steps}
     return next(path for step, path in names.items() if step > newest and not path.exists())
@@ -120,7 +122,7 @@ def next_records(stage):
 def compare_what_is_there(model_dir, straight):
     """Whatever a killed run has left and may go on from is the straight run's, to the byte."""
     for stage in STAGES:
-        for step in restoring.complete_steps(model_dir / stage):
+        for step in complete_steps(model_dir / stage):
             name = f"{stage}/checkpoint_{step}"
             places = [p for p in (straight, archive_of(straight)) if (p / name).exists()]
             assert places or step % PERIOD, name  # only SIGTERM saves between two periods

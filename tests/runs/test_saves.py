@@ -11,9 +11,11 @@ from checkpoint_helpers import flip_arrays
 from fork_helpers import Death
 
 from promot_t5x import errors
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.steps import complete_steps
 
-WRITTEN = Death("promot_t5x.checkpoints.manifest:write", after=True)
+pytestmark = pytest.mark.slow
+
+WRITTEN = Death("promot_t5x.checkpoints.saving:write_manifest", after=True)
 TASKS = """\
 import run_tasks
 
@@ -48,13 +50,13 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server):
     assert message.startswith("promot-t5x: error: ")
     assert f"Saving step 4 in {directory} failed: " in message and "File too large" in message
     assert "the same command goes on from the newest" in message
-    assert restoring.complete_steps(directory) == [2]
+    assert complete_steps(directory) == [2]
     assert not list(directory.glob("checkpoint_4*")) and not list(directory.glob("pending_*"))
     after = run_helpers.tree(directory / "checkpoint_2")
     assert {name: after[name] for name in before} == before
     ended = server.run(words)
     assert ended.status == 0 and "resumes after step 2" in ended.said
-    assert 4 in restoring.complete_steps(directory)
+    assert 4 in complete_steps(directory)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
@@ -78,7 +80,7 @@ def test_sigterm_before_there_is_anything_to_save_stops_at_once(lab, server):
     ended = server.run(words, sign=directory / "config.gin", number=signal.SIGTERM)
     assert ended.status == errors.EXIT_START_AGAIN
     assert "stopped by SIGTERM; start it again to resume" in ended.said
-    assert restoring.complete_steps(directory) == []
+    assert complete_steps(directory) == []
 
 
 def test_ctrl_c_saves_and_the_same_command_resumes(lab, server):
@@ -87,7 +89,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(lab, server):
     ended = server.run(words, sign=sign, number=signal.SIGINT)
     assert ended.status == errors.EXIT_START_AGAIN, ended.said
     assert "stopped by Ctrl-C; step" in ended.said
-    (step,) = restoring.complete_steps(directory)
+    (step,) = complete_steps(directory)
     assert 0 < step < 200
     assert not (directory / "owner.json").exists()
     ended = server.run(words)

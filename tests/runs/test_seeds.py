@@ -5,6 +5,8 @@ import json
 import pytest
 import run_helpers
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 from __gin__ import dynamic_registration
 from promot_t5x import evaluate

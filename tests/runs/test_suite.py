@@ -9,6 +9,8 @@ import run_helpers
 from promot_t5x.cli import main
 from promot_t5x.data.lazy import import_tensorflow
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 from __gin__ import dynamic_registration
 from promot_t5x import evaluate

@@ -9,8 +9,9 @@ import upstream_helpers
 from engine_helpers import ONLY_PROMPT, Run, losses, model_of
 from etils import epath
 
-from promot_t5x.checkpoints import pretrained, prompt_file
+from promot_t5x.checkpoints import prompt_file
 from promot_t5x.checkpoints.formats import t5x_writing
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.network import transformer
 from promot_t5x.training import adafactor, schedules
 from promot_t5x.training.state import with_prompt
@@ -91,7 +92,9 @@ def test_losses_are_the_engines(tmp_path):
             "DATA_SEED": 0,
             "STATS_PERIOD": 1,
             "EVAL_STEPS": 1,
-            **{"TRAIN_STEPS": STEPS, "EVAL_PERIOD": STEPS, "CHECKPOINT_PERIOD": STEPS},
+            "TRAIN_STEPS": STEPS,
+            "EVAL_PERIOD": STEPS,
+            "CHECKPOINT_PERIOD": STEPS,
         },
     )
     batches = t5xs_batches()
@@ -99,7 +102,7 @@ def test_losses_are_the_engines(tmp_path):
     prompts = np.concatenate([batch["encoder_input_tokens"] for batch in batches])
     assert {384, 384 + LENGTH} <= set(prompts.reshape(-1).tolist())
     first = directory / "run" / "checkpoint_0"
-    start = with_prompt(pretrained.read_params(base), prompt_file.load_prompt(first)[0])
+    start = with_prompt(open_checkpoint(base).read_tree(), prompt_file.load_prompt(first)[0])
     rate = schedules.create_learning_rate_scheduler(factors="constant", base_learning_rate=0.2)
     run = Run(
         model_of(

@@ -13,8 +13,9 @@ import upstream_helpers
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from promot_t5x.checkpoints import pretrained, prompt_file
+from promot_t5x.checkpoints import prompt_file
 from promot_t5x.checkpoints.formats import t5x_writing
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.network import transformer
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.tasks import dialects
@@ -87,9 +88,14 @@ class World:
         settings = {**self.common, place[verb]: directory}
         if verb == "train":
             settings |= {
-                **{"TRAIN_STEPS": STEPS, "EVAL_PERIOD": STEPS, "CHECKPOINT_PERIOD": STEPS},
-                **{"STATS_PERIOD": 1, "EVAL_STEPS": 1, "EVALUATOR_NUM_EXAMPLES": 16},
-                **{"SHUFFLE": False, "DATA_SEED": 0},
+                "TRAIN_STEPS": STEPS,
+                "EVAL_PERIOD": STEPS,
+                "CHECKPOINT_PERIOD": STEPS,
+                "STATS_PERIOD": 1,
+                "EVAL_STEPS": 1,
+                "EVALUATOR_NUM_EXAMPLES": 16,
+                "SHUFFLE": False,
+                "DATA_SEED": 0,
             }
         files = [self.model, f"t5x/runs/{run}.gin"]
         upstream_helpers.t5x(verb, files, settings | macros, *bindings, devices=devices)
@@ -158,7 +164,7 @@ def assert_same_losses(upstream, own):
 
 def assert_same_weights(one, other):
     """Of two whole models, up to what the last bits of a few updates make of them."""
-    one, other = (flatten_dict(pretrained.read_params(path), sep="/") for path in (one, other))
+    one, other = (flatten_dict(open_checkpoint(path).read_tree(), sep="/") for path in (one, other))
     assert one.keys() - {PROMPT_PATH} == other.keys() - {PROMPT_PATH}
     for path in one.keys() & other.keys():
         scale = np.abs(other[path]).max()
@@ -181,7 +187,7 @@ def test_stage_one(world):
     assert asked[0] == asked[1]
     # The model itself has stayed what it was, to the bit.
     base, after = (
-        flatten_dict(pretrained.read_params(p), sep="/") for p in (world.base, last(upstream))
+        flatten_dict(open_checkpoint(p).read_tree(), sep="/") for p in (world.base, last(upstream))
     )
     if world.scan:
         assert {path for path in after if "layers_" in path} == set()

@@ -19,6 +19,8 @@ from promot_t5x.tasks import Bleu, Mixture, jsonl, register, text_task
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.format import Format
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"inputs": 96, "targets": 2}
 SPAN = Dialect(kind="span_corruption", sentinel="both")
 

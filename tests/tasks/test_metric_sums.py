@@ -11,6 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import exact_match, metrics
 from promot_t5x.tasks.bleu import Bleu
+from promot_t5x.tasks.chrf import Chrf
 from promot_t5x.tasks.rouge import Rouge
 
 WORDS = "der Hund, die Katze und das (kleine) Haus; es-war 3,5 Meter hoch – doch „gut“.".split()
@@ -23,6 +24,10 @@ METRICS = [
     exact_match.squad,
     Bleu(),
     Bleu("13a"),
+    Bleu("zh"),
+    Chrf(),
+    Chrf(2),
+    exact_match.ShortAnswers("squad", words="unicode"),
     Rouge(),
     Rouge(words="unicode"),
 ]
@@ -150,7 +155,7 @@ def test_a_metric_of_ones_own_is_found_by_its_module():
     ("spec", "said"),
     [
         ({"metric": "blue"}, "no metric 'blue'. Did you mean 'bleu'"),
-        ({"metric": "bleu", "tokenise": "zh"}, "bleu|Bleu does not take .*'zh'"),
+        ({"metric": "bleu", "tokenise": "tlh"}, "Bleu does not take .*'tlh'"),
         ({"metric": "bleu", "case": "lower"}, "Bleu does not take {'case': 'lower'}"),
         ({"module": "no_such_module", "function": "f"}, "f of the module no_such_module"),
         (metrics.spec(lambda targets, predictions: {}), "a lambda"),

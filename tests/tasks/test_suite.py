@@ -16,6 +16,8 @@ from promot_t5x.tasks import registry
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.format import Format
 
+pytestmark = pytest.mark.slow
+
 DIALECTS = {
     "both": Dialect(kind="span_corruption", sentinel="both"),
     "targets": Dialect(kind="span_corruption", sentinel="targets"),

@@ -15,6 +15,8 @@ from promot_t5x.runs.stages import DatasetConfig
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 from promot_t5x.training import alignment
 
+pytestmark = pytest.mark.slow
+
 DATA = DatasetConfig(
     mixture_or_task_name="tiny_rte",
     task_feature_lengths={"inputs": 24, "targets": 3},

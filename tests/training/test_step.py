@@ -38,6 +38,8 @@ from promot_t5x.distributed.partitioning import AXES, Partitioner, standard_logi
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.training import adafactor, state, step
 
+pytestmark = pytest.mark.slow
+
 SHALLOW = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 
 

@@ -28,7 +28,8 @@ from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import config as jax_config
 
-from promot_t5x.checkpoints import pretrained, prompt_file
+from promot_t5x.checkpoints import prompt_file
+from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.errors import UserError
 from promot_t5x.network.prompt import PROMPT_AXES, PROMPT_PATH
@@ -39,6 +40,8 @@ from promot_t5x.training import adafactor, schedules
 from promot_t5x.training.state import with_prompt
 from promot_t5x.upstream.optimizers import prompt_axis_rules
 from promot_t5x.upstream.prompts import InitialPrompt
+
+pytestmark = pytest.mark.slow
 
 PROMPTED = {"num_prompts": 2, "prompt_length": 3}
 # The axes that T5X's standard rules know, of partitioning and of Adafactor's factoring.
@@ -195,7 +198,7 @@ def golden_run(golden, stage, params, batch, trainable, **optimizer):
 
 def test_stage_one_is_t5xs(golden, stage_one):
     batches, expected = golden_stage(golden, "one")
-    base = pretrained.read_params(stage_one)
+    base = open_checkpoint(stage_one).read_tree()
     trained, _ = prompt_file.load_prompt(stage_one, shape=(1, 4, 16))
     base["encoder"]["prompt"]["prompt"] = golden.arrays["one/initial_prompt"]
     settings = {k: v for k, v in golden.described["one"].items() if k != "learning_rate"}

@@ -3,32 +3,42 @@
 Memory: arrays are read and written in batches of `layouts.BATCH_BYTES`, or of one stored array
 where that is more; each is in memory at most three times (as read, laid out, and compressed to be
 written). What is written grows in `<destination>.incomplete` beside the destination and is renamed
-at the end; a conversion that was killed leaves nothing else, and the next one begins anew.
+at the end. A conversion that fails removes it; one that was killed leaves nothing else, and the
+next one begins anew.
 """
 
+import contextlib
 import ctypes
 import dataclasses
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import pretrained, restoring
 from promot_t5x.checkpoints.conversion import stage, writers
-from promot_t5x.checkpoints.conversion.writers import HfTarget, OwnTarget, T5xTarget, Target
-from promot_t5x.checkpoints.formats import layouts, shape, t5x
-from promot_t5x.checkpoints.formats.hugging_face import HfSource
+from promot_t5x.checkpoints.conversion.writers import (
+    HuggingFaceTarget,
+    PromotTarget,
+    T5xTarget,
+    Target,
+)
+from promot_t5x.checkpoints.finding import find_directory
+from promot_t5x.checkpoints.formats import hf_config, layouts, read_arrays, shape, t5x
+from promot_t5x.checkpoints.formats.hugging_face import HuggingFaceCheckpoint
 from promot_t5x.checkpoints.formats.layouts import Layout, Relaid
 from promot_t5x.checkpoints.formats.source import ParamSource, Shapes, nbytes, total_bytes
-from promot_t5x.checkpoints.formats.t5x import LegacySource, OrbaxSource
+from promot_t5x.checkpoints.formats.t5x import T5xCheckpoint
 from promot_t5x.checkpoints.formats.t5x_writing import LegacyWriter, T5xOrbaxWriter
-from promot_t5x.checkpoints.pretrained import OwnSource
+from promot_t5x.checkpoints.opening import check_finite, check_floating, open_checkpoint
+from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX, absolute, step_of
+from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.errors import UserError
+from promot_t5x.errors import SaveError, UserError
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.paths import user_path
 
 FORMATS = ("promot", "t5x", "t5x-legacy", "hf")
 _INCOMPLETE = ".incomplete"
@@ -36,18 +46,20 @@ _M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
+class ConversionSource:
     """A checkpoint to convert.
 
-    Attributes:
-      source: a whole model; of a stage's checkpoint, with the rest from its base.
-      format: one of `FORMATS`.
-      step: the training step; 0 where the format has none.
-      directory: where it lies, for files that travel along.
-      origins: what it is made of, for messages.
-      verify: raises UserError where a base is not the one that a stage was trained on.
-      activation: the MLP's first activation, where the checkpoint says it.
-      told: its `config.json`, if it has one.
+    **Attributes:**
+
+    - `source`: a whole model; of a stage's checkpoint, with the rest from its base.
+    - `format`: one of `FORMATS`.
+    - `step`: the training step; 0 where the format has none.
+    - `directory`: where it lies, for files that travel along and for messages.
+    - `origins`: what it is made of, for messages.
+    - `verify`: raises UserError where a base is not the one that a stage was trained on.
+    - `activation`: the MLP's first activation, where the checkpoint says it.
+    - `config`: its `config.json`, if it has one.
+    - `knows_prompt`: whether the checkpoint of a stage says which prompt it was trained with.
     """
 
     source: ParamSource
@@ -57,73 +69,79 @@ class Opened:
     origins: list[str]
     verify: Callable[[], None] = lambda: None
     activation: str | None = None
-    told: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    knows_prompt: bool = True
 
-    def model_shape(self) -> shape.Shape:
-        """The shape of the network that the parameters are of."""
-        single = Relaid(self.source, Layout(scanned=False))
-        return shape.infer(single.shapes, source=self.directory, activation=self.activation)
+    def model_shape(self) -> shape.NetworkShape:
+        """Return the shape of the network that the parameters are of."""
+        return self.shape_of(Relaid(self.source, Layout(scanned=False)).shapes)
+
+    def shape_of(self, shapes: Shapes) -> shape.NetworkShape:
+        """Return the shape of the network of which these are the parameters, one layer each."""
+        return shape.infer(shapes, source=self.directory, activation=self.activation)
 
 
-def open_for_conversion(path: str) -> Opened:
-    """Open any checkpoint; a stage's is completed with its base.
+def open_for_conversion(path: str, *, with_prompt: bool = True) -> ConversionSource:
+    """Open any checkpoint.
 
-    Raises:
-      UserError: there is none, or it cannot be read.
+    **Arguments:**
+
+    - `path`: as `open_checkpoint` takes it. A stage is completed with what was frozen beside it; of
+      a finished stage's directory its chosen step is taken.
+    - `with_prompt`: take along a prompt that a stage kept frozen.
+
+    **Raises:** `UserError` where there is none, or it cannot be read.
     """
-    source = pretrained.open_any(path)
-    if isinstance(source, OwnSource):
-        result = StageResult.read(pretrained.find(path))
-        if result is not None:  # of a finished stage its chosen step is meant
-            source = OwnSource(result.directory / f"checkpoint_{result.step}")
-        whole = stage.complete(source)
-        return Opened(
+    directory = find_directory(path)
+    if (result := StageResult.read(directory)) is not None:
+        stored = result.trained().stored
+    else:
+        stored = open_checkpoint(path, partial=True).stored
+    if isinstance(stored, PromotCheckpoint):
+        whole = stage.complete(stored, with_prompt=with_prompt)
+        return ConversionSource(
             source=whole.source,
-            format="promot",
-            step=source.manifest.step,
-            directory=source.step_dir,
+            format=stored.format,
+            step=stored.step,
+            directory=stored.directory,
             origins=whole.origins,
             verify=whole.verify,
-            activation=writers.activation_of(source.manifest.metadata.get("config") or ""),
+            activation=writers.activation_of(stored.manifest.metadata.get("config") or ""),
+            knows_prompt=whole.knows_prompt,
         )
-    if isinstance(source, HfSource):
-        return Opened(
-            source=source,
-            format="hf",
-            step=0,
-            directory=source.directory,
-            origins=[str(source.directory)],
-            activation=source.shape.mlp_activations[0],
-            told=dict(source.config.raw),
-        )
-    assert isinstance(source, LegacySource | OrbaxSource)
-    return Opened(
-        source=source,
-        format="t5x-legacy" if isinstance(source, LegacySource) else "t5x",
-        step=source.step or 0,
-        directory=source.directory,
-        origins=[str(source.directory)],
+    opened = ConversionSource(
+        source=stored,
+        format=stored.format,
+        step=stored.step or 0,
+        directory=stored.directory,
+        origins=[str(stored.directory)],
+    )
+    if not isinstance(stored, HuggingFaceCheckpoint):
+        return opened
+    return dataclasses.replace(
+        opened, activation=stored.shape.mlp_activations[0], config=dict(stored.config.raw)
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What is to be written.
+    """A checkpoint that is to be written.
 
-    Attributes:
-      opened: the checkpoint.
-      to: one of `FORMATS`.
-      destination: a directory that does not exist; for all formats but 'hf' its last part is
-        `checkpoint_<step>`.
-      dtype: of floating-point parameters; None keeps what is stored.
-      remove_prompt: leave a prompt behind.
-      scanned: T5X's scalable layout instead of the one with a tree a layer.
-      bias_per_layer: whether each layer has a position bias; None: as it is.
-      optimizer_state: the slots too, between T5X's own two formats.
-      tokenizer: where tokenizer files are; None: beside the checkpoint.
+    **Attributes:**
+
+    - `opened`: the checkpoint that is read.
+    - `to`: one of `FORMATS`.
+    - `destination`: a directory that does not exist; for all formats but 'hf' its last part is
+      `checkpoint_<step>`.
+    - `dtype`: of the parameters; None keeps what is stored.
+    - `remove_prompt`: leave a prompt behind.
+    - `scanned`: T5X's scalable layout instead of the one with a tree a layer.
+    - `bias_per_layer`: whether each layer has a position bias; None: as it is.
+    - `optimizer_state`: the slots too, between T5X's own two formats.
+    - `tokenizer`: where tokenizer files are; None: beside the checkpoint.
     """
 
-    opened: Opened
+    opened: ConversionSource
     to: str
     destination: epath.Path
     dtype: str | None = None
@@ -134,7 +152,7 @@ class Conversion:
     tokenizer: epath.Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError for what cannot be."""
+        """Raise UserError for what cannot be."""
         if "://" in str(self.destination):
             raise UserError(
                 f"{self.destination} is not on this machine. Convert to a local directory and copy "
@@ -155,7 +173,7 @@ class Conversion:
         kinds = ("t5x", "t5x-legacy")
         if self.to not in kinds or self.opened.format not in kinds:
             raise UserError(
-                "--optimizer_state copies between T5X's two formats; other optimiser states have "
+                "--optimizer_state copies between T5X's two formats; other optimizer states have "
                 "another structure."
             )
         changes = (self.dtype, self.remove_prompt, self.scanned, self.bias_per_layer is not None)
@@ -166,102 +184,138 @@ class Conversion:
             )
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Convert; returns the names of the tokenizer files that came along.
+        """Convert.
 
-        Args:
-          progress: called with bytes done and bytes in all.
+        **Arguments:**
+
+        - `progress`: called with bytes done and bytes in all.
+
+        **Returns:** the names of the tokenizer files that came along.
+
+        **Raises:** `UserError` where the checkpoint is damaged, does not have the format's layout
+        or holds numbers that are not finite; `SaveError` where the destination cannot be written.
+        Neither leaves anything behind.
         """
+        source, absent = self._source()
+        wanted = self._wanted(source)
+        config = self._hugging_face_config(wanted) if self.to == "hf" else {}
+        _check_free_space(self.destination, wanted)
         self.opened.verify()
         part = self.destination.parent / (self.destination.name + _INCOMPLETE)
-        if part.exists():
-            part.rmtree()
-        part.mkdir(parents=True)
-        if self.optimizer_state:
-            self._copy_state(part, progress)
-        else:
-            self._copy_parameters(part, progress)
-        place = self.opened.directory if self.tokenizer is None else self.tokenizer
-        names = [] if "://" in str(place) else writers.copy_tokenizer(place, part)
-        part.rename(self.destination)
+        is_new_parent = not part.parent.exists()
+        try:
+            with self._writing():
+                if part.exists():
+                    part.rmtree()
+                part.mkdir(parents=True)
+                target = self._target(part, wanted, config)
+            self._copy(source, wanted, target, progress)
+            with self._writing():
+                target.close(absent)
+                names = self._copy_tokenizer(part)
+                part.rename(self.destination)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            if is_new_parent:
+                with contextlib.suppress(OSError):  # another conversion may write there by now
+                    part.parent.rmdir()
+            raise
         return names
 
     def laid_out(self) -> ParamSource:
-        """The parameters in the layout that is to be written."""
+        """Return the parameters in the layout that is to be written."""
         layout = Layout(scanned=False, bias_per_layer=self.bias_per_layer)
         return Relaid(self.opened.source, layouts.SCALABLE_T5 if self.scanned else layout)
-
-    def _copy_parameters(self, part: epath.Path, progress: Callable[[int, int], None]) -> None:
-        source = self.laid_out()
-        wanted = {
-            path: jax.ShapeDtypeStruct(leaf.shape, pretrained.cast(leaf.dtype, self.dtype))
-            for path, leaf in source.shapes.items()
-            if path != PROMPT_PATH or not self.remove_prompt
-        }
-        _check_room(part, wanted)
-        target = self._target(part, wanted)
-        _copy(source, wanted, target.add, progress)
-        target.close()
-
-    def _target(self, part: epath.Path, wanted: Shapes) -> Target:
-        step = self.step
-        if self.to == "t5x-legacy":
-            return T5xTarget(LegacyWriter(part), step)
-        if self.to == "t5x":
-            return T5xTarget(T5xOrbaxWriter(part), step)
-        if self.to == "promot":
-            metadata: dict[str, Any] = {"converted_from": self.opened.origins, "base_path": None}
-            if self.opened.activation is not None:
-                metadata["config"] = self.opened.model_shape().macros()
-            return OwnTarget(part, step, metadata)
-        found = shape.infer(wanted, source=part, activation=self.opened.activation)
-        return HfTarget(part, found, wanted, self.opened.told)
 
     @property
     def step(self) -> int:
         """The training step that is written: the number in the destination's name."""
-        named = re.fullmatch(r"checkpoint_(\d+)", self.destination.name)
-        return int(named[1]) if named else self.opened.step
+        named = step_of(self.destination.name)
+        return self.opened.step if named is None else named
 
-    def _copy_state(self, part: epath.Path, progress: Callable[[int, int], None]) -> None:
-        assert isinstance(self.opened.source, LegacySource | OrbaxSource)
-        source, absent = t5x.whole_state(self.opened.source)
-        _check_room(part, source.shapes)
+    def _source(self) -> tuple[ParamSource, list[str]]:
+        """Return what is copied, and the paths of optimizer slots that are None."""
+        if not self.optimizer_state:
+            return self.laid_out(), []
+        assert isinstance(self.opened.source, T5xCheckpoint)  # _check_optimizer_state
+        return t5x.whole_state(self.opened.source)
+
+    def _wanted(self, source: ParamSource) -> Shapes:
+        if self.optimizer_state:
+            return source.shapes
+        check_floating(source.shapes, self.opened.directory)
+        return {
+            path: jax.ShapeDtypeStruct(leaf.shape, np.dtype(self.dtype or leaf.dtype))
+            for path, leaf in source.shapes.items()
+            if path != PROMPT_PATH or not self.remove_prompt
+        }
+
+    def _hugging_face_config(self, wanted: Shapes) -> dict[str, Any]:
+        return hf_config.write(self.opened.shape_of(wanted), wanted, self.opened.config)
+
+    def _target(self, part: epath.Path, wanted: Shapes, config: dict[str, Any]) -> Target:
+        if self.to == "hf":
+            return HuggingFaceTarget(part, wanted, config)
+        if self.to == "promot":
+            metadata: dict[str, Any] = {"converted_from": self.opened.origins, "base_path": None}
+            if self.opened.activation is not None:
+                metadata["config"] = self.opened.model_shape().macros()
+            return PromotTarget(part, self.step, metadata)
         writer = LegacyWriter(part) if self.to == "t5x-legacy" else T5xOrbaxWriter(part)
-        _copy(source, source.shapes, writer.add, progress)
-        writer.close(absent)
+        return writer if self.optimizer_state else T5xTarget(writer, self.step)
+
+    def _copy(
+        self,
+        source: ParamSource,
+        wanted: Shapes,
+        target: Target,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Give the arrays of a source to a target, a batch at a time."""
+        _return_freed_memory()
+        total, done = total_bytes(wanted), 0
+        progress(done, total)  # the clock starts before the first batch is read
+        for batch in layouts.batches(source, wanted):
+            arrays = source.read({path: wanted[path] for path in batch})
+            check_finite(arrays, self.opened.directory)
+            with self._writing():
+                target.add(arrays)
+            done += sum(nbytes(wanted[path]) for path in batch)
+            progress(done, total)
+
+    def _copy_tokenizer(self, part: epath.Path) -> list[str]:
+        place = self.opened.directory if self.tokenizer is None else self.tokenizer
+        return [] if "://" in str(place) else writers.copy_tokenizer(place, part)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
+            raise SaveError(
+                f"{self.destination} could not be written: {read_arrays.reason(error)}. Nothing of "
+                "it is left; once the cause is fixed (is the disk full?), convert again."
+            ) from error
 
 
-def destination_of(path: str, to: str, opened: Opened) -> epath.Path:
-    """Where a conversion to `path` writes: there, or, where the format wants a step in the name and
-    there is none, in `checkpoint_<step>` within it."""
-    directory = restoring.absolute(path)
-    if to == "hf" or re.fullmatch(r"checkpoint_\d+", directory.name):
+def destination_of(path: str, to: str, opened: ConversionSource) -> epath.Path:
+    """Return the directory that a conversion to `path` writes.
+
+    It is `path` itself or, where the format wants a step in the name and there is none, the
+    directory `checkpoint_<step>` within it.
+    """
+    directory = absolute(user_path(path, "DST"))
+    if to == "hf" or step_of(directory.name) is not None:
         return directory
-    return directory / f"checkpoint_{opened.step}"
+    return directory / f"{CHECKPOINT_PREFIX}{opened.step}"
 
 
-def _copy(
-    source: ParamSource,
-    wanted: Shapes,
-    add: Callable[[dict[str, Any]], None],
-    progress: Callable[[int, int], None],
-) -> None:
-    """Give arrays of a source to `add`, a batch at a time."""
-    _return_freed_memory()
-    total, done = total_bytes(wanted), 0
-    progress(done, total)  # the clock starts before the first batch is read
-    for batch in layouts.batches(source, wanted):
-        add(source.read({path: wanted[path] for path in batch}))
-        done += sum(nbytes(wanted[path]) for path in batch)
-        progress(done, total)
-
-
-def _check_room(part: epath.Path, wanted: Shapes) -> None:
-    needed, free = total_bytes(wanted), shutil.disk_usage(part).free
+def _check_free_space(destination: epath.Path, wanted: Shapes) -> None:
+    place = next(parent for parent in destination.parents if parent.exists())
+    needed, free = total_bytes(wanted), shutil.disk_usage(place).free
     if free < needed:
-        part.rmtree()
         raise UserError(
-            f"{part.parent} has {free / 1e9:.1f} GB free; the checkpoint needs "
+            f"{destination.parent} has {free / 1e9:.1f} GB free; the checkpoint needs "
             f"{needed / 1e9:.1f} GB."
         )
 

@@ -1,4 +1,8 @@
-"""Checkpoints of every kind, opened alike: T5X's two formats, Hugging Face's, and their layouts.
+"""Checkpoint formats: T5X's two, Hugging Face's and its adapters, and the layouts of networks.
 
-`bases.py` detects which one a path is; `convert.py` copies one into another.
+To read: `source` (what an opened checkpoint is), `layouts` (the same numbers under other paths),
+`shape` (the network that parameters belong to); then the readers `t5x`, `hf_config`,
+`hugging_face`, `safetensors` and `peft`, and `reading`, the words for what can be wrong with files.
+Beneath them lie `read_arrays`, `write_arrays` and `t5x_writing`. Nothing here knows of runs and
+stages; outside of `checkpoints`, only names of parameters (`shape.EMBEDDING`) are of use.
 """

@@ -11,7 +11,12 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x.checkpoints.formats.shape import Shape
+from promot_t5x.checkpoints.formats.reading import (
+    DamagedCheckpointError,
+    NotACheckpointError,
+    refuse_stand_in,
+)
+from promot_t5x.checkpoints.formats.shape import NetworkShape
 from promot_t5x.checkpoints.formats.source import Shapes
 from promot_t5x.errors import UserError
 from promot_t5x.network.layers import MAX_DISTANCE, NUM_BUCKETS
@@ -42,36 +47,43 @@ _FIXED = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HfConfig:
+class HuggingFaceConfig:
     """What a `config.json` says of a network.
 
-    Attributes:
-      model_type: 't5', 'mt5' or 'umt5'.
-      shape: but for `vocab_size`, which the embedding's rows tell too, final.
-      scaled: the decoder's output is divided by sqrt(emb_dim) before the logits (T5 1.0).
-      raw: the file.
+    **Attributes:**
+
+    - `model_type`: 't5', 'mt5' or 'umt5'.
+    - `shape`: of the network.
+    - `scaled`: whether the decoder's output is divided by sqrt(emb_dim) before the logits (T5 1.0).
+    - `raw`: the file.
     """
 
     model_type: str
-    shape: Shape
+    shape: NetworkShape
     scaled: bool
     raw: Mapping[str, Any]
 
+    @property
+    def architecture(self) -> str:
+        """Transformers' name of the model's class."""
+        return ", ".join(self.raw.get("architectures") or ["of no class"])
 
-def read(directory: epath.Path) -> HfConfig:
+
+def read(directory: epath.Path) -> HuggingFaceConfig:
     """Read `config.json`.
 
-    Raises:
-      UserError: it is of no T5-family model, or of one that this project's network is not.
+    **Raises:** `UserError` where it is of no T5-family model, or of one that this project's network
+    is not.
     """
     path = directory / CONFIG_FILE
+    refuse_stand_in(path)
     try:
         raw = json.loads(path.read_text())
         kind = raw["model_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a model's configuration: {error}") from error
+        raise DamagedCheckpointError(f"{path} is not a model's configuration: {error}") from error
     if kind not in MODEL_TYPES:
-        raise UserError(
+        raise NotACheckpointError(
             f"{path} is of a model of type {kind!r}; those of {', '.join(MODEL_TYPES)} can be read."
         )
     for name, value in _FIXED.items():
@@ -82,9 +94,10 @@ def read(directory: epath.Path) -> HfConfig:
         raise UserError(
             f"{path}: feed_forward_proj is {activation!r}; there are {', '.join(_ACTIVATIONS)}."
         )
+    _check_activation(path, raw, activation)
     try:
         scaled = _scaled(kind, raw)
-        shape = Shape(
+        shape = NetworkShape(
             vocab_size=raw["vocab_size"],
             emb_dim=raw["d_model"],
             num_heads=raw["num_heads"],
@@ -98,7 +111,26 @@ def read(directory: epath.Path) -> HfConfig:
         )
     except KeyError as error:
         raise UserError(f"{path} does not say {error}") from None
-    return HfConfig(model_type=kind, shape=shape, scaled=scaled, raw=raw)
+    return HuggingFaceConfig(model_type=kind, shape=shape, scaled=scaled, raw=raw)
+
+
+def _check_activation(path: epath.Path, raw: Mapping[str, Any], activation: str) -> None:
+    """Refuse a file whose settings of the MLP contradict each other: each version takes another."""
+    for name, value in _activation_settings(activation).items():
+        if raw.get(name, value) != value:
+            raise UserError(
+                f"{path}: {name} is {raw[name]!r} and feed_forward_proj {activation!r}, with which "
+                f"it is {value!r}. Put right the one that the model was not trained with."
+            )
+
+
+def _activation_settings(activation: str) -> dict[str, Any]:
+    """Return what transformers derives from `feed_forward_proj` and writes beside it."""
+    function = activation.rpartition("-")[2]
+    return {
+        "dense_act_fn": "gelu_new" if activation == "gated-gelu" else function,
+        "is_gated_act": activation.startswith("gated-"),
+    }
 
 
 def _scaled(kind: str, raw: Mapping[str, Any]) -> bool:
@@ -113,13 +145,15 @@ def _scaled(kind: str, raw: Mapping[str, Any]) -> bool:
     return tied is not False
 
 
-def write(shape: Shape, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` that transformers 4 and 5 read as this network.
+def write(shape: NetworkShape, shapes: Shapes, other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `config.json` that transformers 4 and 5 read as this network.
 
-    Args:
-      shape: of the network.
-      shapes: of the arrays, for their type.
-      told: another `config.json` of the model, whose settings that are not the network's are kept.
+    **Arguments:**
+
+    - `shape`: of the network.
+    - `shapes`: of the arrays, for their type.
+    - `other`: another `config.json` of the model, whose settings that are not the network's are
+      kept.
     """
     names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     if shape.mlp_activations not in names:
@@ -141,7 +175,7 @@ def write(shape: Shape, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, An
         "pad_token_id": 0,
         "eos_token_id": 1,
         "decoder_start_token_id": 0,
-        **told,
+        **other,
         "architectures": [MODEL_TYPES[kind]],
         "model_type": kind,
         "is_encoder_decoder": True,
@@ -153,8 +187,7 @@ def write(shape: Shape, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, An
         "num_layers": shape.num_encoder_layers,
         "num_decoder_layers": shape.num_decoder_layers,
         "feed_forward_proj": activation,
-        "dense_act_fn": "gelu_new" if "gelu" in activation else activation.split("-")[-1],
-        "is_gated_act": activation.startswith("gated-"),
+        **_activation_settings(activation),
         **_FIXED,
         # Version 4 scales the decoder's output where these are tied, and 5 asks the same of T5.
         "tie_word_embeddings": shape.logits_via_embedding,

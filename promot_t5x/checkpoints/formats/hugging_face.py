@@ -6,9 +6,8 @@ not scaled, which T5X's networks cannot tie, is read as an untied one whose logi
 embedding transposed: the same numbers.
 """
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,18 +15,17 @@ import numpy as np
 from etils import epath
 
 from promot_t5x.checkpoints.formats import hf_config, safetensors
-from promot_t5x.checkpoints.formats.hf_config import HfConfig
+from promot_t5x.checkpoints.formats.hf_config import HuggingFaceConfig
 from promot_t5x.checkpoints.formats.layouts import BIAS
-from promot_t5x.checkpoints.formats.shape import EMBEDDING, LOGITS, parameters
-from promot_t5x.checkpoints.formats.source import (
-    ArraySource,
-    Shapes,
-    nbytes,
+from promot_t5x.checkpoints.formats.reading import (
+    DamagedCheckpointError,
+    NotACheckpointError,
+    read_json,
     reading,
-    some,
-    total_bytes,
 )
-from promot_t5x.errors import UserError
+from promot_t5x.checkpoints.formats.shape import EMBEDDING, LOGITS, parameters
+from promot_t5x.checkpoints.formats.source import ArraySource, Shapes, nbytes, total_bytes
+from promot_t5x.errors import UserError, listed
 from promot_t5x.files import write_json
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -60,9 +58,9 @@ _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 
 
 def tensor_name(path: str) -> tuple[str, bool]:
-    """transformers' name of a parameter, and whether it is transposed there.
+    """Return transformers' name of a parameter, and whether it is transposed there.
 
-    Raises KeyError for a path that has none.
+    **Raises:** `KeyError` for a path that has none.
     """
     if path == EMBEDDING:
         return _SHARED, False
@@ -88,25 +86,29 @@ def tensor_name(path: str) -> tuple[str, bool]:
     return start + f"{index}.{module}.{_PROJECTIONS[name]}.weight", True
 
 
-def is_checkpoint(directory: epath.Path) -> bool:
-    """Whether a directory looks like one of Hugging Face's."""
-    return (directory / hf_config.CONFIG_FILE).is_file()
-
-
-class HfSource(ArraySource):
+class HuggingFaceCheckpoint(ArraySource):
     """The parameters of a Hugging Face checkpoint.
 
-    Attributes:
-      config: what its `config.json` says.
-      shape: the network's.
+    **Attributes:**
+
+    - `config`: what its `config.json` says.
+    - `shape`: the network's.
+    - `files`: the files that the weights are in.
     """
 
+    format = "hf"
     step = None
 
     def __init__(self, directory: epath.Path):
-        self.config: HfConfig = hf_config.read(directory)
+        self.config: HuggingFaceConfig = hf_config.read(directory)
         tensors = _open_tensors(directory)
+        self.files = sorted({tensor.path.name for tensor in tensors.values()})
         self.shape = self.config.shape
+        if not any(name.startswith("decoder.block.") for name in tensors):
+            raise NotACheckpointError(
+                f"{directory} holds an encoder alone ({self.config.architecture}); this network "
+                "writes answers and needs a decoder too. Take the checkpoint of a whole T5."
+            )
         embedding = _embedding_of(directory, tensors, self.config.scaled)
         arrays = {}
         for path, leaf in parameters(self.shape).items():
@@ -127,46 +129,65 @@ class HfSource(ArraySource):
         if unknown := sorted(set(tensors) - used):
             raise UserError(
                 f"{directory} holds {len(unknown)} tensors that are no part of a "
-                f"{self.config.model_type} model for text generation: {some(unknown)}."
+                f"{self.config.model_type} model for text generation: {listed(unknown)}."
             )
         super().__init__(directory, arrays)
 
 
 def _open_tensors(directory: epath.Path) -> dict[str, safetensors.Tensor]:
+    """Open the tensors of the one set of weights that a directory holds."""
     with reading(directory):
         names = sorted(entry.name for entry in directory.iterdir())
-    if INDEX_FILE in names:
-        with reading(directory):
-            weight_map = json.loads((directory / INDEX_FILE).read_text())["weight_map"]
+    if INDEX_FILE not in names:
+        if SINGLE_FILE not in names:
+            raise NotACheckpointError(_no_weights(directory, names))
+        return safetensors.open_file(directory / SINGLE_FILE)
+    try:
+        weight_map: dict[str, str] = read_json(directory / INDEX_FILE)["weight_map"]
         files = sorted(set(weight_map.values()))
-        if missing := sorted(set(files) - set(names)):
-            raise UserError(f"{directory} lacks {some(missing)}, which {INDEX_FILE} names.")
-    elif SINGLE_FILE in names:
-        weight_map, files = None, [SINGLE_FILE]
-    else:
-        old = [n for n in names if n.endswith((".bin", ".pt", ".msgpack", ".h5", ".ckpt"))]
-        held = (
-            f"; {some(old)} cannot be read without torch or running code of the file" if old else ""
-        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{directory / INDEX_FILE} is no index: {error}") from error
+    if SINGLE_FILE in names and SINGLE_FILE not in files:
         raise UserError(
-            f"{directory} has a config.json but no {SINGLE_FILE} or {INDEX_FILE}{held}. Save it "
-            "with transformers' save_pretrained(..., safe_serialization=True)."
+            f"{directory} holds two sets of weights: {SINGLE_FILE}, and {listed(files)}, which "
+            f"{INDEX_FILE} names. Remove the set that is not meant: the first, or the second with "
+            "its index."
+        )
+    if missing := sorted(set(files) - set(names)):
+        raise DamagedCheckpointError(
+            f"{directory} lacks {listed(missing)}, which {INDEX_FILE} names."
         )
     tensors: dict[str, safetensors.Tensor] = {}
     for file in files:
         found = safetensors.open_file(directory / file)
-        if weight_map is not None:
-            absent = sorted(n for n, f in weight_map.items() if f == file and n not in found)
-            if absent:
-                raise UserError(
-                    f"{directory / file} lacks {some(absent)}, which {INDEX_FILE} names."
-                )
+        promised = {name for name, place in weight_map.items() if place == file}
+        if absent := sorted(promised - set(found)):
+            raise DamagedCheckpointError(
+                f"{directory / file} lacks {listed(absent)}, which {INDEX_FILE} names."
+            )
+        if extra := sorted(set(found) - promised):
+            places = sorted({weight_map.get(name, "no file") for name in extra})
+            raise UserError(
+                f"{directory / file} holds {listed(extra)} too, which {INDEX_FILE} gives to "
+                f"{listed(places)}: two sets of weights are mixed there. Download the model again."
+            )
         tensors |= found
     return tensors
 
 
+def _no_weights(directory: epath.Path, names: Sequence[str]) -> str:
+    old = [n for n in names if n.endswith((".bin", ".pt", ".msgpack", ".h5", ".ckpt"))]
+    held = (
+        f"; {listed(old)} cannot be read without torch or running code of the file" if old else ""
+    )
+    return (
+        f"{directory} has a config.json but no {SINGLE_FILE} or {INDEX_FILE}{held}. Save it with "
+        "transformers' save_pretrained(..., safe_serialization=True)."
+    )
+
+
 def _embedding_of(directory: epath.Path, tensors: Mapping[str, Any], scaled: bool) -> str:
-    """The name of the embedding among those that may stand for it; they must all be the same."""
+    """Return the name of the embedding among those that may stand for it, if all are the same."""
     names = [name for name in (_SHARED, *_COPIES) if name in tensors]
     if scaled and _HEAD in tensors:
         names.append(_HEAD)
@@ -186,15 +207,17 @@ def _embedding_of(directory: epath.Path, tensors: Mapping[str, Any], scaled: boo
     return first
 
 
-class HfWriter:
+class HuggingFaceWriter:
     """Writes a Hugging Face checkpoint, array by array, in any order."""
 
     def __init__(self, directory: epath.Path, shapes: Shapes, config: Mapping[str, Any]):
-        """
-        Args:
-          directory: on a local disk; created if need be.
-          shapes: {path: shape and dtype} of all that will be written, one layer after the other.
-          config: the `config.json`.
+        """Write the index and the configuration; the arrays follow.
+
+        **Arguments:**
+
+        - `directory`: on a local disk; created if need be.
+        - `shapes`: {path: shape and dtype} of all that will be written, one layer after the other.
+        - `config`: the `config.json`.
         """
         directory.mkdir(parents=True, exist_ok=True)
         named = {}
@@ -216,11 +239,8 @@ class HfWriter:
             total = total_bytes(named)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(directory / INDEX_FILE, index)
-        for file, contents in (
-            (hf_config.CONFIG_FILE, config),
-            ("generation_config.json", hf_config.GENERATION_CONFIG),
-        ):
-            write_json(directory / file, contents)
+        write_json(directory / hf_config.CONFIG_FILE, config)
+        write_json(directory / "generation_config.json", hf_config.GENERATION_CONFIG)
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays by path."""
@@ -235,14 +255,14 @@ class HfWriter:
 
 
 def _shards(named: Shapes) -> list[list[str]]:
-    """Names parted into files of at most `SHARD_BYTES`, or of one array."""
+    """Part names into files of at most `SHARD_BYTES`, or of one array."""
     shards: list[list[str]] = []
-    room = 0
+    left = 0
     for name in sorted(named):
         size = nbytes(named[name])
-        if size > room:
+        if size > left:
             shards.append([])
-            room = SHARD_BYTES
+            left = SHARD_BYTES
         shards[-1].append(name)
-        room -= size
+        left -= size
     return shards

@@ -37,10 +37,11 @@ _PROMPT_TUNING = "encoder/prompt/prompt/prompt"
 class Layout:
     """How parameters are to be laid out; None: as they are stored.
 
-    Attributes:
-      scanned: the layers of a stack on axis 1 of one array.
-      bias_per_layer: each layer has a relative position bias of its own.
-      split_heads: attention kernels have an axis of heads and one of head_dim (scalable_t5).
+    **Attributes:**
+
+    - `scanned`: the layers of a stack on axis 1 of one array.
+    - `bias_per_layer`: each layer has a relative position bias of its own.
+    - `split_heads`: attention kernels have an axis of heads and one of head_dim (scalable_t5).
     """
 
     scanned: bool | None = None
@@ -99,12 +100,16 @@ class _Recipe:
 class Relaid:
     """A source in another layout: the same numbers, bit for bit, under the layout's paths.
 
-    Attributes:
-      shapes: {'/'-joined path: shape and dtype}.
+    **Attributes:**
+
+    - `shapes`: {'/'-joined path: shape and dtype}.
     """
 
     def __init__(self, source: ParamSource, layout: Layout):
-        """Raises UserError where the layout cannot hold the source's numbers."""
+        """Plan the changes; reads arrays only to compare biases that are to become one.
+
+        **Raises:** `UserError` where the layout cannot hold the source's numbers.
+        """
         self._source = source
         pieces = _pieces(source.shapes)
         if layout.bias_per_layer is not None:
@@ -166,7 +171,7 @@ class Relaid:
         return {path: result[path] for path in wanted}
 
     def together(self, path: str) -> tuple[str, ...]:
-        """What is made of the same stored arrays has the same key."""
+        """Return a key that arrays made of the same stored arrays share."""
         return tuple(self._recipes[path].stored_paths)
 
 
@@ -181,14 +186,14 @@ def batches(source: ParamSource, paths: Iterable[str], limit: int = BATCH_BYTES)
         key = source.together(path) if isinstance(source, Relaid) else path
         groups.setdefault(key, []).append(path)
     result: list[list[str]] = []
-    room = 0
+    left = 0
     for group in groups.values():
         size = sum(nbytes(source.shapes[path]) for path in group)
-        if size > room:
+        if size > left:
             result.append([])
-            room = limit
+            left = limit
         result[-1].extend(group)
-        room -= size
+        left -= size
     return result
 
 
@@ -202,7 +207,7 @@ def _layers(paths: Iterable[str], stack: str) -> list[int]:
 
 
 def _pieces(stored: Shapes) -> dict[str, _Piece]:
-    """What each array of the plain layout (one a layer, heads joined) is in what is stored."""
+    """Find each array of the plain layout (one a layer, heads joined) in what is stored."""
     pieces: dict[str, _Piece] = {}
     for path, leaf in stored.items():
         shape = tuple(leaf.shape)
@@ -220,7 +225,7 @@ def _pieces(stored: Shapes) -> dict[str, _Piece]:
 
 
 def _joined(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of an attention kernel with its heads and head_dim in one axis."""
+    """Return the shape of an attention kernel with its heads and head_dim in one axis."""
     match = _PROJECTION.fullmatch(path)
     if match is None or len(shape) != 3:
         return shape
@@ -229,7 +234,7 @@ def _joined(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _split(path: str, shape: tuple[int, ...], heads: int | None) -> tuple[int, ...]:
-    """The inverse of `_joined`."""
+    """Undo `_joined`."""
     match = _PROJECTION.fullmatch(path)
     if match is None or heads is None:
         return shape

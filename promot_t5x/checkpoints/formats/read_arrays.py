@@ -43,9 +43,10 @@ def open_zarr(directories: Mapping[str, epath.Path]) -> dict[str, ts.TensorStore
 
 def _orbax_metadata(directory: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads((directory / ORBAX_TREE_FILE).read_text())
+        metadata: dict[str, Any] = json.loads((directory / ORBAX_TREE_FILE).read_text())
     except OSError as error:
         raise ValueError(f"{directory / ORBAX_TREE_FILE} cannot be read: {error}") from error
+    return metadata
 
 
 def orbax_paths(directory: epath.Path) -> list[str]:
@@ -64,9 +65,10 @@ def orbax_paths(directory: epath.Path) -> list[str]:
 def open_orbax(directory: epath.Path, paths: Iterable[str]) -> dict[str, ts.TensorStore]:
     """Open arrays of an orbax PyTree checkpoint.
 
-    Args:
-      directory: the orbax directory, `checkpoint_<step>/state`.
-      paths: '/'-joined paths in the saved tree.
+    **Arguments:**
+
+    - `directory`: the orbax directory, `checkpoint_<step>/state`.
+    - `paths`: '/'-joined paths in the saved tree.
     """
     metadata = _orbax_metadata(directory)
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
@@ -82,7 +84,9 @@ def open_orbax(directory: epath.Path, paths: Iterable[str]) -> dict[str, ts.Tens
     return _open(specs, _context())
 
 
-def _open(specs: Mapping[str, tuple[str, dict]], context: ts.Context) -> dict[str, ts.TensorStore]:
+def _open(
+    specs: Mapping[str, tuple[str, dict[str, Any]]], context: ts.Context
+) -> dict[str, ts.TensorStore]:
     opening = {
         name: ts.open(
             # A chunk that is gone is an error, not zeros.
@@ -105,7 +109,7 @@ def _named(name: str, call: Callable[[], Any]) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, without tensorstore's account of all that it was doing meanwhile."""
+    """Return what went wrong, without tensorstore's account of all that it was doing meanwhile."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     text = text.split(" [tensorstore_spec")[0].split(" [source locations")[0].strip()
     code = re.match(r"[A-Z_]+: ", text)
@@ -124,36 +128,39 @@ def portions(wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     An array of which this host needs more than that is a part of its own.
     """
     part: dict[str, Any] = {}
-    room = PORTION_BYTES
+    left = PORTION_BYTES
     for path, leaf in wanted.items():
         size = local_bytes(leaf)
-        if part and size > room:
+        if part and size > left:
             yield part
-            part, room = {}, PORTION_BYTES
+            part, left = {}, PORTION_BYTES
         part[path] = leaf
-        room -= size
+        left -= size
     if part:
         yield part
 
 
 def local_bytes(leaf: Any) -> int:
-    """Bytes of an array that this process reads: all of it, or what its devices hold."""
-    whole = int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    """Return the bytes of an array that this process reads: all, or what its devices hold."""
+    whole: int = int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         return whole
     shard = int(np.prod(sharding.shard_shape(tuple(leaf.shape))))
-    held = shard * np.dtype(leaf.dtype).itemsize * len(sharding.addressable_devices)
+    held: int = shard * np.dtype(leaf.dtype).itemsize * len(sharding.addressable_devices)
     return min(whole, held)
 
 
 def read(arrays: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Read opened arrays.
 
-    Args:
-      arrays: by path: tensorstores, arrays, or what gives numpy arrays when it is indexed.
-      wanted: {path: anything with a shape, a dtype and perhaps a sharding}. With a sharding
-        the result is a JAX array, without one a numpy array; in its dtype either way.
+    **Arguments:**
+
+    - `arrays`: by path: tensorstores, arrays, or what gives numpy arrays when it is indexed.
+    - `wanted`: {path: anything with a shape, a dtype and perhaps a sharding}. With a sharding the
+      result is a JAX array, without one a numpy array; in its dtype either way.
+
+    **Raises:** `ValueError`, which names the array that cannot be read.
     """
     with ThreadPoolExecutor(_READERS) as pool:
         results = {path: pool.submit(_read, arrays[path], leaf) for path, leaf in wanted.items()}
@@ -161,7 +168,10 @@ def read(arrays: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]
 
 
 def read_block(array: ts.TensorStore, block: tuple[slice, ...]) -> np.ndarray:
-    """Read a part of an opened array. Raises ValueError where it cannot be."""
+    """Read a part of an opened array.
+
+    **Raises:** `ValueError` where it cannot be read.
+    """
     return np.asarray(_named("a part", lambda: array[block].read().result()))
 
 

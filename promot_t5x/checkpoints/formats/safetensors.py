@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from promot_t5x.checkpoints.formats.reading import DamagedCheckpointError, refuse_stand_in
 from promot_t5x.errors import UserError
 
 _DTYPES = {
@@ -36,7 +37,15 @@ assert sys.byteorder == "little"  # the format is
 
 
 class Tensor:
-    """An array in a file, read when it is indexed; `transposed` swaps the axes of a matrix."""
+    """An array in a file, read when it is indexed.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `shape`, `dtype`: of the array as it is stored.
+    - `start`: the number of its first byte in the file.
+    - `transposed`: swap the axes of a matrix.
+    """
 
     def __init__(
         self,
@@ -47,34 +56,37 @@ class Tensor:
         *,
         transposed: bool = False,
     ):
-        self._path, self._stored_shape, self._start = path, shape, start
+        self.path, self._stored_shape, self._start = path, shape, start
         self._transposed = transposed
         self.dtype = dtype
         self.shape = shape[::-1] if transposed else shape
 
     def transpose(self) -> "Tensor":
-        """The same array with its axes swapped."""
+        """Return the same array with its axes swapped."""
         return Tensor(
-            self._path, self._stored_shape, self.dtype, self._start, transposed=not self._transposed
+            self.path, self._stored_shape, self.dtype, self._start, transposed=not self._transposed
         )
 
     def __getitem__(self, index: Any) -> np.ndarray:
         size = math.prod(self._stored_shape) * self.dtype.itemsize
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._start)
             data = file.read(size)
         if len(data) != size:
-            raise ValueError(f"{self._path} ends {size - len(data)} bytes too early")
-        array = np.frombuffer(data, self.dtype).reshape(self._stored_shape)
-        return (array.T if self._transposed else array)[index]
+            raise ValueError(f"{self.path} ends {size - len(data)} bytes too early")
+        stored = np.frombuffer(data, self.dtype).reshape(self._stored_shape)
+        array: np.ndarray = (stored.T if self._transposed else stored)[index]
+        return array
 
 
 def open_file(path: epath.Path) -> dict[str, Tensor]:
-    """The arrays of a file by name; reads its header only.
+    """Open the arrays of a file by name; reads its header only.
 
-    Raises:
-      UserError: not a safetensors file, or of a type that numpy does not have.
+    **Raises:** `UserError` for what is no safetensors file, and for a number type that numpy does
+    not have.
     """
+    refuse_stand_in(path)
+    found = {}
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -82,15 +94,23 @@ def open_file(path: epath.Path) -> dict[str, Tensor]:
                 raise ValueError(f"its header would have {length} bytes")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found = {}
-        for name, told in header.items():
-            start, stop = told["data_offsets"]
-            shape, dtype = tuple(told["shape"]), _DTYPES[told["dtype"]]
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            shape, kind = tuple(entry["shape"]), entry["dtype"]
+            if kind not in _DTYPES:
+                raise UserError(
+                    f"{path}: {name} is stored as {kind}, a type of quantized or packed numbers "
+                    f"that cannot be read; take the model in one of {', '.join(_DTYPES)}, such as "
+                    "its BF16 release."
+                )
+            dtype = _DTYPES[kind]
             if stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} has {stop - start} bytes")
             found[name] = Tensor(path, shape, dtype, _LENGTH_BYTES + length + start)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+        raise DamagedCheckpointError(
+            f"{path} is not a readable safetensors file: {error}"
+        ) from error
     return found
 
 

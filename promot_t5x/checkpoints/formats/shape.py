@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from promot_t5x.checkpoints.formats.layouts import BIAS
 from promot_t5x.checkpoints.formats.source import Shapes
-from promot_t5x.errors import UserError
+from promot_t5x.errors import UserError, listed
 from promot_t5x.network import transformer
 from promot_t5x.network.config import T5Config
 from promot_t5x.network.prompt import PROMPT_PATH
@@ -32,7 +32,7 @@ MACROS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class NetworkShape:
     """What of a `T5Config` a checkpoint must agree with; the fields have the same names there."""
 
     vocab_size: int
@@ -47,12 +47,14 @@ class Shape:
     relative_bias_per_layer: bool
 
     def macros(self) -> str:
-        """The shape as lines of a gin file."""
+        """Return the shape as lines of a gin file."""
         values = dataclasses.asdict(self)
         return "".join(f"{macro} = {values[name]!r}\n" for name, macro in MACROS.items())
 
     def check(self, config: T5Config, source: Any) -> None:
-        """Raise UserError with the differences to the network that is to take the weights.
+        """Compare with the network that is to take the weights.
+
+        **Raises:** `UserError` with the differences.
 
         Whether the bias is per layer is not one: `layouts` changes that where it can be changed.
         """
@@ -62,18 +64,18 @@ class Shape:
             if name != "relative_bias_per_layer" and getattr(config, name) != getattr(self, name)
         }
         if wrong:
-            told = "; ".join(
+            differences = "; ".join(
                 f"{m} is {ours!r}, there {theirs!r}" for m, (ours, theirs) in wrong.items()
             )
-            mend = ", ".join(f"{macro} = {theirs!r}" for macro, (_, theirs) in wrong.items())
+            fix = ", ".join(f"{macro} = {theirs!r}" for macro, (_, theirs) in wrong.items())
             raise UserError(
-                f"{source} is of another model than the configuration's: {told}. Choose the model "
-                f"file that the weights are of, or set {mend}."
+                f"{source} is of another model than the configuration's: {differences}. Choose the "
+                f"model file that the weights are of, or set {fix}."
             )
 
 
-def parameters(shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
-    """{'/'-joined path: shape} of the parameters of a network, one layer after the other."""
+def parameters(shape: NetworkShape) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return {'/'-joined path: shape} of a network's parameters, one layer after the other."""
     depths = {"encoder": shape.num_encoder_layers, "decoder": shape.num_decoder_layers}
     one = dataclasses.replace(shape, num_encoder_layers=1, num_decoder_layers=1)
     found: dict[str, jax.ShapeDtypeStruct] = {}
@@ -87,20 +89,24 @@ def parameters(shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
 @functools.cache
 def _traced(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
     # Layers are alike, and tracing 48 of them takes seconds.
-    return traverse_util.flatten_dict(transformer.param_shapes(config), sep="/")
+    shapes: dict[str, jax.ShapeDtypeStruct] = traverse_util.flatten_dict(
+        transformer.param_shapes(config), sep="/"
+    )
+    return shapes
 
 
-def infer(shapes: Shapes, *, source: Any, activation: str | None = None) -> Shape:
-    """The shape of the network whose parameters, one layer after the other, these are.
+def infer(shapes: Shapes, *, source: Any, activation: str | None = None) -> NetworkShape:
+    """Return the shape of the network that parameters belong to.
 
-    Args:
-      shapes: {'/'-joined path: anything with a shape}; a prompt in it plays no part.
-      source: what messages call the parameters.
-      activation: of the MLP, which arrays do not tell; None for GELU where it is gated (T5 1.1
-        and later) and ReLU where it is not (T5 1.0).
+    **Arguments:**
 
-    Raises:
-      UserError: they are not those of a T5-family network.
+    - `shapes`: {'/'-joined path: anything with a shape}, one layer after the other; a prompt is
+      ignored.
+    - `source`: what messages call the parameters.
+    - `activation`: of the MLP, which arrays do not tell; None for GELU where it is gated (T5 1.1
+      and later) and ReLU where it is not (T5 1.0).
+
+    **Raises:** `UserError` where they are not those of a T5-family network.
     """
     found = {p: tuple(s.shape) for p, s in shapes.items() if p != PROMPT_PATH}
     try:
@@ -109,7 +115,7 @@ def infer(shapes: Shapes, *, source: Any, activation: str | None = None) -> Shap
         wi = "encoder/layers_0/mlp/" + ("wi_0" if gated else "wi") + "/kernel"
         vocab_size, emb_dim = found[EMBEDDING]
         heads = found[f"encoder/layers_0/{BIAS}" if per_layer else f"encoder/{BIAS}"][0]
-        shape = Shape(
+        shape = NetworkShape(
             vocab_size=vocab_size,
             emb_dim=emb_dim,
             num_heads=heads,
@@ -124,8 +130,17 @@ def infer(shapes: Shapes, *, source: Any, activation: str | None = None) -> Shap
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{source} is not a T5-family model: no {error}") from error
     expected = {path: tuple(leaf.shape) for path, leaf in parameters(shape).items()}
-    if different := sorted(found.items() ^ expected.items()):
-        raise UserError(f"{source} is not a T5-family model: {different[0][0]} does not fit.")
+    problems = [
+        f"{len(paths)} arrays {what} ({listed(sorted(paths))})"
+        for what, paths in (
+            ("are missing", expected.keys() - found.keys()),
+            ("are no part of it", found.keys() - expected.keys()),
+            ("have another shape", {p for p in found if expected.get(p, found[p]) != found[p]}),
+        )
+        if paths
+    ]
+    if problems:
+        raise UserError(f"{source} is not a T5-family model: {'; '.join(problems)}.")
     return shape
 
 

@@ -3,7 +3,7 @@
 Legacy (all public checkpoints): a msgpack file `checkpoint` holding
 `{version: 3, optimizer: {target, state}}`, whose leaves are arrays or tensorstore specs of
 zarr directories beside it. Orbax (T5X since 2024): `checkpoint_<step>/state/` holding
-`{target, state}`. Opening reads names and shapes; of the arrays, and of the optimiser's slots
+`{target, state}`. Opening reads names and shapes; of the arrays, and of the optimizer's slots
 under `state`, only what is asked for is ever read.
 """
 
@@ -15,7 +15,14 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from promot_t5x.checkpoints.formats import read_arrays
-from promot_t5x.checkpoints.formats.source import ArraySource, reading
+from promot_t5x.checkpoints.formats.reading import (
+    DamagedCheckpointError,
+    NotACheckpointError,
+    reading,
+    refuse_stand_in,
+)
+from promot_t5x.checkpoints.formats.source import ArraySource
+from promot_t5x.checkpoints.paths import MANIFEST_FILE
 from promot_t5x.errors import UserError
 
 LEGACY_FILE = "checkpoint"
@@ -24,8 +31,10 @@ _SPEC_KEYS = {"driver", "kvstore", "metadata"}
 _BFLOAT16_AS_UINT16 = 2  # the legacy format's version that stored bfloat16 as uint16
 
 
-class LegacySource(ArraySource):
+class T5xLegacyCheckpoint(ArraySource):
     """The parameters of a legacy T5X checkpoint; `step` is None where it records none."""
+
+    format = "t5x-legacy"
 
     def __init__(self, directory: epath.Path):
         tree = _read_msgpack(directory / LEGACY_FILE)
@@ -45,7 +54,7 @@ class LegacySource(ArraySource):
         return as_step(self.slots(only_step=True).get("step"))
 
     def slots(self, *, only_step: bool = False) -> dict[str, Any]:
-        """Open the optimiser's arrays, {path under `state`: array or None for an empty slot}."""
+        """Open the optimizer's arrays, {path under `state`: array or None for an empty slot}."""
         state = {"step": self._state.get("step")} if only_step else self._state
         leaves = _flatten(state)
         opened = _open_leaves(self.directory, {p: x for p, x in leaves.items() if x is not None})
@@ -53,7 +62,10 @@ class LegacySource(ArraySource):
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(tree, is_leaf=lambda _, node: _is_spec(node), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(
+        tree, is_leaf=lambda _, node: _is_spec(node), sep="/"
+    )
+    return flat
 
 
 def _open_leaves(directory: epath.Path, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,36 +78,45 @@ def _open_leaves(directory: epath.Path, tree: Mapping[str, Any]) -> dict[str, An
 
 
 def _read_msgpack(path: epath.Path) -> dict[str, Any]:
+    refuse_stand_in(path)
     with reading(path):
         data = path.read_bytes()
+    expected = f"{path} is not a T5X checkpoint: it should hold optimizer/target"
     try:
         tree = serialization.msgpack_restore(data)
         if isinstance(tree, dict) and "target" in tree.get("optimizer", {}):
             return tree
-        found = f"top-level keys {sorted(tree)}" if isinstance(tree, dict) else "no tree"
     except (ValueError, AttributeError) as error:  # msgpack's errors are ValueErrors
-        found = str(error)
-    raise UserError(f"{path} is not a T5X checkpoint: it should hold optimizer/target; {found}")
+        raise DamagedCheckpointError(f"{expected}; {error}") from error
+    found = f"top-level keys {sorted(tree)}" if isinstance(tree, dict) else "no tree"
+    raise NotACheckpointError(f"{expected}; {found}")
 
 
 def _is_spec(node: Any) -> bool:
-    return isinstance(node, dict) and _SPEC_KEYS <= set(node)
+    return isinstance(node, dict) and set(node) >= _SPEC_KEYS
 
 
 def _array_name(spec: Mapping[str, Any]) -> str:
     # Before tensorstore 0.1.14 the path stood beside the kvstore. The driver says who wrote
     # the checkpoint (gfile, gcs, file), not where it is now.
-    return spec["kvstore"].get("path") or spec["path"]
+    return str(spec["kvstore"].get("path") or spec["path"])
 
 
-class OrbaxSource(ArraySource):
+class T5xOrbaxCheckpoint(ArraySource):
     """The parameters of an orbax checkpoint in T5X's layout, `checkpoint_<step>/state`."""
+
+    format = "t5x"
 
     def __init__(self, directory: epath.Path):
         with reading(directory):
             self._paths = read_arrays.orbax_paths(directory)
             params = [p for p in self._paths if p.startswith("target/")]
             opened = read_arrays.open_orbax(directory, params)
+        if any(path.startswith("state/opt_state/") for path in self._paths):
+            raise DamagedCheckpointError(
+                f"{directory.parent} is damaged: it is a checkpoint of this project, and its "
+                f"{MANIFEST_FILE} is missing"
+            )
         if not params:
             raise UserError(
                 f"{directory} holds no parameters: they should be under 'target', but there is "
@@ -109,7 +130,7 @@ class OrbaxSource(ArraySource):
         return as_step(self.slots(only_step=True).get("step"))
 
     def slots(self, *, only_step: bool = False) -> dict[str, Any]:
-        """Open the optimiser's arrays, {path under `state`: array}; orbax keeps no empty slots."""
+        """Open the optimizer's arrays, {path under `state`: array}; orbax keeps no empty slots."""
         names = [p for p in self._paths if p.startswith("state/")]
         names = [p for p in names if p == "state/step" or not only_step]
         with reading(self.directory):
@@ -117,13 +138,14 @@ class OrbaxSource(ArraySource):
         return {path.removeprefix("state/"): array for path, array in opened.items()}
 
 
-T5xSource = LegacySource | OrbaxSource
+T5xCheckpoint = T5xLegacyCheckpoint | T5xOrbaxCheckpoint
 
 
-def whole_state(source: T5xSource) -> tuple[ArraySource, list[str]]:
-    """Parameters, step and optimiser slots, under `target/` and `state/`, and slots that are None.
+def whole_state(source: T5xCheckpoint) -> tuple[ArraySource, list[str]]:
+    """Return parameters, step and optimizer slots, and the paths of slots that are None.
 
-    The step is int32, as T5X makes it, whatever it was restored as.
+    The paths begin with `target/` and `state/`. The step is int32, as T5X makes it, whatever it was
+    restored as.
     """
     leaves = {f"state/{path}": array for path, array in source.slots().items()}
     absent = [path for path, array in leaves.items() if array is None]
@@ -134,7 +156,7 @@ def whole_state(source: T5xSource) -> tuple[ArraySource, list[str]]:
 
 
 def as_step(array: Any) -> int | None:
-    """A step as an integer: T5X has saved int32, int64 and, restored in some ways, float32."""
+    """Return a step as an integer: T5X has saved int32, int64 and, in some ways, float32."""
     if array is None:
         return None
     value = array if isinstance(array, np.ndarray) else array.read().result()

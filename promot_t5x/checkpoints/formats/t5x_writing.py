@@ -1,7 +1,7 @@
 """Writing the two checkpoint formats of T5X, array by array, without T5X."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,7 +47,7 @@ class LegacyWriter:
                 "metadata": zarr_metadata(array.shape, array.dtype, _GZIP),
             }
 
-    def close(self, absent: Iterable[str] = ()) -> None:
+    def close(self, absent: Sequence[str] = ()) -> None:
         """Write the msgpack file; `absent` are slots that are None."""
         leaves = {**self._leaves, **dict.fromkeys(absent)}
         tree = traverse_util.unflatten_dict(leaves, sep="/")
@@ -77,7 +77,7 @@ class T5xOrbaxWriter(OrbaxWriter):
 
 def write_orbax_marks(directory: epath.Path, began_ns: int) -> None:
     """Write what orbax's managers look for in a step's directory that holds `state/`."""
-    told = {
+    metadata = {
         "item_handlers": {"state": _HANDLER},
         "metrics": {},
         "performance_metrics": {},
@@ -85,20 +85,21 @@ def write_orbax_marks(directory: epath.Path, began_ns: int) -> None:
         "commit_timestamp_nsecs": time.time_ns(),
         "custom_metadata": {},
     }
-    write_json(directory / "_CHECKPOINT_METADATA", told)
+    write_json(directory / "_CHECKPOINT_METADATA", metadata)
     for place in (directory / "state", directory):
         (place / "commit_success.txt").write_text(f"Checkpoint commit was successful to {place}")
 
 
 def write_inline(directory: epath.Path, params: Mapping[str, Any], step: int) -> None:
-    """Write parameters as a legacy checkpoint of one file, without optimiser slots.
+    """Write parameters as a legacy checkpoint of one file, without optimizer slots.
 
     T5X reads it. The whole of it is in memory twice, so it is for small models.
 
-    Args:
-      directory: created if need be; gets the file `checkpoint`.
-      params: a nested dict of arrays.
-      step: recorded as the optimiser's.
+    **Arguments:**
+
+    - `directory`: created if need be; gets the file `checkpoint`.
+    - `params`: a nested dict of arrays.
+    - `step`: recorded as the optimizer's.
     """
     state = {"step": np.asarray(step, np.int32), SLOTS: {}}
     directory.mkdir(parents=True, exist_ok=True)

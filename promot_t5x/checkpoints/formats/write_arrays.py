@@ -5,7 +5,7 @@ orbax would need it.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorstore as ts
@@ -19,20 +19,26 @@ _KEY_OF_DICT = 2  # orbax's number for a node's key that is a dict's
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, limit: int = CHUNK_BYTES) -> list[int]:
-    """A chunk of at most `limit` bytes that divides the array; leading axes are cut first."""
+    """Return a chunk of at most `limit` bytes that divides the array; leading axes are cut first.
+
+    **Arguments:**
+
+    - `shape`, `itemsize`: of the array.
+    - `limit`: bytes; 64 MiB, as T5X has it.
+    """
     chunk = [*shape]
     for axis, size in enumerate(shape):
-        room = limit // max(1, itemsize * int(np.prod(chunk)) // chunk[axis])
-        if room >= size:
+        most = limit // max(1, itemsize * int(np.prod(chunk)) // chunk[axis])
+        if most >= size:
             break
-        chunk[axis] = next(n for n in range(max(1, room), 0, -1) if size % n == 0)
+        chunk[axis] = next(n for n in range(max(1, most), 0, -1) if size % n == 0)
     return chunk
 
 
 def zarr_metadata(
     shape: tuple[int, ...], dtype: np.dtype, compressor: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a zarr array as T5X and orbax write them."""
+    """Return the settings of a zarr array as T5X and orbax write them."""
     return {
         "chunks": chunk_shape(shape, dtype.itemsize),
         "compressor": dict(compressor),
@@ -71,11 +77,12 @@ def write_zarr(
 class OrbaxWriter:
     """Writes an orbax PyTree directory, `checkpoint_<step>/state`, array by array.
 
-    Attributes:
-      paths: '/'-joined, of the arrays written so far.
+    **Attributes:**
+
+    - `paths`: '/'-joined, of the arrays written so far.
     """
 
-    _COMPRESSOR = {"id": "zstd", "level": 1}  # orbax's
+    _COMPRESSOR: ClassVar[dict[str, Any]] = {"id": "zstd", "level": 1}  # orbax's
 
     def __init__(self, directory: epath.Path):
         self._directory = directory
@@ -95,11 +102,12 @@ class OrbaxWriter:
     def close(self, empty: Iterable[str] = ()) -> None:
         """Write what makes a database of arrays a checkpoint of orbax.
 
-        Args:
-          empty: '/'-joined paths of dicts that have nothing in them.
+        **Arguments:**
+
+        - `empty`: '/'-joined paths of dicts that have nothing in them.
         """
-        nodes = {path: ("np.ndarray", False) for path in self.paths}
-        nodes |= {path: ("Dict", True) for path in empty}
+        nodes = dict.fromkeys(self.paths, ("np.ndarray", False))
+        nodes |= dict.fromkeys(empty, ("Dict", True))
         tree = {}
         for path, (kind, skip) in sorted(nodes.items()):
             keys = path.split("/")
