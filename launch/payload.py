@@ -241,7 +241,7 @@ def _data_files(command: Command) -> Iterator[tuple[str, Path]]:
         if registry.is_task(name):
             source = registry.get_task(name).source
             if isinstance(source, Files):
-                for _, path in source.paths:
+                for path in (path for _, paths in source.resolved().paths for path in paths):
                     if "://" not in path:
                         if not Path(path).is_file():
                             raise UserError(f"task {name}: there is no file {path}.")

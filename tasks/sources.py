@@ -79,7 +79,7 @@ class Files:
 
     def __call__(self) -> Any:
         """Make the `seqio.DataSource`; directories and globs are looked into now."""
-        resolved = self._resolved()
+        resolved = self.resolved()
         source = _source_of_rows(resolved.rows, self.splits)
         # For who reads the files in another way.
         source.files = resolved
@@ -91,7 +91,7 @@ class Files:
         single = self.kind == "jsonl" and len(paths) == 1 and files.is_plain_lines(paths[0])
         return paths[0] if single else None
 
-    def _resolved(self) -> "Files":
+    def resolved(self) -> "Files":
         """Return the same with files alone, by which a data set is recognized."""
         _, suffixes = files.KINDS[self.kind]
         return Files(
@@ -105,7 +105,7 @@ class Files:
     def rows(self, split: str) -> "NamedRows":
         """Read the rows of a split; `UserError` names the file and line that cannot be read."""
         read, _ = files.KINDS[self.kind]
-        paths = dict(self._resolved().paths)[split]
+        paths = dict(self.resolved().paths)[split]
         stems = [files.stem(path) for path in paths]
         if len(set(stems)) < len(stems):
             stems = [f"{n}-{stem}" for n, stem in enumerate(stems)]

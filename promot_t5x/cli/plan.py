@@ -1,16 +1,19 @@
-"""`promot-t5x plan`: does a run compile and fit on a slice, and what does it cost there?"""
+"""Plan a run: `promot-t5x plan` says whether it compiles and fits on a slice, and its cost."""
 
 import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from promot_t5x import quiet
 from promot_t5x.cli import flags
 from promot_t5x.errors import UserError
 from promot_t5x.planning import chips, compiler
+from promot_t5x.progress import duration
 
+_BEGAN = time.monotonic()
 _DESCRIPTION = """\
 Compiles every program of a configured run (each stage's training step, and decoding) with the
 TPU compiler for a slice of Cloud TPU, and prints what each takes of a chip's HBM, what it sends,
@@ -29,7 +32,7 @@ def main(words: Sequence[str]) -> int:
     """Plan, print, and return 0 if everything fits, 1 if something does not."""
     given = _flags(words)
     compiler.prepare()
-    # Modules that gin files import may lie in the user's directory, as for the run's own verb.
+    # Modules that gin files import may lie in the user's directory, as for the run's own command.
     sys.path.append(os.getcwd())
     with quiet.imports():
         from promot_t5x.planning import planned_runs, settings_search, table
@@ -102,5 +105,5 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Progress of what takes minutes, on stderr: the results are on stdout."""
-    print(text, file=sys.stderr, flush=True)
+    """Print progress and the time since the start on stderr: the results are on stdout."""
+    print(f"[{duration(time.monotonic() - _BEGAN)}] {text}", file=sys.stderr, flush=True)

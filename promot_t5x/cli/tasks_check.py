@@ -153,8 +153,8 @@ def _check_rows(split: str, questions: Sequence[Question], report: _Report) -> N
         ("answer", [q.id for q in questions if not answer_text(q).strip()]),
     ):
         if blank:
-            ids = listed(blank, _NAMED)
-            report.problems.append(f"{split!r} has rows with an empty {said}: ids {ids}")
+            named = listed(blank, _NAMED)
+            report.problems.append(f"{split!r} has rows with an empty {said}: ids {named}")
 
 
 def _check_labels(

@@ -87,9 +87,10 @@ def asking(arguments: argparse.Namespace) -> Asking:
 
 
 def default_split(task: Any) -> str:
-    """The split that is scored when none is named, or else the first of test and train it has."""
+    """Return the split that is scored when none is named, or else the first of test and train."""
     order = (task.scored_split, "test", "train", *task.splits)
-    return next(split for split in order if split in task.splits)
+    chosen: str = next(split for split in order if split in task.splits)
+    return chosen
 
 
 def spoken_answer_of(question: Question) -> str:
@@ -109,7 +110,7 @@ def _seqio_vocabulary(name: str) -> Any:
 
 def configured_model(arguments: argparse.Namespace) -> Any:
     """The model that the gin flags configure."""
-    # gin files may name modules of the user's, as for the other verbs.
+    # gin files may name modules of the user's, as for the other commands.
     if "" not in sys.path:
         sys.path.append("")
     with quiet.imports():

@@ -112,7 +112,7 @@ def _described(vocabulary: Any) -> str:
 
 
 def tiny_world() -> Any:
-    """The demonstration's `tasks.tiny.vocabulary.WordVocabulary`: 416 words."""
+    """Return the demonstration's `tasks.tiny.vocabulary.WordVocabulary`: 416 words."""
     lazy.import_seqio()
     from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 
@@ -120,7 +120,7 @@ def tiny_world() -> Any:
 
 
 def byte_level(extra_ids: int = 125) -> Any:
-    """A `seqio.ByteVocabulary`: 3 special ids, 256 bytes, then the sentinels (ByT5 has 125).
+    """Return a `seqio.ByteVocabulary`: 3 special ids, 256 bytes, then sentinels (ByT5 has 125).
 
     Args:
         extra_ids: number of sentinels.

@@ -17,7 +17,8 @@ from typing import Any
 import flax
 import jax
 import numpy as np
-from flax.linen import partitioning as flax_partitioning
+from flax.core.spmd import logical_axis_rules
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
@@ -168,12 +169,12 @@ class Partitioner:
     @contextlib.contextmanager
     def activate(self) -> Iterator[None]:
         """Make the mesh and the rules those of every constraint inside the model."""
-        with jax.set_mesh(self.mesh), flax_partitioning.axis_rules(self.logical_axis_rules):
+        with jax.set_mesh(self.mesh), logical_axis_rules(self.logical_axis_rules):
             yield
 
     def sharding(self, logical_axes: Sequence[str | None]) -> NamedSharding:
         """The sharding of an array whose dimensions have these logical names."""
-        spec = flax_partitioning.logical_to_mesh_axes(tuple(logical_axes), self.logical_axis_rules)
+        spec = logical_to_mesh_axes(tuple(logical_axes), self.logical_axis_rules)
         assert spec is not None  # it is None for no axes at all only
         return NamedSharding(self.mesh, spec)
 
@@ -284,7 +285,8 @@ def _put(array: Any, where: NamedSharding | Format) -> jax.Array:
         order = place.layout and place.layout.major_to_minor
         if order in (None, there.format.layout.major_to_minor):
             return array
-        return jax.device_put(array, place)
+        moved: jax.Array = jax.device_put(array, place)
+        return moved
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
 

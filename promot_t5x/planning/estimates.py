@@ -87,7 +87,10 @@ def _compiled(program: Program, slice_: Slice, say: Callable[[str], None]) -> di
     name = cache.program_key(lowered, slice_.name, slice_.grid)
     answer = cache.load(name)
     if answer is None:
-        say(f"compiling {program.name} for {slice_.name} …")
+        say(
+            f"compiling {program.name} for {slice_.name} … (one to five minutes for 11 B "
+            "parameters with scanned layers on two idle cores, seconds for a small one)"
+        )
         answer = dataclasses.asdict(compiler.compile(lowered))
         say(f"{program.name} took {duration(answer['seconds'])} to compile")
         cache.save(name, answer)

@@ -97,7 +97,7 @@ class Program:
 
 
 def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> Run:
-    """Read a run's gin files as its verb would. **Raises** `UserError` as the verb would."""
+    """Read a run's gin files as its command would. **Raises** `UserError` as the command would."""
     config.configured(AnyVocabulary)
     for root in ROOTS:
         config.configured(root)
@@ -107,7 +107,7 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
         names = ", ".join(f"{root.__module__.split('.')[-1]}.{root.__name__}" for root in ROOTS)
         raise UserError(
             f"the configuration binds {len(bound)} of {names}: give the model's and the run's "
-            "files of one run, as for its own verb."
+            "files of one run, as for its own command."
         )
     config.check(bound)
     given: Any = gin.get_bindings(bound[0])

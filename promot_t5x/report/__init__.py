@@ -1,5 +1,9 @@
-"""What evaluations left, as tables, figures, comparisons and a page; from records alone.
+"""Reports of what evaluations left: tables, figures, comparisons and a page, from records alone.
 
-`runs` finds and reads what evaluations left; `comparison` computes every number, `pairs` every
-difference; `table`, `figures`, `changed` and `page` show them; `main` is `promot-t5x report`.
+Read in this order: `runs` finds evaluations, and `answers` reads one of them with the metrics of
+`own_metrics`; `seeds` decides which runs are seeds of one row, `selection` which scores chose their
+own checkpoint. `comparison` computes every number of the table and `pairs` every difference, both
+by `statistics`. `table`, `figures`, `curves`, `changed`, `side_by_side` and `page` show them, and
+`output` writes them. Public are `runs.read`, `comparison.compare`, `pairs.pair`, the functions of
+`sections`, and `page`.
 """

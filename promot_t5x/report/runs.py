@@ -17,9 +17,9 @@ from promot_t5x.paths import user_path
 from promot_t5x.report import answers, selection
 from promot_t5x.report.answers import TaskAnswers
 from promot_t5x.report.rows import FILE, ReportRow
-from promot_t5x.report.selection import STAGE, Selection
+from promot_t5x.report.selection import Selection
 
-COMPARISON, SUITE = "comparison", "suite_eval"
+COMPARISON, STAGE, SUITE = "comparison", "stage.json", "suite_eval"
 ALIGNMENT = "gradient_alignment.jsonl"
 
 

@@ -344,7 +344,7 @@ def _selection(run: DiscoveredRun) -> str:
     if run.selection is None:
         return "other questions, or not chosen"
     tasks = ", ".join(run.selection.optimism)
-    return f"{tasks}, on which it is reported ({run.selection.checkpoints} checkpoints)"
+    return f"{tasks}, on which it is reported"
 
 
 def _titles(comparison: RunComparison, tasks: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ each resample the best checkpoint's score there, minus the same checkpoint's sco
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,7 +17,6 @@ from promot_t5x.report import answers
 from promot_t5x.report.answers import TaskAnswers
 from promot_t5x.report.statistics import estimates
 
-STAGE = "stage.json"
 _RESAMPLES = 1000
 
 
@@ -30,7 +28,7 @@ class Selection:
 
     - `optimism`: by task, by how many percentage points its score is too high on average; NaN where
       that cannot be computed.
-    - `checkpoints`: how many there were to choose from.
+    - `checkpoints`: how many there were to choose from; 0 where that is not known.
     """
 
     optimism: Mapping[str, float]
@@ -38,41 +36,43 @@ class Selection:
 
 
 def found(stage: epath.Path, reported: Mapping[str, TaskAnswers]) -> Selection | None:
-    """Return how the checkpoint of a stage was chosen by questions that are `reported` on too.
+    """Return how the checkpoint was chosen by questions that are `reported` on too.
+
+    The records say on which split of a task that was. Where the stage's own answers lie beside
+    them, the optimism is computed, and slices of one split count only if they share questions.
 
     **Arguments:**
 
-    - `stage`: its directory.
+    - `stage`: the directory of the stage that the weights come from, which need not be there.
     - `reported`: answers of the chosen checkpoint, by task.
 
     **Returns:** None where no choice was made, or other questions made it.
     """
-    if not (stage / STAGE).exists():
-        return None
-    if json.loads((stage / STAGE).read_text())["score"] is None:
-        return None
-    asked = {task: steps for task, steps in answers.found(stage).items() if task in reported}
-    if not asked:
-        return None
-    common = set.intersection(*(set(steps) for steps in asked.values())) - {0}
-    if len(common) < 2:
-        return None
-    # Summaries are small; the answers of all steps are not, and are read only if they matter.
-    if not any(_split(asked[task][max(common)]) == reported[task].split for task in asked):
-        return None
-    read = {task: [answers.read(steps[s]) for s in sorted(common)] for task, steps in asked.items()}
-    same = {
-        task: made
-        for task, made in read.items()
-        if made[0].split == reported[task].split and set(made[0].ids) & set(reported[task].ids)
-    }
+    same = [
+        task
+        for task, made in reported.items()
+        if made.split and _name(made.split) in _chosen_on(made)
+    ]
     if not same:
         return None
-    return Selection(_optimism(read, list(same)), len(common))
+    asked = {task: steps for task, steps in answers.found(stage).items() if task in reported}
+    common = set.intersection(*(set(steps) for steps in asked.values())) if asked else set()
+    common -= {0}
+    if len(common) < 2 or not set(same) <= asked.keys():
+        return Selection(dict.fromkeys(same, float("nan")), len(common))
+    read = {task: [answers.read(steps[s]) for s in sorted(common)] for task, steps in asked.items()}
+    same = [task for task in same if set(read[task][0].asked) & set(reported[task].asked)]
+    return Selection(_optimism(read, same), len(common)) if same else None
 
 
-def _split(summary: epath.Path) -> str:
-    return str(json.loads(summary.read_text()).get("split") or "")
+def _chosen_on(made: TaskAnswers) -> list[str]:
+    """Return the splits on which checkpoints were chosen, of which stages may have several."""
+    return [_name(split) for split in str(made.summary.get("selection_split") or "").split("+")]
+
+
+def _name(split: str) -> str:
+    """Return a split without its slice: `train` for `train[:100]`."""
+    return split.partition("[")[0]
 
 
 def _optimism(asked: Mapping[str, Sequence[TaskAnswers]], tasks: Sequence[str]) -> dict[str, float]:

@@ -222,7 +222,8 @@ def legend(comparison: RunComparison) -> list[str]:
 def _selected(comparison: RunComparison) -> list[str]:
     """Return the sentence about scores whose questions chose the checkpoint, if there are any."""
     told = [
-        f"{row.label}, {column.title}: {signed_number(optimism)}"
+        f"{row.label}, {column.title}"
+        + (f": {signed_number(optimism)}" if not math.isnan(optimism) else ": unknown")
         for row in comparison.rows
         for column in comparison.of_kind(TARGET)
         if (optimism := row.selected(column)) is not None

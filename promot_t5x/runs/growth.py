@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.paths import METRICS_FILE, step_directory
 from promot_t5x.checkpoints.stage_result import RESULT_FILE, StageResult
+from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
@@ -41,7 +42,7 @@ def check_growth(stages: Sequence[Stage], home: epath.Path) -> None:
         if result is None or trained_steps(result) >= stage.train_steps:
             continue
         for other in stages:
-            started = finished[other.name] or restoring.complete_steps(home / other.name)
+            started = finished[other.name] or complete_steps(home / other.name)
             if stage.name in (other.base, other.prompt) and started:
                 raise UserError(
                     f"stage {stage.name!r} finished after {trained_steps(result)} steps and is to "
@@ -72,8 +73,7 @@ def reopen(stage: Stage, finished: StageResult) -> None:
         )
     if processes.leads():
         if is_off_period:
-            step_directory = restoring.step_directory(directory, last)
-            (step_directory / restoring.METRICS_FILE).unlink(missing_ok=True)
+            (step_directory(directory, last) / METRICS_FILE).unlink(missing_ok=True)
             keep_until(directory / alignment.FILE, last - 1)
             _remove_evaluation(directory, last)
         if stage.suite_period is not None and last % stage.suite_period:

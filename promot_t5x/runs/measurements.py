@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import restoring
+from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX
+from promot_t5x.checkpoints.steps import LOSS
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
@@ -115,11 +116,11 @@ class Measurements:
         found = {f"{r.task}/{name}": value for r in results for name, value in r.metrics.items()}
         found[SCORE] = mean_score(results)
         if losses:
-            found[restoring.LOSS] = float(np.mean([each["loss"] for each in losses.values()]))
+            found[LOSS] = float(np.mean([each["loss"] for each in losses.values()]))
         name = records.score_name([result.primary for result in results])
         self.report(
             f"step {step}: validation score {found[SCORE]:.2f}{f' ({name})' if name else ''}, "
-            f"loss {found.get(restoring.LOSS, math.nan):.4f}"
+            f"loss {found.get(LOSS, math.nan):.4f}"
         )
         found = {name: value for name, value in found.items() if not math.isnan(value)}
         if (best := self.stage.best_metric) not in found and best != SCORE:
@@ -187,7 +188,7 @@ class Measurements:
             directory,
             step,
             params,
-            path=str(directory / f"{restoring.PREFIX}{step}"),
+            path=str(directory / f"{CHECKPOINT_PREFIX}{step}"),
             origin=origin,
             prompt_origin=origin,
             selection_split=self.evaluators.selection_split,

@@ -25,8 +25,8 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
-from promot_t5x.checkpoints import restoring
 from promot_t5x.checkpoints.formats import read_arrays
+from promot_t5x.checkpoints.paths import absolute
 from promot_t5x.errors import EXIT_IN_USE, InUseError, SaveError, UserError
 
 FILE_NAME = "owner.json"
@@ -213,7 +213,7 @@ def take(directory: epath.Path) -> None:
     **Raises:** `InUseError` where another run owns it, which names that run; `SaveError` where the
     disk is full; `UserError` where the directory cannot be written.
     """
-    place = restoring.absolute(directory)
+    place = absolute(directory)
     if str(place) in _owned:
         return
     try:

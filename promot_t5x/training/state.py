@@ -4,8 +4,8 @@ Gradients, norms and optimizer slots exist for the trainable tree only, so that 
 costs neither weight gradients nor their memory.
 """
 
-import itertools
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -155,6 +155,7 @@ def write_answers(
     split: str = "validation",
     config: str = "",
     weights: str = "0123456789abcdef",
+    chosen_on: str | None = None,
 ) -> None:
     """`inference_eval/` of one task in a directory."""
     targets = [target for _, _, target in task.questions]
@@ -186,6 +187,7 @@ def write_answers(
         step=step,
         checkpoint={"path": "checkpoint_100", "hash": weights, "origin": "made up"},
         prompt={"hash": "fedcba9876543210", "origin": "made up"} if prompt else None,
+        selection_split={} if chosen_on is None else {task.name: chosen_on},
         config=config,
     )
     records.write(run, [result])

@@ -13,7 +13,7 @@ import run_helpers
 from report_helpers import cell, command, compare
 
 from promot_t5x.errors import UserError
-from promot_t5x.report import pairs, runs, table
+from promot_t5x.report import pairs, table
 from promot_t5x.tasks import metrics
 from promot_t5x.tasks.perplexity import Perplexity
 
@@ -260,43 +260,49 @@ def test_a_mean_that_all_tasks_carry_says_so(tmp_path):
 # --------------------------------------------------------------------------------- selection
 
 
-def write_stage(home, target, steps, split="validation", score=80.0):
-    (home / "train").mkdir(parents=True)
-    for step, model in steps.items():
-        said = lab.answer(target, model)
-        lab.write_answers(home, target, said, step=step, prompt=True, split=split)
-    (home / "stage.json").write_text(json.dumps({"step": max(steps), "score": score}))
+def write_selected(run, target, label, *, chosen_on="validation", stage_split=None, seeds=10):
+    """A row's answers to the target, and those of the stage's checkpoints, all equally good."""
+    name = label.replace(" ", "_").replace("-", "_")
+    said = lab.answer(target, lab.Model(0.8, seed=1))
+    lab.write_answers(run / "comparison" / name, target, said, prompt=True, chosen_on=chosen_on)
+    for n in range(1, seeds + 1) if stage_split else ():
+        said = lab.answer(target, lab.Model(0.8, seed=n))
+        lab.write_answers(run / name, target, said, step=10 * n, split=stage_split)
 
 
 def test_a_score_whose_questions_chose_the_checkpoint_is_marked(tmp_path):
     target, suite = lab.made_up_tasks(100)
     run = lab.write_run(tmp_path / "run", target, suite)
-    # Ten checkpoints equally good: chance decides, and the best of ten is too high.
-    steps = {10 * n: lab.Model(0.8, seed=n) for n in range(1, 11)}
-    write_stage(run / "ProMoT", target, steps)
-    write_stage(run / "standard_fine_tuning", target, steps, split="train[:100]")
-    write_stage(run / "prompt_tuning", target, steps, score=None)
+    write_selected(run, target, "ProMoT", stage_split="validation")
+    write_selected(run, target, "standard fine-tuning", chosen_on="train[:100]")
+    write_selected(run, target, "prompt tuning", chosen_on="train+validation[:50%]")
     made = compare(run)
     (column,) = made.of_kind("target")
     optimism = {row.label: row.selected(column) for row in made.rows}
-    assert [label for label, value in optimism.items() if value is not None] == ["ProMoT"]
+    assert [k for k, v in optimism.items() if v is not None] == ["prompt tuning", "ProMoT"]
+    assert np.isnan(optimism["prompt tuning"])
     # The largest of ten scores with standard errors of 4 points lies 1.54 of them too high; on
     # resamples of one set of answers it is about as much.
     assert 2 < optimism["ProMoT"] < 10
     done = command(run)
-    assert done.out.count("†") == 2
+    assert done.out.count("†") == 3
     assert f"ProMoT, toy: +{optimism['ProMoT']:.1f}" in done.out
+    assert "prompt tuning, toy: unknown" in done.out
     lines = csv.DictReader(io.StringIO(table.tidy_csv(made)))
-    told = {li["row"] for li in lines if li["optimism"]}
-    assert told == {"ProMoT"}
-    (stage,) = runs.read([str(run / "ProMoT")])
-    assert stage.selection.checkpoints == 10
+    assert {li["row"] for li in lines if li["optimism"]} == {"ProMoT"}
 
 
-def test_one_checkpoint_is_no_choice(tmp_path):
-    target, suite = lab.made_up_tasks(100)
+def test_slices_without_common_questions_chose_nothing_of_each_other(tmp_path):
+    target, suite = lab.made_up_tasks(40)
     run = lab.write_run(tmp_path / "run", target, suite, labels=["ProMoT"])
-    write_stage(run / "ProMoT", target, {10: lab.Model(0.8)})
+    first, second = (
+        dataclasses.replace(target, questions=part)
+        for part in (target.questions[:20], target.questions[20:])
+    )
+    write_selected(run, first, "ProMoT", chosen_on="validation[:20]")
+    for n in (1, 2):
+        said = lab.answer(second, lab.Model(0.8, seed=n))
+        lab.write_answers(run / "ProMoT", second, said, step=10 * n, split="validation[20:]")
     assert compare(run).row("ProMoT").runs[0].selection is None
 
 

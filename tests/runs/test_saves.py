@@ -89,7 +89,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(lab, server):
     ended = server.run(words, sign=sign, number=signal.SIGINT)
     assert ended.status == errors.EXIT_START_AGAIN, ended.said
     assert "stopped by Ctrl-C; step" in ended.said
-    (step,) = restoring.complete_steps(directory)
+    (step,) = complete_steps(directory)
     assert 0 < step < 200
     assert not (directory / "owner.json").exists()
     ended = server.run(words)
