@@ -60,7 +60,7 @@ def test_a_pattern_covers_the_whole_path_and_several_add_up(params):
         "encoder/layers_1/mlp/wo/kernel",
         "decoder/layers_1/mlp/wo/kernel",
     }
-    with pytest.raises(UserError, match="'encoder/prompt' matches none of the model's"):
+    with pytest.raises(UserError, match="'encoder/prompt', which matches none of the model's"):
         state.split(params, ["encoder/prompt"])
 
 
