@@ -15,6 +15,7 @@ from promot_t5x import config
 from promot_t5x.cli import main
 from promot_t5x.cli.commands import COMMANDS, Command
 
+DEVICES = r"promot-t5x: devices: .*\n"  # what a run says as it starts
 HEADER = "from __gin__ import dynamic_registration\nimport gin_helpers\n"
 RUN = HEADER + (
     "gin_helpers.drill:\n    model = %MODEL\n    batch_size = %BATCH_SIZE\n"
@@ -116,10 +117,12 @@ def test_version(capsys):
 # ------------------------------------------------------------------------------ gin commands
 
 
-def test_gin_flags_reach_the_function_and_nothing_is_printed(lab, capsys):
+def test_gin_flags_reach_the_function_and_nothing_else_is_printed(lab, capsys):
     assert main.main(["train", "--gin_file=run.gin", "--gin.BATCH_SIZE=4"]) == 0
     assert gin_helpers.calls[0]["batch_size"] == 4
-    assert capsys.readouterr() == ("", "")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(DEVICES, err)
 
 
 def test_flags_repeat_and_later_ones_win(lab):
@@ -212,13 +215,13 @@ def test_user_error_of_the_run_is_shown_without_gins_remarks(lab, capsys):
         "--gin_bindings=gin_helpers.drill.steps = -1",
     ]
     assert main.main(words) == 2
-    err = capsys.readouterr().err
+    err = re.sub(DEVICES, "", capsys.readouterr().err)
     assert err == "promot-t5x: error: steps is -1; it must not be negative.\n"
 
 
 def test_interruption(lab, capsys):
     assert main.main(["interrupted", "--gin_file=empty.gin"]) == 130
-    assert capsys.readouterr().err == "promot-t5x: interrupted\n"
+    assert re.sub(DEVICES, "", capsys.readouterr().err) == "promot-t5x: interrupted\n"
 
 
 def test_a_fault_of_the_program_is_one_message_and_a_log(lab, capsys):
