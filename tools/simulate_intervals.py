@@ -219,29 +219,36 @@ class Corpus:
         return cls(metric, np.stack(made).reshape(2, runs, texts, -1))
 
     def refused(self, examples: int, runs: int, count: int, null: bool) -> tuple[float, float]:
-        """Return what `simulation.refused` does, of this metric.
+        """Return what `simulate_intervals.refused` does, of this metric.
+
+        Single runs are compared as the models that they are, several as samples of their method.
 
         **Arguments:**
 
-        - `null`: whether both methods are the first one: its runs, dealt to the two sides.
+        - `null`: whether both sides are as good: answers of the first method, dealt to the two.
         """
         rng = np.random.default_rng(0)
         name = self.metric.scores[0]
-        known = self.metric.value(self.statistics.sum(axis=2))[name].mean(axis=1)
-        truth = 0.0 if null else float(known[1] - known[0])
+        of_run = self.metric.value(self.statistics.sum(axis=2))[name]
+        of_each, texts = self.statistics.shape[1:3]
         seeds = [str(run) for run in range(runs)]
         outside = held = 0
-        of_each = self.statistics.shape[1]
         for _ in range(count):
-            chosen = rng.integers(self.statistics.shape[2], size=examples)
+            chosen = rng.integers(texts, size=examples)
             if null:
-                dealt = rng.permutation(of_each)[: 2 * runs]
-                sides = self.statistics[0, dealt][:, chosen]
+                sides = self.statistics[0, rng.permutation(of_each)[: 2 * runs]][:, chosen]
+                truth = 0.0
+                if runs == 1:
+                    sides = np.where(rng.random((examples, 1)) < 0.5, sides, sides[::-1])
             else:
                 picked = [rng.permutation(of_each)[:runs] for _ in range(2)]
                 sides = np.concatenate(
                     [self.statistics[m, p][:, chosen] for m, p in enumerate(picked)]
                 )
+                known = (
+                    of_run.mean(axis=1) if runs > 1 else [of_run[m, picked[m][0]] for m in (0, 1)]
+                )
+                truth = float(known[1] - known[0])
             made = estimates.of_task("task", [(self.metric, sides)], resamples=1)
             first, second = (
                 MeanScore([{"task": e[name]} for e in part]) for part in (made[:runs], made[runs:])

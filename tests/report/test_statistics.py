@@ -426,6 +426,7 @@ def test_the_minimum_detectable_effect():
 # ------------------------------------------------------------------------------- simulation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "outside", "held"),
     [
