@@ -62,10 +62,7 @@ def test_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     assert tasks_file == str(tmp_path / "site/promot_t5x/tasks/__init__.py")
 
 
-WHERE = (
-    "from promot_t5x import config, launch, tasks; "
-    "print(config.gin_root(), tasks.__file__)"
-)
+WHERE = "from promot_t5x import config, launch, tasks; print(config.gin_root(), tasks.__file__)"
 
 
 def test_editable_install_finds_tasks_and_gin_from_anywhere(tmp_path):
@@ -137,8 +134,17 @@ def test_every_shipped_gin_file_registers_dynamically():
         assert "from __gin__ import dynamic_registration" in text, path
 
 
+def requirements():
+    """What `make` installs."""
+    extras = ("test", "docs", "mecab", "tokenizers")
+    return [
+        *PROJECT["dependencies"],
+        *(r for e in extras for r in PROJECT["optional-dependencies"][e]),
+    ]
+
+
 def test_requirements_are_bounded_and_name_one_tensorflow():
-    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
+    for requirement in requirements():
         assert re.search(r">=[\d.]+,<[\d.]+$", requirement), requirement
     names = {re.split(r"[\[<>=]", each)[0] for each in PROJECT["dependencies"]}
     assert "t5" not in names
@@ -150,7 +156,7 @@ def test_constraints_pin_every_requirement_exactly():
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
     pinned = {pin.partition("==")[0] for pin in pins}
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    wanted = requirements()
     names = {re.split(r"[\[<>=]", each)[0].replace("_", "-").lower() for each in wanted}
     assert names <= pinned
 

@@ -1,6 +1,6 @@
-"""Time training, saves and decoding on this machine: `promot-t5x bench`.
+"""Time training, saves, decoding and reading data on this machine: `promot-t5x bench`.
 
-One process, ratios of its own rows: nothing is compared across machines. The network is T5 1.1
+Ratios of its own rows: nothing is compared across machines. The network is T5 1.1
 small with its own vocabulary size and random weights; the examples are random ids.
 """
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import jax
 
-from promot_t5x.bench import decoding, saves, training
+from promot_t5x.bench import data, decoding, saves, training
 from promot_t5x.distributed.partitioning import Partitioner
 
-TABLES = ("training", "saves", "decoding")
+TABLES = ("training", "saves", "decoding", "data")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,6 +22,9 @@ def main(argv: Sequence[str]) -> int:
         "--steps", type=_positive, default=3, help="training steps timed for each row"
     )
     parser.add_argument("--batch_size", type=_positive, default=4, help="rows of a batch")
+    parser.add_argument(
+        "--rows", type=_positive, default=data.ROWS, help="rows of the split that is read"
+    )
     parser.add_argument("--only", choices=TABLES, help="leave the other tables out")
     flags = parser.parse_args(argv)
     Partitioner().check_batch(flags.batch_size, "--batch_size")
@@ -33,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
         saves.show()
     if "decoding" in wanted:
         decoding.show(flags.batch_size)
+    if "data" in wanted:
+        data.show(flags.rows)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Plan a run: `promot-t5x plan` says whether it compiles and fits on a slice, and its cost there."""
+"""Plan a run: `promot-t5x plan` says whether it compiles and fits on a slice, and its cost."""
 
 import argparse
 import json

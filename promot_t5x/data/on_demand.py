@@ -126,9 +126,10 @@ class OnDemandStore:
 
 
 def _separate(read: Mapping[str, Ragged]) -> list[tuple[np.ndarray, ...]]:
-    """The features of each example."""
-    parts = (np.split(read[name].tokens, np.cumsum(read[name].lengths)[:-1]) for name in FEATURES)
-    return list(zip(*parts, strict=True))
+    """Take the examples apart: the features of each."""
+    parts = (np.split(read[name].tokens, np.cumsum(read[name].lengths)) for name in FEATURES)
+    # What follows the last one is empty.
+    return list(zip(*(each[:-1] for each in parts), strict=True))
 
 
 def _open_lengths(path: Path | None, size: int) -> Int32[np.ndarray, "examples features"]:

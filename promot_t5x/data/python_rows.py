@@ -94,7 +94,9 @@ def _column(values: Sequence[Any], kind: Any, field: str) -> Any:
     for place, value in enumerate(values):
         if not isinstance(value, list | tuple):
             raise _UnlikeError(place, field, f"holds {value!r}, but lists in other rows")
-    flat = [_converted(item, kind.dtype, n, field) for n, value in enumerate(values) for item in value]
+    flat = [
+        _converted(item, kind.dtype, n, field) for n, value in enumerate(values) for item in value
+    ]
     lengths = [len(value) for value in values]
     return tf.RaggedTensor.from_row_lengths(tf.constant(flat, kind.dtype), lengths)
 
@@ -120,7 +122,9 @@ def _converted(value: Any, dtype: Any, place: int, field: str) -> Any:
             try:
                 return str(value).encode()
             except UnicodeEncodeError as error:
-                raise _UnlikeError(place, field, f"holds text that is no Unicode: {error}") from error
+                raise _UnlikeError(
+                    place, field, f"holds text that is no Unicode: {error}"
+                ) from error
         kind = "text"
     elif dtype.is_integer:
         kind = "a whole number of 64 bits"

@@ -5,6 +5,7 @@ also take a hash of the content, which therefore costs no pass of its own.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -86,18 +87,19 @@ class RecordIndex:
         return len(self.places)
 
     def read(self, records: Int64[np.ndarray, " records"]) -> list[bytes]:
-        """The bytes of some records."""
+        """Read the bytes of some records."""
         places = self.places[records]
         columns = (places[name].tolist() for name in ("file", "bytes", "start"))
-        # No mapping into memory: what is touched of it would count as this process's.
-        return [
-            os.pread(self._files[file].fileno(), count, start)
-            for file, count, start in zip(*columns, strict=True)
-        ]
-
-    @functools.cached_property
-    def _files(self) -> list[BinaryIO]:
-        return [open(path, "rb") for path in self.paths]
+        with contextlib.ExitStack() as stack:
+            files = {
+                file: stack.enter_context(open(self.paths[file], "rb")).fileno()
+                for file in np.unique(places["file"]).tolist()
+            }
+            # No mapping into memory: what is touched of it would count as this process's.
+            return [
+                os.pread(files[file], count, start)
+                for file, count, start in zip(*columns, strict=True)
+            ]
 
 
 def open_index(

@@ -53,7 +53,7 @@ class RowTokenizer:
             data = pipeline.dataset(source)
             maps = _maps(data, source)
             self.looks_at_each = maps is not None
-            return _at_once(maps or [], data, source) or _one_by_one(data)
+            return (maps and _at_once(maps, data, source)) or _one_by_one(data)
 
         signature = [type_of_columns(rows)]
         function = import_tensorflow().function

@@ -101,7 +101,9 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
         cycle=1 if builder.info.disable_shuffling else _FILES_AT_ONCE,
         block=config.interleave_block_length,
     )
-    index = record_index.open_index([str(path) for path in paths], record_index.tfrecords, cache_dir, order)
+    index = record_index.open_index(
+        [str(path) for path in paths], record_index.tfrecords, cache_dir, order
+    )
     ids = None
     if config.add_tfds_id:
         ids = [path.name for path in paths]

@@ -131,7 +131,9 @@ def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
 def unreadable(task: Any, split: str, error: Exception) -> UserError:
     """The error for a split that its source, or the task's preprocessors, cannot read."""
     if (message := pipeline_errors.stated(error)) is not None:
-        return UserError(f"Task {task.name!r}, split {split!r}: {message}.")
+        return UserError(
+            f"The examples of task {task.name!r}, split {split!r}, cannot be read: {message}."
+        )
     return UserError(
         f"The examples of task {task.name!r}, split {split!r}, cannot be read: "
         f"{pipeline_errors.described(error)}. {PREPARE_TFDS}"

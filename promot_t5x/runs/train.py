@@ -210,7 +210,7 @@ class Trainer:
                 stage=stage,
                 evaluators=self._evaluators,
                 label=self._label,
-                directory=directory,
+                directory=saver.directory,
                 token_cache=token_cache,
                 report=self._say,
                 events=events,

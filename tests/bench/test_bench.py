@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from engine_helpers import tiny_config
 
+from promot_t5x.bench import data
 from promot_t5x.bench import decoding as bench
 from promot_t5x.bench import saves, training
 from promot_t5x.cli import bench as main
@@ -33,6 +34,7 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "SHORT", lengths["cb"])
     monkeypatch.setattr(bench, "LONG", lengths["xsum"])
     monkeypatch.setattr(saves, "REPEATS", 1)
+    monkeypatch.setattr(data, "KINDS", ("tfds",))
 
 
 @pytest.mark.parametrize("projected_once", [False, True])
@@ -58,11 +60,13 @@ def test_batches_as_they_come_hold_every_example_once():
     [
         ("training", ["stage one / stage two, packed =", "standard: packed / unpacked ="]),
         ("saves", ["stage one ", "stage two "]),
+        ("data", ["200 pairs", "tfds, unpacked ", "tfds, packed "]),
         ("decoding", ["repeated for each beam:", "in buckets / as they come =", " compilations"]),
     ],
 )
 def test_every_table_is_printed(small, capsys, table, shown):
-    assert main.main(["--only", table, "--steps", "1", "--batch_size", "8"]) == 0
+    flags = ["--only", table, "--steps", "1", "--batch_size", "8", "--rows", "200"]
+    assert main.main(flags) == 0
     printed = capsys.readouterr().out
     assert all(text in printed for text in shown), printed
 

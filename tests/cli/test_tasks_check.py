@@ -172,8 +172,9 @@ def test_a_demonstration_that_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     status, out, err = run(capsys, "show", "few_demonstrations", "--shots", 2)
     assert status == 2
     assert err == (
-        "promot-t5x: error: Task 'few_demonstrations_2shot', split 'train': task "
-        "'few_demonstrations': 2 demonstrations were asked for, but only 1 different rows can be "
+        "promot-t5x: error: The examples of task 'few_demonstrations_2shot', split 'train', "
+        "cannot be read: "
+        "task 'few_demonstrations': 2 demonstrations were asked for, but only 1 different rows can be "
         "shown to example 'few_demonstrations-1' (of 3 read).\n"
     )
 

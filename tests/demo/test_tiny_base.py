@@ -12,7 +12,7 @@ import run_helpers
 from promot_t5x import config
 from promot_t5x.checkpoints import hashing
 from promot_t5x.checkpoints.opening import open_checkpoint
-from promot_t5x.data import tokenise
+from promot_t5x.data import ragged, tokenise
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
@@ -51,9 +51,10 @@ run()
 """
 
 
-def tokenised(task, split, lengths):
+def tokenised(pipeline, rows):
     """What `tokenise.tokenised` yields for `tiny_pretrain`, by splitting words."""
-    assert task.name == "tiny_pretrain" and lengths is None
+    assert pipeline.task.name == "tiny_pretrain"
+    split = pipeline.split
     vocabulary = WordVocabulary()
     size = definitions.PRETRAINING_SIZES[split]
     rows = episodes.pretraining_rows(size, seed=0, noise=0.1, split=split)
@@ -61,7 +62,7 @@ def tokenised(task, split, lengths):
     for name in ("inputs", "targets"):
         ids = [[*vocabulary.encode(text), vocabulary.eos_id] for text in rows[name]]
         lengths = np.array([len(row) for row in ids], np.int64)
-        chunk[name] = tokenise.Ragged(np.concatenate(ids).astype(np.int32), lengths)
+        chunk[name] = ragged.Ragged(np.concatenate(ids).astype(np.int32), lengths)
     yield chunk
 
 
@@ -78,8 +79,9 @@ def test_the_recipe_is_the_shipped_configuration():
 
 def test_plain_python_splits_words_as_the_tasks_do():
     task = registry.get_task("tiny_pretrain").build(WordVocabulary())
-    wanted = list(tokenise.tokenised(task, "validation", None))
-    (found,) = tokenised(task, "validation", None)
+    pipeline = tokenise.Pipeline(task, "validation", None)
+    wanted = list(tokenise.tokenised(pipeline, None))
+    (found,) = tokenised(pipeline, None)
     for name in ("inputs", "targets"):
         tokens = np.concatenate([chunk[name].tokens for chunk in wanted])
         lengths = np.concatenate([chunk[name].lengths for chunk in wanted])

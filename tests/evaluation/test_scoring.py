@@ -157,8 +157,8 @@ def test_rows_without_a_reference_are_refused_before_anything_is_decoded(tmp_pat
     with pytest.raises(UserError) as caught:
         evaluator.questions.by_task  # noqa: B018 - reads them
     assert str(caught.value) == (
-        "Task 'lacking_targets', split 'train': row dev-2: its list 'a' has no item 0 (of 0; the "
-        "first is 0)."
+        "The examples of task 'lacking_targets', split 'train', cannot be read: row dev-2: its list "
+        "'a' has no item 0 (of 0; the first is 0)."
     )
 
 

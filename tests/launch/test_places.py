@@ -13,8 +13,7 @@ from promot_t5x.launch.commands import Redactor
 
 AWKWARD = [
     "--gin_file=demo/promot.gin",
-    "--gin.MODEL_DIR='gs://b c/run'",
-    "--gin.MIXTURE_OR_TASK_NAME='$(HOME) $x \"`id`'",
+    "--gin.MODEL_DIR='gs://b c/$(HOME) $ \"`id`'",
     "--gin_bindings=PROMPT_LENGTH = (\n20)",
 ]
 RUN = ["--", "promot", *AWKWARD]

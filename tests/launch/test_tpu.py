@@ -12,9 +12,8 @@ SECRET = "hf_abcdefghijklmnop"
 # All that a shell might take for its own.
 AWKWARD = [
     "--gin_file=demo/promot.gin",
-    "--gin.MODEL_DIR='gs://a b/c'",
     '--gin.TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 8}',
-    "--gin.MIXTURE_OR_TASK_NAME='$HOME `id` $(id) \\\\ ! * ~ # ; & | < > \"'",
+    "--gin.MODEL_DIR='gs://a b/`id` $(id) $ \\\\ ! * ~ # ; & | < > \"'",
     "--gin_bindings=PROMPT_LENGTH = (\n    20)  # zwei Zeilen – ünïcode",
 ]
 RUN = ["--", "promot", *AWKWARD]
@@ -307,7 +306,7 @@ def refused(cloud, *words, run="promot"):
     [
         ([], "MODEL_DIR = 'runs/demo' is a directory of one machine"),
         (["--gin.MODEL_DIR='/data/run'"], "MODEL_DIR = '/data/run' is a directory of one machine"),
-        (["--gin.MODEL_DIR=''"], "MODEL_DIR = '' is a directory of one machine"),
+        (["--gin.MODEL_DIR=''"], "MODEL_DIR = '' is empty"),
         ([*LOCAL[3:], "--gin.TRAIN_STEP=4"], "TRAIN_STEP"),
         ([*LOCAL[3:], "--gin_file=no_such.gin"], "no gin file 'no_such.gin'"),
         ([*LOCAL[3:], "--no_such_flag"], "does not take '--no_such_flag'"),

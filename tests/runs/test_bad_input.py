@@ -83,6 +83,12 @@ CASES = {
         {"MIXTURE_OR_TASK_NAME": "run_pair"},
         ["'run_pair' has 2 tasks", "NUM_PROMPTS = 1", "set NUM_PROMPTS = 2"],
     ),
+    "no_probability": (
+        {"PROMPT_DROPOUT_RATE": 1.5},
+        ["stage 'stage_one'", "dropout_rate = 1.5", "in [0, 1)"],
+    ),
+    "unknown_ties": ({"BEST_TIES": "lost"}, ["best_ties", "'lost'", "mean 'loss'?"]),
+    "no_slice": ({"EVAL_SPLIT": "validation[3]"}, ["'validation[3]' is no slice", "'train[:100]'"]),
     "empty_batch": ({"BATCH_SIZE": 0}, ["BATCH_SIZE", "positive integer, got 0"]),
     "no_questions": ({"EVAL_NUM_EXAMPLES": 0}, ["num_examples", "positive integer, got 0"]),
     "unknown_normalizer": (

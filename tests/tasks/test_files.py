@@ -126,7 +126,7 @@ def test_shards_of_a_directory_a_glob_and_a_list(tmp_path):
     shards.mkdir()
     for n, row in enumerate(ROWS):
         line = json.dumps(row).encode()
-        (shards / f"part-{n}.jsonl.gz").write_bytes(gzip.compress(line))
+        (shards / f"part-{n}.jsonl.gz").write_bytes(gzip.compress(line, mtime=0))
     for other in ("_SUCCESS", ".hidden.jsonl", "notes.md"):
         (shards / other).write_text("no rows")
     wanted = [("part-0-1", "größe 東京", "1"), ("part-1-1", "b", "2")]
@@ -246,7 +246,7 @@ def test_what_a_file_was_found_to_hold_changes_no_fingerprint(tmp_path):
         ("a.JSONL", b'{"inputs": "one"}\n\n{"inputs": "two"}\n\n', ["one", "two"]),
         ("a.json", b'[{"inputs": "one"},\n {"inputs": "two"}]', ["one", "two"]),
         ("a.json", b'{"inputs": "one"}\n', ["one"]),
-        ("a.jsonl.gz", gzip.compress(b'{"inputs": "one"}\n'), ["one"]),
+        ("a.jsonl.gz", gzip.compress(b'{"inputs": "one"}\n', mtime=0), ["one"]),
     ],
 )
 def test_inputs_of_infer_are_read_from_files_of_every_kind(name, data, texts, tmp_path):

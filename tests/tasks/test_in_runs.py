@@ -14,7 +14,7 @@ from promot_t5x.evaluation import evaluator as evaluate
 from promot_t5x.evaluation import records
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import transformer
-from promot_t5x.runs.train import describe
+from promot_t5x.runs.batch_contents import describe
 from promot_t5x.tasks import Bleu, Mixture, jsonl, register, text_task
 from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.format import Format

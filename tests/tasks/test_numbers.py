@@ -153,7 +153,7 @@ def test_another_label_is_an_error_that_names_row_and_field(label, said, shots, 
     where = (
         "The demonstrations of task 'numbers', split 'train', cannot be read:"
         if shots
-        else "Task 'numbers', split 'train':"
+        else "The examples of task 'numbers', split 'train', cannot be read:"
     )
     assert str(caught.value) == (
         f"{where} the label {said} is none of no, yes (as an integer, 0 to 1): row dev-4, field "
