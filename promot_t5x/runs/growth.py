@@ -1,7 +1,10 @@
 """A larger TRAIN_STEPS: a finished stage goes on, exactly as if it had been asked for at first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from promot_t5x.checkpoints.paths import METRICS_FILE, step_directory
@@ -12,7 +15,6 @@ from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
 from promot_t5x.files import keep_until, read_json_lines
 from promot_t5x.runs import metric_writer
-from promot_t5x.runs.initial_state import check_schedule
 from promot_t5x.runs.measurements import SUITE_DIRECTORY, TRAINING_EVAL
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training import alignment
@@ -26,44 +28,68 @@ def trained_steps(finished: StageResult) -> int:
     return max((int(row["step"]) for row in rows), default=finished.step)
 
 
-def check_growth(stages: Sequence[Stage], home: epath.Path) -> None:
-    """Refuse a larger TRAIN_STEPS of a finished stage that later ones have started from.
+def check_growth(stages: Mapping[str, Stage], directories: Mapping[str, epath.Path]) -> None:
+    """Refuse a TRAIN_STEPS whose run would have been another one from the start.
 
     **Arguments:**
 
-    - `stages`: of the run, in order.
-    - `home`: the directory that holds theirs.
+    - `stages`: of the run, by name.
+    - `directories`: of each of them.
+
+    **Raises:** `UserError` where the learning rates of steps already taken would have been others,
+    where the chosen checkpoint would not have been there, and where later stages have started from
+    a stage that is to go on.
     """
-    finished: Mapping[str, StageResult | None] = {
-        stage.name: StageResult.read(home / stage.name) for stage in stages
-    }
-    for stage in stages:
-        result = finished[stage.name]
-        if result is None or trained_steps(result) >= stage.train_steps:
-            continue
-        for other in stages:
-            started = finished[other.name] or complete_steps(home / other.name)
-            if stage.name in (other.base, other.prompt) and started:
-                raise UserError(
-                    f"stage {stage.name!r} finished after {trained_steps(result)} steps and is to "
-                    f"go on to {stage.train_steps}, but stage {other.name!r} in {home} has "
-                    f"started from what it chose. Give this run a MODEL_DIR of its own, or remove "
-                    f"{home / other.name} to train that stage again."
-                )
+    for name, stage in stages.items():
+        directory = directories[name]
+        finished = StageResult.read(directory)
+        if finished is None:
+            check_schedule(stage, max(complete_steps(directory), default=0), directory)
+        elif (last := trained_steps(finished)) < stage.train_steps:
+            check_schedule(stage, last, directory)
+            _check_chosen(stage, finished)
+            for other in stages.values():
+                place = directories[other.name]
+                started = StageResult.read(place) or complete_steps(place)
+                if name in (other.base, other.prompt) and started:
+                    raise UserError(
+                        f"stage {name!r} finished after {last} steps and is to go on to "
+                        f"{stage.train_steps}, but stage {other.name!r} has started from what it "
+                        "chose. Give this run a MODEL_DIR of its own, or remove "
+                        f"{place} to train that stage again."
+                    )
 
 
-def reopen(stage: Stage, finished: StageResult) -> None:
-    """Let a finished stage go on.
+def check_schedule(stage: Stage, step: int, directory: epath.Path) -> None:
+    """Refuse to go on where the learning rates up to a step would have been others.
 
-    A last step that stands off EVAL_PERIOD would have been no candidate in the longer run, so what
-    was measured there goes.
-
-    **Raises:** `UserError` where the longer run would have been another one from the start.
+    With a larger TRAIN_STEPS a schedule that depends on it changes from its first step on.
     """
-    directory, last = finished.directory, trained_steps(finished)
-    check_schedule(stage, last, directory)
-    is_off_period = bool(last % stage.eval_period) and stage.evaluation is not None
-    if is_off_period and finished.step == last:
+    rows = read_json_lines(directory / "train" / "metrics.jsonl")
+    rates = {row["step"]: row["learning_rate"] for row in rows if row["step"] <= step}
+    if not rates:
+        return
+    counts = jnp.asarray(sorted(rates), jnp.int32) - 1 + stage.optimizer_step
+    schedule: Callable[..., jax.Array] = jax.vmap(
+        lambda count: jnp.asarray(stage.learning_rate(count), jnp.float32)
+    )
+    now = dict(zip(sorted(rates), np.asarray(schedule(counts)).tolist(), strict=True))
+    for number, rate in now.items():
+        # The compiled step may round a schedule's last digit otherwise.
+        if not np.isclose(rate, rates[number], rtol=1e-5, atol=0):
+            raise UserError(
+                f"stage {stage.name!r}: step {number} was trained at a learning rate of "
+                f"{rates[number]:g}, and the schedule now has {rate:g} there: it depends on "
+                f"TRAIN_STEPS = {stage.train_steps} or was changed, so this run cannot go on as if "
+                "it had been asked for at first. Give it a MODEL_DIR of its own, or a schedule "
+                "that is the same up to there, such as a constant one."
+            )
+
+
+def _check_chosen(stage: Stage, finished: StageResult) -> None:
+    """Refuse a chosen last step that stands off EVAL_PERIOD."""
+    last = trained_steps(finished)
+    if _is_off_period(stage, last) and finished.step == last:
         raise UserError(
             f"stage {stage.name!r} cannot go on from step {last} to TRAIN_STEPS = "
             f"{stage.train_steps} as if that had been asked for at first: its chosen checkpoint is "
@@ -71,8 +97,21 @@ def reopen(stage: Stage, finished: StageResult) -> None:
             "longer run would have chosen an earlier one, which is gone. Give it a MODEL_DIR of "
             "its own."
         )
+
+
+def _is_off_period(stage: Stage, step: int) -> bool:
+    return bool(step % stage.eval_period) and stage.evaluation is not None
+
+
+def reopen(stage: Stage, finished: StageResult) -> None:
+    """Let a finished stage go on, which `check_growth` has passed.
+
+    A last step that stands off EVAL_PERIOD would have been no candidate in the longer run, so what
+    was measured there goes.
+    """
+    directory, last = finished.directory, trained_steps(finished)
     if processes.leads():
-        if is_off_period:
+        if _is_off_period(stage, last):
             (step_directory(directory, last) / METRICS_FILE).unlink(missing_ok=True)
             keep_until(directory / alignment.FILE, last - 1)
             _remove_evaluation(directory, last)

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from promot_t5x import config, versions
 from promot_t5x.checkpoints import hashing
@@ -22,7 +20,6 @@ from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.data.batches import Batches
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
-from promot_t5x.files import read_json_lines
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
@@ -91,7 +88,6 @@ def initial_state(
     metadata = run_metadata(stage, found, data)
     if found.restored is not None:
         check_resumable(stage, found.restored, metadata.at(found.restored.step, data))
-        check_schedule(stage, found.restored.step, saver.directory)
         for line in warnings(found.restored):
             report(f"warning: {line}")
         report(f"resumes after step {found.restored.step} of {saver.directory}")
@@ -197,32 +193,6 @@ def check_resumable(stage: Stage, restored: Restored, now: Mapping[str, Any]) ->
                 f"The run that saved step {step} cannot go on as it was, because its {part} "
                 f"changed: {'; '.join(changes)}. Put that back, or give this run a MODEL_DIR of "
                 "its own."
-            )
-
-
-def check_schedule(stage: Stage, step: int, directory: epath.Path) -> None:
-    """Refuse to resume where the learning rates up to a step would have been others.
-
-    With a larger TRAIN_STEPS a schedule that depends on it changes from its first step on.
-    """
-    rows = read_json_lines(directory / "train" / "metrics.jsonl")
-    rates = {row["step"]: row["learning_rate"] for row in rows if row["step"] <= step}
-    if not rates:
-        return
-    counts = jnp.asarray(sorted(rates), jnp.int32) - 1 + stage.optimizer_step
-    schedule: Callable[..., jax.Array] = jax.vmap(
-        lambda count: jnp.asarray(stage.learning_rate(count), jnp.float32)
-    )
-    now = dict(zip(sorted(rates), np.asarray(schedule(counts)).tolist(), strict=True))
-    for number, rate in now.items():
-        # The compiled step may round a schedule's last digit otherwise.
-        if not np.isclose(rate, rates[number], rtol=1e-5, atol=0):
-            raise UserError(
-                f"stage {stage.name!r}: step {number} was trained at a learning rate of "
-                f"{rates[number]:g}, and the schedule now has {rate:g} there: it depends on "
-                f"TRAIN_STEPS = {stage.train_steps} or was changed, so this run cannot go on as if "
-                "it had been asked for at first. Give it a MODEL_DIR of its own, or a schedule "
-                "that is the same up to there, such as a constant one."
             )
 
 

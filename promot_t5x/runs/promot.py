@@ -65,9 +65,12 @@ def promot(
         trainers.append(Trainer(model, stage, weights, partitioner, earlier))
     evaluator = ComparisonEvaluator(model, comparison, by_name, weights, partitioner)
     homes = _homes(directory, seeds)
-    for home in homes.values():
-        check_growth(stages, home)
-    run_directory.claim(directory, config.resolved_str(), may_change=SEEDS)
+
+    def check() -> None:
+        for home in homes.values():
+            check_growth(by_name, {name: home / name for name in by_name})
+
+    run_directory.claim(directory, config.resolved_str(), may_change=SEEDS, check=check)
 
     # What no stage has changed is the same for every seed.
     shared = [row for row in comparison.rows if seeds is not None and not row.stages]

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from etils import epath
 
@@ -42,6 +42,7 @@ def claim(
     *,
     may_change: Collection[str] = (),
     macro: str = "MODEL_DIR",
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Make this run the owner of `directory`, and `directory` the home of its configuration.
 
@@ -54,6 +55,8 @@ def claim(
     - `text`: the resolved configuration.
     - `may_change`: names of other bindings that a run may change from launch to launch.
     - `macro`: what the configuration calls the directory, for messages.
+    - `check`: raises `UserError` where the run cannot go on with this configuration; called in the
+      primary process, before anything of the directory's run is replaced.
 
     **Raises:** `UserError` with a readable difference if it holds another configuration's run,
     `InUseError` if another run is writing into it.
@@ -70,6 +73,8 @@ def claim(
     with processes.agreement(UserError):
         if processes.leads():
             _check(directory, text, may_change, macro)
+            if check is not None:
+                check()
             _write(directory, text)
     with processes.agreement(UserError):
         _check_shared(directory / CONFIG, macro)

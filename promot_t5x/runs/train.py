@@ -25,7 +25,7 @@ from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
 from promot_t5x.runs import batch_contents, preflight, run_directory
-from promot_t5x.runs.growth import reopen, trained_steps
+from promot_t5x.runs.growth import check_growth, reopen, trained_steps
 from promot_t5x.runs.initial_state import initial_state
 from promot_t5x.runs.measurements import SCORE, SUITE_DIRECTORY, Measurements, evaluators
 from promot_t5x.runs.metric_writer import EvaluationEvents
@@ -64,7 +64,11 @@ def train(
     preflight.train(model=model, stage=stage, model_dir=model_dir)
     directory = user_path(model_dir, "MODEL_DIR")
     trainer = Trainer(model, stage, Weights(model), partitioner)
-    run_directory.claim(directory, config.resolved_str())
+    run_directory.claim(
+        directory,
+        config.resolved_str(),
+        check=lambda: check_growth({stage.name: stage}, {stage.name: directory}),
+    )
     return trainer.run(directory, run_directory.token_cache(directory))
 
 

@@ -1,8 +1,10 @@
 """Intervals and tests against published implementations, definitions and normal theory."""
 
+import dataclasses
 import itertools
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -426,6 +428,7 @@ def test_the_minimum_detectable_effect():
 # ------------------------------------------------------------------------------- simulation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "outside", "held"),
     [
@@ -442,3 +445,44 @@ def test_errors_are_as_rare_as_they_should_be(settings, outside, held):
     assert outside[0] <= simulate_intervals.refused(equal, 300)[0] <= outside[1]
     better = simulate_intervals.Population(accuracies=(0.5, 0.6), **settings)
     assert held[0] <= simulate_intervals.refused(better, 300)[1] <= held[1]
+
+
+def page_table(name):
+    """A generated table of docs/reports.md, as rows of cells."""
+    page = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
+    text = page.partition(f"<!-- {name} -->\n")[2].partition("<!-- end -->")[0]
+    return [[c.strip() for c in row.strip("|").split("|")] for row in text.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("name", ["sampled", "fixed", "seeds", "texts"])
+def test_the_pages_rates_are_near_their_nominal_values(name):
+    """Nominal rates with three standard errors of the table's samples; cautious cells are fine."""
+    rows = page_table(name)
+    assert len(rows) == (4 if name == "texts" else 9)
+    for cell in (cell for row in rows for cell in row[2:]):
+        outside, held = map(float, cell.split(" / "))
+        assert outside <= 5 + 3.8
+        assert held >= 95 - 3.8
+
+
+def test_the_pages_scores_and_power_are_near_their_nominal_values():
+    for cell in (cell for row in page_table("levels") for cell in row[2:]):
+        assert float(cell) >= 95 - 4.7
+    for cell in (cell for row in page_table("few") for cell in row[1:]):
+        assert float(cell) <= 5
+    for *_, found in page_table("power"):
+        assert float(found) >= 80 - 3.8
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_command_makes():
+    """A column of its first table, made again."""
+    for row in page_table("sampled")[:6]:
+        examples, accuracy = int(row[0]), float(row[1]) / 100
+        equal = simulate_intervals.Population(
+            examples=examples, accuracies=(accuracy, accuracy), runs=1
+        )
+        better = simulate_intervals.ACCURACIES[accuracy]
+        other = dataclasses.replace(equal, accuracies=(accuracy, better))
+        outside, held = simulate_intervals.refused(equal)[0], simulate_intervals.refused(other)[1]
+        assert row[2] == f"{outside:.1f} / {held:.1f}"

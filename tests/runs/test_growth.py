@@ -5,7 +5,7 @@ import json
 import pytest
 import run_helpers
 
-# Six checks of a schedule that depends on TRAIN_STEPS, as a cosine over the whole run does.
+# A schedule that depends on TRAIN_STEPS.
 COSINE = """\
 from __gin__ import dynamic_registration
 import optax
@@ -78,11 +78,10 @@ def test_a_schedule_that_depends_on_the_number_of_steps_is_refused(lab):
     assert done.status == 2
     # Of 4 steps, step 2 has half the way to go less: (1 + cos(pi / 4)) / 2; of 8, less is gone.
     assert "step 2 was trained at a learning rate of 0.00853553" in done.err
-    assert "the schedule now has 0.00961940" in done.err or "now has 0.0096194" in done.err
-    after = run_helpers.tree(lab.directory / "cosine")
-    assert {n: c for n, c in after.items() if n != "config.gin"} == {
-        n: c for n, c in before.items() if n != "config.gin"
-    }
+    assert "the schedule now has 0.0096194 there" in done.err
+    assert run_helpers.tree(lab.directory / "cosine").items() - before.items() == set()
+    out = run_helpers.succeed(training(lab, "cosine", "cosine.gin"))
+    assert "finished before: step " in out
 
 
 def test_rows_of_a_run_that_went_on_are_evaluated_again(lab):
@@ -98,8 +97,7 @@ def test_rows_of_a_run_that_went_on_are_evaluated_again(lab):
     summary = json.loads((row / "inference_eval" / "run_signs-000000.json").read_text())
     assert summary["split"] == summary["selection_split"] == "validation"
     done = run_helpers.here(words(PROMPT_STEPS=6))
-    assert done.status == 2 and "stage 'stage_two' in" in done.err
-    assert "has started from what it chose" in done.err
+    assert done.status == 2 and "stage 'stage_two' has started from what it" in done.err
     out = run_helpers.succeed(words(TRAIN_STEPS=8, BEST_TIES="loss"))
     assert "[stage_one] finished before: step " in out
     assert "[stage_two] finished before at step 4; goes on to step 8" in out
