@@ -40,9 +40,14 @@ def check_feature_lengths(lengths: Any, required: Sequence[str] = FEATURES) -> N
         check_positive(f"{given}: {name!r}", lengths[name])
 
 
+def is_seed(value: Any) -> bool:
+    """Whether `value` is a seed that JAX's generators take in 32 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
 def check_seed(source: str, value: Any) -> None:
-    """Raise `UserError` unless `value` is a seed that JAX's generators take; `source` names it."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+    """Raise `UserError` unless `value` is a seed, see `is_seed`; `source` names it."""
+    if not is_seed(value):
         raise UserError(f"{source} must be a whole number from 0 to 2**31 - 1, got {value!r}.")
 
 

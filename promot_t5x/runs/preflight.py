@@ -112,9 +112,10 @@ def _check_seeds(seeds: Sequence[int] | None) -> None:
     """Raise `UserError` unless `seeds` are different whole numbers that JAX's generators take."""
     if seeds is None:
         return
-    if not seeds or not isinstance(seeds, (list, tuple)):
-        raise UserError(f"SEEDS = {seeds!r}: give whole numbers from 0 on, as in [0, 1, 2].")
-    for seed in seeds:
-        validation.check_seed(f"SEEDS = {seeds!r}: each", seed)
+    listed = isinstance(seeds, (list, tuple))
+    if not seeds or not listed or not all(map(validation.is_seed, seeds)):
+        raise UserError(
+            f"SEEDS = {seeds!r}: give whole numbers from 0 to 2**31 - 1, as in [0, 1, 2]."
+        )
     if len(set(seeds)) < len(seeds):
         raise UserError(f"SEEDS = {seeds!r} names a seed twice.")

@@ -286,7 +286,8 @@ def test_the_other_commands_check_their_values_too(capsys):
     seeds = "--gin.SEEDS=[0, 4294967296]"
     words = [MODEL, "--gin_file=runs/promot.gin", *GIVEN, "--dry_run"]
     lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 120, 'targets': 4}"
-    assert "got 4294967296" in refusal(capsys, "promot", *words, lengths, seeds)
+    message = refusal(capsys, "promot", *words, lengths, seeds)
+    assert "give whole numbers from 0 to 2**31 - 1" in message
     words = [MODEL, "--gin_file=runs/eval.gin", TASK, LENGTHS, "--gin.CHECKPOINT_PATH='x'"]
     message = refusal(capsys, "eval", *words, "--gin.EVAL_OUTPUT_DIR=''", "--dry_run")
     assert message.startswith("EVAL_OUTPUT_DIR = '' is empty")
