@@ -20,7 +20,7 @@ _UNSPACED = re.compile(f"[{''.join(SCRIPTS.values())}]")
 
 
 def keep(text: str) -> str:
-    """The answer as it was decoded, without surrounding white space."""
+    """Return the answer as it was decoded, without surrounding white space."""
     return text.strip()
 
 
@@ -32,13 +32,15 @@ class Until:
     second there is, and cuts. An output that repeats the question, and so begins with the
     prefix, is cut at the next one.
 
-    Attributes:
-      prefix: how the task's questions begin: `Q:`, `Translate`, `Article:`.
+    **Attributes:**
+
+    - `prefix`: how the task's questions begin: `Q:`, `Translate`, `Article:`.
     """
 
     prefix: str
 
     def __call__(self, text: str) -> str:
+        """Return the answer in a text."""
         text = text.strip()
         start = len(self.prefix) if text.startswith(self.prefix) else 0
         end = text.find(self.prefix, start)
@@ -55,8 +57,9 @@ class LabelAtStart:
     not "3.5"; in a script without spaces any letter may follow. Case counts. An answer that
     begins with no label stays whole, so that it counts as none of them.
 
-    Attributes:
-      labels: the answers there are.
+    **Attributes:**
+
+    - `labels`: the answers there are.
     """
 
     labels: tuple[str, ...]

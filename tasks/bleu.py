@@ -44,12 +44,13 @@ class Bleu(Metric):
     A task that states its `language` replaces "intl", the default, by what sacreBLEU has for the
     language.
 
-    Attributes:
-        tokenise: what `bleu`, the primary score, is computed with: one of sacreBLEU's "intl",
-            "13a", "zh", "ja-mecab", "ko-mecab", "char", "none", "flores101" (its older name is
-            "spm") and "flores200". With "intl" or "13a", `bleu_<the other one>` is computed too.
-            The mecab ones need `pip install sacrebleu[ja]` or `[ko]`; flores101 and flores200
-            download a SentencePiece model once.
+    **Attributes:**
+
+    - `tokenise`: what `bleu`, the primary score, is computed with: one of sacreBLEU's "intl",
+      "13a", "zh", "ja-mecab", "ko-mecab", "char", "none", "flores101" (its older name is "spm")
+      and "flores200". With "intl" or "13a", `bleu_<the other one>` is computed too. The mecab ones
+      need `pip install sacrebleu[ja]` or `[ko]`; flores101 and flores200 download a SentencePiece
+      model once.
     """
 
     tokenise: str = "intl"
@@ -103,15 +104,16 @@ class Bleu(Metric):
         return {name: _bleu(part) for name, part in zip(self.scores, parts, strict=True)}
 
     def example_score(self, statistics: Float64[np.ndarray, "*b k"]) -> Float64[np.ndarray, "*b"]:
-        """sacreBLEU's sentence BLEU: a sentence of three words has no n-grams of four to miss."""
+        """SacreBLEU's sentence BLEU: a sentence of three words has no n-grams of four to miss."""
         return _bleu(statistics[..., : 2 + 2 * ORDERS], effective_order=True)
 
     def signatures(self, targets: Sequence[References] = ("",)) -> dict[str, str]:
-        """sacreBLEU's signature of each score: all that is needed to compute it again.
+        """SacreBLEU's signature of each score: all that is needed to compute it again.
 
-        Args:
-            targets: what was scored; only the number of references a target matters, one by
-                default.
+        **Arguments:**
+
+        - `targets`: what was scored; only the number of references a target matters, one by
+          default.
         """
         # One target of each number of references has the signature of them all.
         kinds = list({len(references(target)): target for target in targets}.values())
@@ -150,7 +152,7 @@ def _bleu(
 
 
 def _sacrebleu(tokenise: str, effective_order: bool = False) -> Any:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics import BLEU  # type: ignore[attr-defined]
 
     # sacreBLEU warns of the older name of the same tokenizer.
     name = "flores101" if tokenise == "spm" else tokenise
@@ -169,6 +171,6 @@ def _sacrebleu(tokenise: str, effective_order: bool = False) -> Any:
 
 
 def _columns(targets: Sequence[References]) -> list[list[str | None]]:
-    """The n-th reference of every target, for each n; None where a target has fewer."""
+    """Return the n-th reference of every target, for each n; None where a target has fewer."""
     rows = map(references, targets)
     return [list(column) for column in itertools.zip_longest(*rows)]

@@ -20,8 +20,9 @@ BETA = 2.0  # recall counts so many times as much as precision
 class Chrf(Metric):
     """chrF of the corpus (`chrf`), or with words chrF++ (`chrf++`), in percent.
 
-    Attributes:
-        word_order: the longest n-grams of words that count besides: 0 is chrF, 2 chrF++.
+    **Attributes:**
+
+    - `word_order`: the longest n-grams of words that count besides: 0 is chrF, 2 chrF++.
     """
 
     word_order: int = 0
@@ -73,6 +74,6 @@ class Chrf(Metric):
         return {self.scores[0]: str(scorer.get_signature())}
 
     def _sacrebleu(self) -> Any:
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics import CHRF  # type: ignore[attr-defined]
 
         return CHRF(char_order=CHARACTERS, word_order=self.word_order, beta=int(BETA))

@@ -33,12 +33,13 @@ _MOST_SENTINELS = 1000
 class Dialect:
     """A model's way to be asked.
 
-    Attributes:
-      kind: 'span_corruption' (answers are read between `<extra_id_0>` and `<extra_id_1>`),
-        'lm' (LM-adapted) or 'instruction' (tuned on instructions); the latter two are asked as
-        the template stands and answer as they stand.
-      sentinel: where `<extra_id_0>` goes: 'none'; 'targets', in front of the answer; 'both', also
-        at the end of the question. Only for span corruption.
+    **Attributes:**
+
+    - `kind`: 'span_corruption' (answers are read between `<extra_id_0>` and `<extra_id_1>`), 'lm'
+      (LM-adapted) or 'instruction' (tuned on instructions); the latter two are asked as the
+      template stands and answer as they stand.
+    - `sentinel`: where `<extra_id_0>` goes: 'none'; 'targets', in front of the answer; 'both',
+      also at the end of the question. Only for span corruption.
     """
 
     kind: str = "lm"
@@ -77,7 +78,7 @@ class Dialect:
         return f"{FIRST} {answer}" if self.marks_targets else answer
 
     def read(self, output: str) -> str:
-        """The answer within what the model said, as `decode` writes that down."""
+        """Return the answer within what the model said, as `decode` writes that down."""
         if self.kind == "span_corruption":
             output = output.split(FIRST, 1)[-1]
             output = _SENTINEL.split(output, maxsplit=1)[0]
@@ -116,15 +117,15 @@ def sentinel_ids(vocabulary: Any) -> dict[int, int]:
 
 
 def text_ids(vocabulary: Any, text: str) -> Sequence[int]:
-    """The ids of a row's own text, in which no sentinel is meant.
+    """Return the ids of a row's own text, in which no sentinel is meant.
 
     Text that spells `<extra_id_0>` out becomes the sentinel in a vocabulary that has it as a
     piece; there the ids are those of `< extra_id_0>`.
     """
     ids = vocabulary.encode(text)
     if _SPELLED in text and not sentinel_ids(vocabulary).keys().isdisjoint(ids):
-        return vocabulary.encode(text.replace(_SPELLED, f"< {_SPELLED[1:]}"))
-    return ids
+        return vocabulary.encode(text.replace(_SPELLED, f"< {_SPELLED[1:]}"))  # type: ignore[no-any-return]
+    return ids  # type: ignore[no-any-return]
 
 
 def question_ids(vocabulary: Any, dialect: Dialect, text: str) -> Int32[np.ndarray, " tokens"]:

@@ -69,7 +69,7 @@ class EncodeWhole:
         return self._mapped(dataset, self.budget(None))
 
     def budget(self, sequence_length: Mapping[str, int] | None) -> int | None:
-        """The tokens that a prompt may take, checked; None for as many as it wants.
+        """Return the tokens that a prompt may take, checked; None for as many as it wants.
 
         **Arguments:**
 
@@ -83,7 +83,7 @@ class EncodeWhole:
         return None
 
     def examples(self, rows: Mapping[str, Iterable[Any]], budget: int | None) -> list[Encoded]:
-        """The examples of rendered rows.
+        """Return the examples of rendered rows.
 
         **Arguments:**
 
@@ -91,7 +91,7 @@ class EncodeWhole:
         - `budget`: what `budget` has returned.
         """
         columns = (rows[name] for name in RENDERED)
-        return [self._example(*values, budget) for values in zip(*columns, strict=True)]
+        return [self._example(*values, budget) for values in zip(*columns, strict=True)]  # type: ignore[call-arg]
 
     @functools.cached_property
     def _sentinel(self) -> list[int]:
@@ -121,7 +121,7 @@ class EncodeWhole:
         import tensorflow as tf
 
         def example(*values: Any) -> tuple[Any, ...]:
-            made = self._example(*values, budget)
+            made = self._example(*values, budget)  # type: ignore[call-arg]
             texts = (made.question, made.target, made.answer)
             return (
                 np.array(made.inputs, np.int32),
@@ -168,7 +168,7 @@ class Encode(EncodeWhole):
         return self._mapped(dataset, self.budget(sequence_length))
 
     def budget(self, sequence_length: Mapping[str, int] | None) -> int | None:
-        """The tokens that a prompt may take: those of `inputs` but EOS and sentinel."""
+        """Return the tokens that a prompt may take: those of `inputs` but EOS and sentinel."""
         taken = 2 if self.dialect.marks_inputs else 1
         budget = None if sequence_length is None else sequence_length["inputs"] - taken
         self.assembler.check(budget)

@@ -31,11 +31,12 @@ _SQUAD = str.maketrans(dict.fromkeys(string.punctuation))
 class ShortAnswers(MeanOfExamples):
     """A metric: `{"exact_match", "f1"}` in percent.
 
-    Attributes:
-        normalisation: whose: "trivia_qa" or "squad".
-        words: what F1 counts: "spaces", the published words between spaces, or "unicode", for any
-            language: each ideograph, kana or Thai, Lao, Khmer or Burmese letter is a word by
-            itself, and punctuation of every script is none.
+    **Attributes:**
+
+    - `normalisation`: whose: "trivia_qa" or "squad".
+    - `words`: what F1 counts: "spaces", the published words between spaces, or "unicode", for any
+      language: each ideograph, kana or Thai, Lao, Khmer or Burmese letter is a word by itself, and
+      punctuation of every script is none.
     """
 
     normalisation: str

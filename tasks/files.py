@@ -57,7 +57,7 @@ def stem(path: str) -> str:
     name = epath.Path(path).name
     for suffix in _COMPRESSED:
         name = name.removesuffix(suffix)
-    return epath.Path(name).stem
+    return epath.Path(name).stem  # type: ignore[no-any-return]
 
 
 def content(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Choices that the paper leaves open, in one place; a gin file may change each of them.
+r"""Choices that the paper leaves open, in one place; a gin file may change each of them.
 
     from promot_t5x.tasks import format
     format.Format.separator = '\n'
@@ -17,24 +17,25 @@ from promot_t5x.errors import UserError
 class Format:
     r"""How questions are put together and scored where arXiv 2211.00635 does not say.
 
-    Attributes:
-      separator: between a demonstration and what follows it.
-      answer_separator: between a demonstration's question and its answer.
-      line_break: what `{br}` in a template becomes. The paper's templates have one before each
-        cue (`question:`, `answer:`, `A:`, `One sentence summary:`), where prompts of this style
-        often start a new line. T5's vocabularies have no line break, hence the space.
-      shot_seed: another seed, other demonstrations.
-      shot_pool: demonstrations come from the first so many rows of their split; None takes all.
-      shot_split: the split that demonstrations come from; None is the task's own, `train`.
-      balanced_shots: draw the demonstrations of a task with labels from its classes in turn.
-      kept_shots: when a prompt is too long, so many demonstrations are kept until articles have
-        been cut to `short_article_tokens`; 0 drops all of them before any article is cut.
-      article_tokens: the longest article, in tokens, however much room there is; None cuts only
-        what does not fit. The paper cuts at 1024, and so do the files in `gin/suites`.
-      short_article_tokens: what articles of demonstrations are cut to when a prompt is too long,
-        and what a demonstration must leave to the query's article.
-      bleu_tokenise: tokenisation of the primary BLEU score, 'intl' or '13a'; both are computed.
-      rouge_stem: whether ROUGE compares words without their English endings.
+    **Attributes:**
+
+    - `separator`: between a demonstration and what follows it.
+    - `answer_separator`: between a demonstration's question and its answer.
+    - `line_break`: what `{br}` in a template becomes. The paper's templates have one before each
+      cue (`question:`, `answer:`, `A:`, `One sentence summary:`), where prompts of this style
+      often start a new line. T5's vocabularies have no line break, hence the space.
+    - `shot_seed`: another seed, other demonstrations.
+    - `shot_pool`: demonstrations come from the first so many rows of their split; None takes all.
+    - `shot_split`: the split that demonstrations come from; None is the task's own, `train`.
+    - `balanced_shots`: draw the demonstrations of a task with labels from its classes in turn.
+    - `kept_shots`: when a prompt is too long, so many demonstrations are kept until articles have
+      been cut to `short_article_tokens`; 0 drops all of them before any article is cut.
+    - `article_tokens`: the longest article, in tokens, however much room there is; None cuts only
+      what does not fit. The paper cuts at 1024, and so do the files in `gin/suites`.
+    - `short_article_tokens`: what articles of demonstrations are cut to when a prompt is too long,
+      and what a demonstration must leave to the query's article.
+    - `bleu_tokenise`: tokenisation of the primary BLEU score, 'intl' or '13a'; both are computed.
+    - `rouge_stem`: whether ROUGE compares words without their English endings.
     """
 
     separator: str = "\n\n"

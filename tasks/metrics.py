@@ -54,8 +54,9 @@ class Metric(abc.ABC):
 
     A subclass is a frozen dataclass; its fields are its settings, and JSON can hold them.
 
-    Attributes:
-        registered: the name that specs of it have; None for a metric that is not this package's.
+    **Attributes:**
+
+    - `registered`: the name that specs of it have; None for a metric that is not this package's.
     """
 
     registered: ClassVar[str | None] = None
@@ -71,8 +72,9 @@ class Metric(abc.ABC):
     ) -> Float64[np.ndarray, "examples k"]:
         """One row an example; the sum of the rows is all that `value` needs.
 
-        Raises:
-            ValueError: lists that are empty or of unequal length.
+        **Raises:**
+
+        - `ValueError`: lists that are empty or of unequal length.
         """
 
     @abc.abstractmethod
@@ -80,7 +82,7 @@ class Metric(abc.ABC):
         """Every score, in percent, of summed statistics; of many samples at once if wanted."""
 
     def example_score(self, statistics: Float64[np.ndarray, "*b k"]) -> Float64[np.ndarray, "*b"]:
-        """The primary score of each example alone, in percent."""
+        """Return the primary score of each example alone, in percent."""
         return self.value(statistics)[self.scores[0]]
 
     def check_ready(self) -> None:
@@ -98,7 +100,7 @@ class Metric(abc.ABC):
         return {name: float(value) for name, value in self.value(sums).items()}
 
     def spec(self) -> dict[str, Any]:
-        """What `from_spec` makes this metric of again, as JSON can hold it."""
+        """Return what `from_spec` makes this metric of again, as JSON can hold it."""
         settings = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)  # type: ignore[arg-type]  # see the class
@@ -121,7 +123,7 @@ class MeanOfExamples(Metric):
     def example_statistics(
         self, targets: Sequence[Any], predictions: Sequence[Any]
     ) -> Float64[np.ndarray, "examples k"]:
-        """The example's scores, and 1 to count it."""
+        """Return the example's scores, and 1 to count it."""
         check(targets, predictions)
         rows = [(*map(float, shares), 1.0) for shares in self.shares(targets, predictions)]
         return np.array(rows, np.float64)
@@ -170,8 +172,9 @@ class MacroF1(Metric):
     and for none. Classes that occur neither as target nor as prediction are left out, so that
     perfect answers score 100 on any subset of the data.
 
-    Attributes:
-        labels: the classes.
+    **Attributes:**
+
+    - `labels`: the classes.
     """
 
     labels: tuple[str, ...]
@@ -191,7 +194,7 @@ class MacroF1(Metric):
         return np.concatenate([asked * said, asked, said], axis=-1)
 
     def value(self, sums: Float64[np.ndarray, "*b k"]) -> dict[str, Float64[np.ndarray, "*b"]]:
-        """The mean over the classes that occur, in percent."""
+        """Return the mean over the classes that occur, in percent."""
         right, asked, said = np.split(sums, 3, axis=-1)
         # F1 = 2 TP / (2 TP + FP + FN), and its denominator is targets + predictions.
         seen = asked + said
@@ -204,12 +207,12 @@ exact_match = ExactMatch()
 
 
 def macro_f1(labels: Sequence[str]) -> MacroF1:
-    """The metric of these classes."""
+    """Return the metric of these classes."""
     return MacroF1(tuple(labels))
 
 
 def total(statistics: Float64[np.ndarray, "examples k"]) -> Float64[np.ndarray, " k"]:
-    """Sums over the examples, exact and so the same in any order of them."""
+    """Return the sums over the examples, exact and so the same in any order of them."""
     return np.array([math.fsum(column) for column in statistics.T], np.float64)
 
 
@@ -225,10 +228,11 @@ def spec(metric: AnyMetric) -> dict[str, Any]:
 
 
 def from_spec(spec: Mapping[str, Any]) -> AnyMetric:
-    """The metric that `spec` describes.
+    """Return the metric that `spec` describes.
 
-    Raises:
-        UserError: there is no such metric, or it does not take these settings.
+    **Raises:**
+
+    - `UserError`: there is no such metric, or it does not take these settings.
     """
     settings: dict[str, Any] | None
     if "metric" in spec:
@@ -252,21 +256,23 @@ def from_spec(spec: Mapping[str, Any]) -> AnyMetric:
             "(a lambda) cannot be found again."
         ) from error
     if settings is None:
-        return found
+        return found  # type: ignore[no-any-return]
     try:
-        return found(**settings)
+        return found(**settings)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise UserError(f"the metric {attribute} does not take {settings}: {error}.") from error
 
 
 def norm_avg(scores: Mapping[str, float]) -> float:
-    """The paper's "Norm. Avg.": the plain mean of the tasks' primary scores, all in percent.
+    """Return the paper's "Norm. Avg.": the plain mean of the tasks' primary scores, all in percent.
 
-    Args:
-        scores: by task; the paper's eight, or any other number of tasks.
+    **Arguments:**
 
-    Raises:
-        ValueError: there are no scores.
+    - `scores`: by task; the paper's eight, or any other number of tasks.
+
+    **Raises:**
+
+    - `ValueError`: there are no scores.
     """
     if not scores:
         raise ValueError("no scores to average")
@@ -323,13 +329,13 @@ def _as_json(value: Any) -> Any:
 
 
 def first_word(text: str) -> str:
-    """The first word of `text` without punctuation around it; empty if there is none."""
+    """Return the first word of `text` without punctuation around it; empty if there is none."""
     words = text.split(maxsplit=1)
     return words[0].strip(string.punctuation) if words else ""
 
 
 def references(target: References) -> list[str]:
-    """The answers of which any is right."""
+    """Return the answers of which any is right."""
     return [target] if isinstance(target, str) else list(target)
 
 
@@ -339,8 +345,10 @@ def _stripped(text: Any) -> Any:
 
 
 def check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
-    """Raise `ValueError` unless both lists have the same length, and it is not 0;
-    nor may a list of references be empty."""
+    """Raise `ValueError` unless both lists are equally long, and not empty.
+
+    A list of references may not be empty either.
+    """
     if len(targets) != len(predictions):
         raise ValueError(f"{len(targets)} targets but {len(predictions)} predictions")
     if not len(predictions):

@@ -42,36 +42,38 @@ def text_task(
     preprocessors: Sequence[Callable[[Any], Any]] = (),
     description: str = "",
 ) -> TaskDef:
-    """A task that asks and answers by template; `register` it to make it known.
+    """Return a task that asks and answers by template; `register` it to make it known.
 
-    Args:
-      name: what MIXTURE_OR_TASK_NAME calls it; `<name>_4shot` asks after 4 demonstrations.
-      source: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv`, `csv`, `parquet` or `hugging_face`.
-      inputs: the question, `{field}` where a field of the row goes, up to the answer's cue.
-      target: the answer, likewise. With `labels` and one field alone, that field may be an
-        integer label; a field of text must hold one of the labels.
-      labels: all answers there are, in the order of integer labels. What the model says is read
-        as the longest of them that it begins with (`answers.LabelAtStart`), and answers that
-        begin with none of them are counted.
-      metrics: functions (targets, predictions) -> {name: percent}, the primary one first;
-        accuracy with labels, else exact match.
-      example_id: template of the id, unique within a split; every row has a `row_id`.
-      article: the field to cut when a prompt is too long; by default the longest.
-      prefix: how every question begins; the answer ends where the model starts another one.
-      postprocess: the answer's text -> prediction, in place of what `labels` and `prefix` do.
-      references: the field that holds all right answers, where the target is only one.
-      language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
-        `trivia_qa` then split words as the language does.
-      normal_form: compare answers as the model's vocabulary writes them, so that a character that
-        it lacks makes no right answer wrong; `tasks check` says whether that matters.
-      output_length: tokens of an answer, at most; None is room for 99% of the training answers.
-      scored_split: what is scored where no split is named; the source's second by default.
-      shots_split: where demonstrations come from.
-      preprocessors: functions on the `tf.data.Dataset` of rows, applied first.
-      description: one line for people.
+    **Arguments:**
 
-    Raises:
-      UserError: settings that contradict each other.
+    - `name`: what MIXTURE_OR_TASK_NAME calls it; `<name>_4shot` asks after 4 demonstrations.
+    - `source`: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv`, `csv`, `parquet` or `hugging_face`.
+    - `inputs`: the question, `{field}` where a field of the row goes, up to the answer's cue.
+    - `target`: the answer, likewise. With `labels` and one field alone, that field may be an
+      integer label; a field of text must hold one of the labels.
+    - `labels`: all answers there are, in the order of integer labels. What the model says is read
+      as the longest of them that it begins with (`answers.LabelAtStart`), and answers that begin
+      with none of them are counted.
+    - `metrics`: functions (targets, predictions) -> {name: percent}, the primary one first;
+      accuracy with labels, else exact match.
+    - `example_id`: template of the id, unique within a split; every row has a `row_id`.
+    - `article`: the field to cut when a prompt is too long; by default the longest.
+    - `prefix`: how every question begins; the answer ends where the model starts another one.
+    - `postprocess`: the answer's text -> prediction, in place of what `labels` and `prefix` do.
+    - `references`: the field that holds all right answers, where the target is only one.
+    - `language`: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
+      `trivia_qa` then split words as the language does.
+    - `normal_form`: compare answers as the model's vocabulary writes them, so that a character
+      that it lacks makes no right answer wrong; `tasks check` says whether that matters.
+    - `output_length`: tokens of an answer, at most; None is room for 99% of the training answers.
+    - `scored_split`: what is scored where no split is named; the source's second by default.
+    - `shots_split`: where demonstrations come from.
+    - `preprocessors`: functions on the `tf.data.Dataset` of rows, applied first.
+    - `description`: one line for people.
+
+    **Raises:**
+
+    - `UserError`: settings that contradict each other.
     """
     if labels is not None and prefix is not None:
         raise UserError(

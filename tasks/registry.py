@@ -51,35 +51,36 @@ Dataset = Any
 class TaskDef:
     """One task, for any vocabulary, any model and any number of demonstrations.
 
-    Attributes:
-      name: unique among tasks and mixtures; letters, digits, `_`, `.` and `:`.
-      description: one line for people.
-      source: makes the `seqio.DataSource`; called by `build` only. See `tasks.sources`.
-      splits: the splits that the source has and that may be asked for.
-      preprocessors: functions Dataset -> Dataset that the source's rows go through first.
-      template: how a row is asked and answered. None: rows have the text fields `inputs`,
-        `targets` and `id` (unique within its split) already, and nothing in them is cut.
-      postprocess: the answer's text, read in the model's dialect -> prediction.
-      metrics: functions (targets, predictions) -> {name: percent}; the first name of the
-        first one is the task's primary score.
-      references: the field (text or list of texts, nested as in a template) that the metrics get
-        as target; None for the answer itself.
-      labels: the answers there are, if they are few: predictions that are none are counted.
-      answer_words: the words that answers are made of, where they are the task's own, as in a
-        language that no other task answers in: reports count the answers to other tasks that are
-        made of them.
-      output_length: how many tokens an answer may take when decoded (EOS and sentinels included).
-        None leaves it to the data: room for 99% of the first 1,000 training answers, in the
-        model's vocabulary.
-      language: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
-        `trivia_qa` then split words as the language does. None takes them as they are.
-      normal_form: compare answers as the model's vocabulary writes them (`tasks.normal_form`), so
-        that a character that it lacks makes no right answer wrong.
-      scored_split: the split that is scored when none is asked for.
-      shots: demonstrations before each example.
-      shots_split: where they come from.
-      listed_shots: numbers of demonstrations under which `names` lists the task besides its own.
-      base: the name that the task has without demonstrations; set by the registry.
+    **Attributes:**
+
+    - `name`: unique among tasks and mixtures; letters, digits, `_`, `.` and `:`.
+    - `description`: one line for people.
+    - `source`: makes the `seqio.DataSource`; called by `build` only. See `tasks.sources`.
+    - `splits`: the splits that the source has and that may be asked for.
+    - `preprocessors`: functions Dataset -> Dataset that the source's rows go through first.
+    - `template`: how a row is asked and answered. None: rows have the text fields `inputs`,
+      `targets` and `id` (unique within its split) already, and nothing in them is cut.
+    - `postprocess`: the answer's text, read in the model's dialect -> prediction.
+    - `metrics`: functions (targets, predictions) -> {name: percent}; the first name of the first
+      one is the task's primary score.
+    - `references`: the field (text or list of texts, nested as in a template) that the metrics get
+      as target; None for the answer itself.
+    - `labels`: the answers there are, if they are few: predictions that are none are counted.
+    - `answer_words`: the words that answers are made of, where they are the task's own, as in a
+      language that no other task answers in: reports count the answers to other tasks that are
+      made of them.
+    - `output_length`: how many tokens an answer may take when decoded (EOS and sentinels
+      included). None leaves it to the data: room for 99% of the first 1,000 training answers, in
+      the model's vocabulary.
+    - `language`: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
+      `trivia_qa` then split words as the language does. None takes them as they are.
+    - `normal_form`: compare answers as the model's vocabulary writes them (`tasks.normal_form`),
+      so that a character that it lacks makes no right answer wrong.
+    - `scored_split`: the split that is scored when none is asked for.
+    - `shots`: demonstrations before each example.
+    - `shots_split`: where they come from.
+    - `listed_shots`: numbers of demonstrations under which `names` lists the task besides its own.
+    - `base`: the name that the task has without demonstrations; set by the registry.
     """
 
     name: str
@@ -109,11 +110,12 @@ class TaskDef:
             object.__setattr__(self, "metrics", metrics)
 
     def reference(self, example: Mapping[str, Any]) -> str | list[str]:
-        """What the metrics compare the prediction of `example` with.
+        """Return what the metrics compare the prediction of `example` with.
 
-        Args:
-          example: one example of the built task's data set, as numpy values; only its field
-            `references`, or without one `answer`, is read.
+        **Arguments:**
+
+        - `example`: one example of the built task's data set, as numpy values; only its field
+          `references`, or without one `answer`, is read.
         """
         value = example[_REFERENCES if self.references else "answer"]
         value = value.tolist() if hasattr(value, "tolist") else value
@@ -129,19 +131,21 @@ class TaskDef:
     def build(
         self, vocabulary: Any, dialect: Dialect = dialects.PLAIN, format: Format = DEFAULT
     ) -> Any:
-        """A `seqio.Task` of this definition, for `vocabulary` (a `seqio.Vocabulary`).
+        """Return a `seqio.Task` of this definition, for `vocabulary` (a `seqio.Vocabulary`).
 
         Its examples have `inputs` and `targets` as int32 ids ending in EOS (still so when
         SeqIO trims them to a sequence length); `inputs_pretokenized`, `targets_pretokenized` and
         the plain `answer` as text; `id`; the ids of the demonstrations as `shots`; the counts
         `dropped_shots` and `cut_articles`; and `references` if the definition has any.
 
-        Args:
-          dialect: how the model is asked.
-          format: how prompts are put together.
+        **Arguments:**
 
-        Raises:
-          UserError: the vocabulary lacks the sentinels that the dialect needs.
+        - `dialect`: how the model is asked.
+        - `format`: how prompts are put together.
+
+        **Raises:**
+
+        - `UserError`: the vocabulary lacks the sentinels that the dialect needs.
         """
         import seqio
 
@@ -210,11 +214,12 @@ class TaskDef:
 class Mixture:
     """Several tasks sampled in proportion to their rates.
 
-    Attributes:
-      name: unique among tasks and mixtures.
-      description: one line for people.
-      rates: task name -> rate > 0, in a fixed order; they need not sum to one.
-      listed_shots: numbers of demonstrations under which `names` lists it besides its own name.
+    **Attributes:**
+
+    - `name`: unique among tasks and mixtures.
+    - `description`: one line for people.
+    - `rates`: task name -> rate > 0, in a fixed order; they need not sum to one.
+    - `listed_shots`: numbers of demonstrations under which `names` lists it besides its own name.
     """
 
     name: str
@@ -266,7 +271,7 @@ def is_mixture(name: str) -> bool:
 
 
 def get_task(name: str) -> TaskDef:
-    """The task of that name; `UserError` when there is none."""
+    """Return the task of that name; `UserError` when there is none."""
     definition = _get(name, "task")
     if not isinstance(definition, TaskDef):
         raise UserError(
@@ -276,7 +281,7 @@ def get_task(name: str) -> TaskDef:
 
 
 def get_mixture(name: str) -> Mixture:
-    """The mixture of that name, its tasks checked; `UserError` when there is none."""
+    """Return the mixture of that name, its tasks checked; `UserError` when there is none."""
     definition = _get(name, "mixture")
     if not isinstance(definition, Mixture):
         raise UserError(f"{name!r} is a task, not a mixture; use it as a task")
@@ -297,7 +302,7 @@ def _get(name: str, kind: str) -> TaskDef | Mixture:
 
 
 def _find(name: str) -> TaskDef | Mixture | None:
-    """What is registered under `name`, or the definition that it makes of another name."""
+    """Return what is registered under `name`, or the definition that it makes of another name."""
     definitions = _definitions()
     if name in definitions:
         return definitions[name]

@@ -28,11 +28,12 @@ WORDS = ("rouge_score", "unicode")
 class Rouge(MeanOfExamples):
     """A metric: `{"rouge2": …, "rouge1": …, "rougeLsum": …}` in percent, ROUGE-2 the primary.
 
-    Attributes:
-        stem: whether words lose their English endings (Porter) before they are compared.
-        words: how text is split: "rouge_score", the published one, for English; "unicode" for
-            any language: runs of letters, marks and digits, and each ideograph, kana or Thai,
-            Lao, Khmer or Burmese letter alone, since these are written without spaces.
+    **Attributes:**
+
+    - `stem`: whether words lose their English endings (Porter) before they are compared.
+    - `words`: how text is split: "rouge_score", the published one, for English; "unicode" for any
+      language: runs of letters, marks and digits, and each ideograph, kana or Thai, Lao, Khmer or
+      Burmese letter alone, since these are written without spaces.
     """
 
     stem: bool = False

@@ -48,13 +48,14 @@ class Row:
 class Pool:
     """The rows that demonstrations are drawn from; read once a process.
 
-    Attributes:
-      task: the task's name, for errors.
-      source: makes the `seqio.DataSource`.
-      split: of the source.
-      preprocessors: the task's own, Dataset -> Dataset.
-      template: what is rendered.
-      size: the first so many rows of the split; None takes all.
+    **Attributes:**
+
+    - `task`: the task's name, for errors.
+    - `source`: makes the `seqio.DataSource`.
+    - `split`: of the source.
+    - `preprocessors`: the task's own, Dataset -> Dataset.
+    - `template`: what is rendered.
+    - `size`: the first so many rows of the split; None takes all.
     """
 
     task: str
@@ -65,12 +66,12 @@ class Pool:
     size: int | None
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows in the order of the split."""
+        """Return the rows in the order of the split."""
         loader = getattr(self.source(), "tfds_dataset", None)
         return _read(self, loader.data_dir if loader is not None else None)
 
     def read(self) -> tuple[Row, ...]:
-        """The rows, read anew; `UserError` where the split cannot be read."""
+        """Return the rows, read anew; `UserError` where the split cannot be read."""
         import tensorflow as tf
 
         source = self.source()
@@ -115,18 +116,20 @@ def _read(pool: Pool, data_dir: str | None) -> tuple[Row, ...]:
 def draw(
     rows: Sequence[Row], query: Row, shots: int, *, task: str, seed: int, balanced: bool = False
 ) -> list[Row]:
-    """The demonstrations of one example.
+    """Return the demonstrations of one example.
 
-    Args:
-      rows: what may be shown.
-      query: the example.
-      shots: how many.
-      task: the task's name without its number of shots, part of the hash as is `seed`.
-      balanced: take the classes in turn, in an order that is the example's own; of no effect on
-        rows without labels.
+    **Arguments:**
 
-    Raises:
-      UserError: there are not as many different rows to show.
+    - `rows`: what may be shown.
+    - `query`: the example.
+    - `shots`: how many.
+    - `task`: the task's name without its number of shots, part of the hash as is `seed`.
+    - `balanced`: take the classes in turn, in an order that is the example's own; of no effect on
+      rows without labels.
+
+    **Raises:**
+
+    - `UserError`: there are not as many different rows to show.
     """
     key = f"{task}\0{seed}\0{query.id}"
     classes = _by_class(rows, key) if balanced else [rows]
@@ -152,7 +155,7 @@ def _by_class(rows: Sequence[Row], key: str) -> list[Sequence[Row]]:
 
 
 def _hashed_order(size: int, key: str) -> Iterator[int]:
-    """The numbers below `size`, each once, in an order that belongs to `key`."""
+    """Return the numbers below `size`, each once, in an order that belongs to `key`."""
     seen = set()
     for attempt in range(_TRIES_PER_ROW * size):
         place = _hash(key, attempt) % size
@@ -182,14 +185,15 @@ class Prompt:
 class Assembler:
     """Puts the prompts of one task together.
 
-    Attributes:
-      task: the task's name without its number of shots.
-      template: how it asks.
-      format: see there.
-      vocabulary: measures lengths.
-      shots: demonstrations before each query.
-      pool: where they come from; None without shots.
-      cuts: whether the question's fields may be cut.
+    **Attributes:**
+
+    - `task`: the task's name without its number of shots.
+    - `template`: how it asks.
+    - `format`: see there.
+    - `vocabulary`: measures lengths.
+    - `shots`: demonstrations before each query.
+    - `pool`: where they come from; None without shots.
+    - `cuts`: whether the question's fields may be cut.
     """
 
     task: str
@@ -201,7 +205,7 @@ class Assembler:
     cuts: bool = True
 
     def prompt(self, query: Row, room: int | None) -> Prompt:
-        """The prompt of `query` in at most `room` tokens (EOS and sentinels not counted)."""
+        """Return the prompt of `query` in at most `room` tokens (EOS and sentinels not counted)."""
         shown: list[Row] = []
         if self.pool is not None:
             shown = draw(
@@ -276,7 +280,7 @@ class Assembler:
         return [*rows[:-1], self._query(rows, room)]
 
     def _query(self, rows: list[Row], room: int) -> Row:
-        """The query, cut until the whole prompt fits."""
+        """Return the query, cut until the whole prompt fits."""
         query = rows[-1]
         while (excess := self._count(self._text([*rows[:-1], query])) - room) > 0:
             field = self.template.article
@@ -322,7 +326,7 @@ class Assembler:
 
 
 def shortened(text: str, tokens: int, count: Callable[[str], int]) -> str:
-    """The longest beginning of `text` that has at most `tokens` tokens, whole words if it can."""
+    """Return the longest beginning of `text` within `tokens` tokens, of whole words if it can."""
     if count(text) <= tokens:
         return text
     fits, exceeds = 0, len(text)

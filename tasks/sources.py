@@ -24,10 +24,11 @@ Rows = Sequence[Mapping[str, Any]]
 class Tfds:
     """A TFDS builder.
 
-    Attributes:
-      name: `data_set/config:version`.
-      split_map: (split of the task, split or slice of the data set), in order.
-      instead: builders that hold the same rows, taken where only they have been prepared.
+    **Attributes:**
+
+    - `name`: `data_set/config:version`.
+    - `split_map`: (split of the task, split or slice of the data set), in order.
+    - `instead`: builders that hold the same rows, taken where only they have been prepared.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Tfds:
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits."""
         return tuple(split for split, _ in self.split_map)
 
     @property
@@ -44,6 +46,7 @@ class Tfds:
         return (self.name, *self.instead)
 
     def __call__(self) -> Any:
+        """Make the `seqio.DataSource`."""
         made = [_tfds_source(name, self.split_map) for name in self.names]
         return next((s for s in made if len(made) > 1 and _is_prepared(s)), made[0])
 
@@ -51,10 +54,11 @@ class Tfds:
 def tfds(name: str, splits: Mapping[str, str] | Iterable[str], instead: Iterable[str] = ()) -> Tfds:
     """Rows of the TFDS builder `name` (`data_set/config:version`).
 
-    Args:
-      name: the builder, with its version.
-      splits: split of the task -> split or slice of the data set; or the names of both.
-      instead: other builders of the same rows, see `Tfds`.
+    **Arguments:**
+
+    - `name`: the builder, with its version.
+    - `splits`: split of the task -> split or slice of the data set; or the names of both.
+    - `instead`: other builders of the same rows, see `Tfds`.
     """
     pairs = splits.items() if isinstance(splits, Mapping) else ((s, s) for s in splits)
     return Tfds(name, tuple(pairs), tuple(instead))
@@ -64,9 +68,10 @@ def tfds(name: str, splits: Mapping[str, str] | Iterable[str], instead: Iterable
 class Files:
     """Files of one kind, one or more a split.
 
-    Attributes:
-      kind: of `files.KINDS`.
-      paths: (split, files, directories or globs), in order.
+    **Attributes:**
+
+    - `kind`: of `files.KINDS`.
+    - `paths`: (split, files, directories or globs), in order.
     """
 
     kind: str
@@ -176,10 +181,11 @@ def parquet(train: PathLike | Sequence[PathLike], **others: PathLike | Sequence[
 class HuggingFace:
     """A data set of the Hugging Face hub or of its file formats; needs `pip install datasets`.
 
-    Attributes:
-      arguments: of `datasets.load_dataset`, as in `("super_glue", "rte")`.
-      options: keyword arguments of it, as pairs.
-      split_map: (split of the task, split or slice of the data set), in order.
+    **Attributes:**
+
+    - `arguments`: of `datasets.load_dataset`, as in `("super_glue", "rte")`.
+    - `options`: keyword arguments of it, as pairs.
+    - `split_map`: (split of the task, split or slice of the data set), in order.
     """
 
     arguments: tuple[str, ...]
@@ -188,16 +194,18 @@ class HuggingFace:
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits."""
         return tuple(split for split, _ in self.split_map)
 
     def __call__(self) -> Any:
+        """Make the `seqio.DataSource`."""
         return _source_of_rows(self._named_rows, self.splits)
 
     def _named_rows(self, split: str) -> NamedRows:
         return NamedRows(self.rows(split), lambda place: f"row {place + 1} of {split}")
 
     def rows(self, split: str) -> Rows:
-        """The rows of a split; `UserError` where `datasets` is not installed."""
+        """Return the rows of a split; `UserError` where `datasets` is not installed."""
         try:
             import datasets
         except ImportError as error:
@@ -215,15 +223,16 @@ def hugging_face(
 ) -> HuggingFace:
     """Rows of `datasets.load_dataset(*arguments, split=…, **options)`.
 
-    Args:
-      splits: split of the task -> split or slice of the data set; or the names of both.
+    **Arguments:**
+
+    - `splits`: split of the task -> split or slice of the data set; or the names of both.
     """
     pairs = splits.items() if isinstance(splits, Mapping) else ((s, s) for s in splits)
     return HuggingFace(arguments, tuple(options.items()), tuple(pairs))
 
 
 def with_row_id(dataset: Any) -> Any:
-    """A preprocessor: TFDS's id of a row, where there is one, under the name `row_id`."""
+    """Return a preprocessor: TFDS's id of a row, where there is one, under the name `row_id`."""
     if "tfds_id" not in dataset.element_spec:
         return dataset
     return dataset.map(lambda row: {**row, ROW_ID: row["tfds_id"]})
@@ -233,7 +242,7 @@ def _tfds_source(name: str, split_map: tuple[tuple[str, str], ...]) -> Any:
     import seqio
     from seqio.utils import LazyTfdsLoader
 
-    class Loader(LazyTfdsLoader):
+    class Loader(LazyTfdsLoader):  # type: ignore[misc]
         """Reads with each row the id that TFDS gives it, which names its place in the files."""
 
         @property
@@ -252,7 +261,7 @@ def _is_prepared(source: Any) -> bool:
 
     loader = source.tfds_dataset
     directory = Path(loader.data_dir or constants.DATA_DIR)
-    return (directory / loader.name.replace(":", "/") / "dataset_info.json").exists()
+    return (directory / loader.name.replace(":", "/") / "dataset_info.json").exists()  # type: ignore[no-any-return]
 
 
 def _paths(train: Any, others: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -68,7 +68,7 @@ LANGUAGES = (
 
 
 def with_summary(dataset: Any) -> Any:
-    """A preprocessor: GEM's `target` under XSum's own name for it."""
+    """Return a preprocessor: GEM's `target` under XSum's own name for it."""
     if "target" not in dataset.element_spec:
         return dataset
     return dataset.map(lambda row: {**row, "summary": row["target"]})
@@ -78,7 +78,7 @@ def _suite_task(name: str, description: str, **settings: Any) -> None:
     register(TaskDef(name=name, description=description, listed_shots=LISTED_SHOTS, **settings))
 
 
-def _super_glue(name: str, description: str, *, question: str, words: tuple[str, ...], **more):
+def _super_glue(name: str, description: str, *, question: str, words: tuple[str, ...], **more):  # type: ignore[no-untyped-def]
     splits = ("train", "validation")
     _suite_task(
         name,

@@ -32,7 +32,7 @@ ENTAILMENT_3_WAY = "{premise}{br}question: {hypothesis} Is it true or false or n
 
 
 def labelled(field: str) -> Callable[[Any], Any]:
-    """A preprocessor that leaves out the rows whose class label is -1: they have none."""
+    """Return a preprocessor that leaves out the rows whose class label is -1: they have none."""
 
     def preprocessor(dataset: Any) -> Any:
         return dataset.filter(lambda row: row[field] >= 0)
@@ -41,7 +41,7 @@ def labelled(field: str) -> Callable[[Any], Any]:
 
 
 def translation(language: str, code: str) -> Template:
-    """The paper's template from English; rows have `en` and `code`."""
+    """Return the paper's template from English; rows have `en` and `code`."""
     return Template(question=f"Translate English to {language}: {{en}}", answer=f"{{{code}}}")
 
 
@@ -49,12 +49,13 @@ def translation(language: str, code: str) -> Template:
 class ShuffledLabels:
     """A source with the labels of each split permuted among its rows.
 
-    Attributes:
-      source: makes the source with the true labels.
-      splits: of the source.
-      field: the label's.
-      example_id: an integer field, unique within a split.
-      seed: another seed, another permutation.
+    **Attributes:**
+
+    - `source`: makes the source with the true labels.
+    - `splits`: of the source.
+    - `field`: the label's.
+    - `example_id`: an integer field, unique within a split.
+    - `seed`: another seed, another permutation.
     """
 
     source: Callable[[], Any]
@@ -64,6 +65,7 @@ class ShuffledLabels:
     seed: int = 0
 
     def __call__(self) -> Any:
+        """Make the `seqio.DataSource`."""
         import seqio
 
         inner = self.source()
@@ -88,7 +90,7 @@ class ShuffledLabels:
         return source
 
     def permuted(self, inner: Any, split: str) -> dict[int, int]:
-        """Example id -> the label that it gets in place of its own."""
+        """Return a map from an example id to the label that it gets in place of its own."""
         rows = inner.get_dataset(split, shuffle=False)
         labels = {
             int(field_of(row, self.example_id)): int(field_of(row, self.field))

@@ -48,9 +48,10 @@ def _check_placeholders(template: str) -> None:
 class Choice:
     """An answer given by a class label: `words[row[field]]`.
 
-    Attributes:
-      field: the field that holds the label: an integer, or the text of one of `words`.
-      words: the answer for each label, in the order of the data set's classes.
+    **Attributes:**
+
+    - `field`: the field that holds the label: an integer, or the text of one of `words`.
+    - `words`: the answer for each label, in the order of the data set's classes.
     """
 
     field: str
@@ -64,13 +65,14 @@ class Choice:
 class Template:
     """A task's way to ask and to answer.
 
-    Attributes:
-      question: template of the question, up to and with the cue for the answer.
-      answer: template of the answer, or a choice by label.
-      example_id: template of the example's id, unique within a split. Rows read by
-        `promot_t5x.tasks.sources` have a `row_id`.
-      article: the field that is cut when a prompt is too long, if the task has one that may
-        lose its end; without one the question's longest field is.
+    **Attributes:**
+
+    - `question`: template of the question, up to and with the cue for the answer.
+    - `answer`: template of the answer, or a choice by label.
+    - `example_id`: template of the example's id, unique within a split. Rows read by
+      `promot_t5x.tasks.sources` have a `row_id`.
+    - `article`: the field that is cut when a prompt is too long, if the task has one that may lose
+      its end; without one the question's longest field is.
     """
 
     question: str
@@ -94,7 +96,7 @@ class Template:
         return tuple(dict.fromkeys(f for _, f in _parts(self.question) if f not in (None, BREAK)))
 
     def ask(self, values: Mapping[str, str], line_break: str) -> str:
-        """The question's text, from the text of each of `fields`."""
+        """Return the question's text, from the text of each of `fields`."""
         return "".join(_filled(self.question, {**values, BREAK: line_break}))
 
 
@@ -110,22 +112,23 @@ def rendered(
     keep: Mapping[str, str],
     left_out: LeftOut | None = None,
 ) -> Any:
-    """A preprocessor: from rows to the texts that a template needs of them.
+    """Return a preprocessor: from rows to the texts that a template needs of them.
 
-    Args:
-      dataset: rows as the source and the task's own preprocessors make them.
-      template: what to render.
-      task: the task's name, for errors.
-      keep: new name -> field of the row, nested as in a template, whose text is passed on.
-      left_out: for errors, why the source gives no field of that name.
+    **Arguments:**
 
-    Returns:
-      Rows with `fields` (the text of each of `template.fields`), `targets`, `id`, `label` (-1
-      without a choice) and what is kept.
+    - `dataset`: rows as the source and the task's own preprocessors make them.
+    - `template`: what to render.
+    - `task`: the task's name, for errors.
+    - `keep`: new name -> field of the row, nested as in a template, whose text is passed on.
+    - `left_out`: for errors, why the source gives no field of that name.
 
-    Raises:
-      UserError: rows lack a field that is named. Reading a row whose label is none of the
-        choices', or whose list is too short, raises `tf.errors.InvalidArgumentError`.
+    **Returns:** Rows with `fields` (the text of each of `template.fields`), `targets`, `id`,
+    `label` (-1 without a choice) and what is kept.
+
+    **Raises:**
+
+    - `UserError`: rows lack a field that is named. Reading a row whose label is none of the
+      choices', or whose list is too short, raises `tf.errors.InvalidArgumentError`.
     """
     import seqio
     import tensorflow as tf
@@ -162,13 +165,15 @@ def rendered(
 def fill(template: str, row: Mapping[str, Any], example_id: Any = "") -> Any:
     """Put the row's fields into a template, inside `tf.data`: a scalar string tensor.
 
-    Args:
-      template: text with `{field}` placeholders, but no `{br}`.
-      row: scalar tensors by field, perhaps nested; numbers are spelled as the row spells them.
-      example_id: names the row in errors.
+    **Arguments:**
 
-    Raises:
-      KeyError: the template names a field that the row lacks.
+    - `template`: text with `{field}` placeholders, but no `{br}`.
+    - `row`: scalar tensors by field, perhaps nested; numbers are spelled as the row spells them.
+    - `example_id`: names the row in errors.
+
+    **Raises:**
+
+    - `KeyError`: the template names a field that the row lacks.
     """
     import tensorflow as tf
 
@@ -181,15 +186,16 @@ def fill(template: str, row: Mapping[str, Any], example_id: Any = "") -> Any:
 
 
 def text_of(row: Mapping[str, Any], path: str, example_id: Any = "") -> Any:
-    """The text of a field, or the texts of a list, inside `tf.data`.
+    """Return the text of a field, or the texts of a list, inside `tf.data`.
 
     A number is spelled as its row spells it, where the source says how; otherwise it is the
     shortest text that reads back as the same number of its type. Truth values are True and False.
 
-    Args:
-      row: tensors by field, perhaps nested.
-      path: of the field, as in a template.
-      example_id: names the row where the path leads beyond the end of a list.
+    **Arguments:**
+
+    - `row`: tensors by field, perhaps nested.
+    - `path`: of the field, as in a template.
+    - `example_id`: names the row where the path leads beyond the end of a list.
     """
     import tensorflow as tf
 
@@ -283,15 +289,21 @@ def _checked_field(row: Any, path: str, example_id: Any) -> Any:
         return field_of(row, path)
     index = int(steps[place])
     message = tf.strings.join(
-        ["row ", example_id, f": its list {'.'.join(steps[:place])!r} has no item {index} ("]
-        + ["of ", tf.strings.as_string(tf.shape(several)[0]), "; the first is 0)"]
+        [
+            "row ",
+            example_id,
+            f": its list {'.'.join(steps[:place])!r} has no item {index} (",
+            "of ",
+            tf.strings.as_string(tf.shape(several)[0]),
+            "; the first is 0)",
+        ]
     )
     with tf.control_dependencies([tf.debugging.Assert(tf.shape(several)[0] > index, [message])]):
         return tf.identity(several)[index]
 
 
 def _label(row: Any, choice: Choice, example_id: Any) -> Any:
-    """The place of the row's label among the words; it is in their range."""
+    """Return the place of the row's label among the words; it is in their range."""
     import tensorflow as tf
 
     value = _checked_field(row, choice.field, example_id)
@@ -310,16 +322,22 @@ def _label(row: Any, choice: Choice, example_id: Any) -> Any:
         whole = tf.equal(tf.cast(label, value.dtype), value)
         right = whole & (label >= 0) & (label < len(words))
     message = tf.strings.join(
-        ["the label ", text_of(row, choice.field), f" is none of {', '.join(words)}"]
-        + [" (as an integer, 0 ", f"to {len(words) - 1}): row ", example_id]
-        + [f", field {choice.field!r}"]
+        [
+            "the label ",
+            text_of(row, choice.field),
+            f" is none of {', '.join(words)}",
+            " (as an integer, 0 ",
+            f"to {len(words) - 1}): row ",
+            example_id,
+            f", field {choice.field!r}",
+        ]
     )
     with tf.control_dependencies([tf.debugging.Assert(right, [message])]):
         return tf.identity(label)
 
 
 def _spelled(value: Any) -> Any:
-    """The shortest text of each number that reads back as the same of its type."""
+    """Return the shortest text of each number that reads back as the same of its type."""
     import tensorflow as tf
 
     if not value.dtype.is_floating:

@@ -1,4 +1,4 @@
-"""`promot-t5x tasks check`: is a module of the user's own tasks fit to be trained on and scored?
+"""`promot-t5x tasks check`: whether a user's own tasks are fit to be trained on and scored.
 
 Every split is read, and the questions' own answers are scored as if a model had given them: they
 must get the top score, and empty answers must not.
@@ -64,7 +64,7 @@ class _Report:
         self.facts: list[str] = []
 
     def call(self, said: str, function: Callable[[], Any]) -> Any:
-        """What `function` returns; None and a problem if it fails in whatever way."""
+        """Return what `function` returns; None and a problem if it fails in whatever way."""
         try:
             return function()
         except UserError as error:

@@ -32,6 +32,7 @@ class Asking:
         dialect, format: the model's, or plain ones.
         room: tokens that a question may take.
         unit: what `length` counts: "tokens" of the vocabulary or "words".
+
     """
 
     vocabulary: Any
@@ -41,7 +42,7 @@ class Asking:
     unit: str
 
     def tasks(self, name: str, *, shots: int | None, module: str | None) -> Sequence[Any]:
-        """The `BoundTask`s behind a task or mixture, with another number of demonstrations."""
+        """Return the `BoundTask`s behind a name, with another number of demonstrations."""
         if module:
             sources.import_task_module(module)
         name = _with_shots(name, shots)
@@ -54,7 +55,7 @@ class Asking:
         )
 
     def questions(self, task: Any, split: str, limit: int) -> list[Question]:
-        """The first examples of a split, as an evaluation asks them."""
+        """Return the first examples of a split, as an evaluation asks them."""
         return read_questions(task, split, limit=limit, room=self.room, answer_length=self.room)
 
     def length(self, tokens: Any, text: str) -> int:
@@ -63,7 +64,7 @@ class Asking:
 
 
 def asking(arguments: argparse.Namespace) -> Asking:
-    """The asking that the flags `--gin_file`, `--dialect` and `--inputs_length` describe."""
+    """Return the asking that the flags `--gin_file`, `--dialect` and `--inputs_length` describe."""
     dialect = _dialect(getattr(arguments, "dialect", None))
     room = getattr(arguments, "inputs_length", None)
     if not arguments.gin_file and not arguments.gin_bindings:
@@ -94,13 +95,13 @@ def default_split(task: Any) -> str:
 
 
 def spoken_answer_of(question: Question) -> str:
-    """The right answer as the model is trained to give it, with its dialect's sentinel."""
+    """Return the right answer as the model is trained to give it, with its dialect's sentinel."""
     value = question.example.get("targets_pretokenized", question.answer)
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _seqio_vocabulary(name: str) -> Any:
-    """The vocabulary that a task or mixture was registered with; None if SeqIO has none."""
+    """Return the vocabulary that a task or mixture was registered with; None if SeqIO has none."""
     seqio = import_seqio()
     if name not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
         return None
@@ -109,7 +110,7 @@ def _seqio_vocabulary(name: str) -> Any:
 
 
 def configured_model(arguments: argparse.Namespace) -> Any:
-    """The model that the gin flags configure."""
+    """Return the model that the gin flags configure."""
     # gin files may name modules of the user's, as for the other commands.
     if "" not in sys.path:
         sys.path.append("")

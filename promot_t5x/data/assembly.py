@@ -91,7 +91,7 @@ class Assembler:
             lengths = self._stores[task].lengths(examples[chosen])
             full[chosen] = np.stack([lengths[name] for name in FEATURES], axis=1)
         limits = np.array([self._text_lengths[name] for name in FEATURES])
-        return np.minimum(full, limits) + np.array([self._prompt_length, 0])
+        return np.minimum(full, limits) + np.array([self._prompt_length, 0])  # type: ignore[no-any-return]
 
     def mean_sizes(self, rates: Sequence[float]) -> tuple[float, float]:
         """Mean of `sizes` over the stores' samples, the tasks weighted by their rates."""
@@ -102,7 +102,7 @@ class Assembler:
         return float(means[0]), float(means[1])
 
     def assemble(self, segments: Segments, *, rows: int, packed: bool) -> Batch:
-        """The features of `rows` rows; a row without segments is all zeros."""
+        """Return the features of `rows` rows; a row without segments is all zeros."""
         texts = self._texts(segments)
         inputs = _Layout(
             segments, texts["inputs"].lengths + self._prompt_length, rows, self.lengths["inputs"]
@@ -133,8 +133,8 @@ class Assembler:
             yield int(task), np.flatnonzero(tasks == task)
 
     def _texts(self, segments: Segments) -> dict[str, Ragged]:
-        """The trimmed text of each example; a trimmed text still ends in EOS, if it did before."""
-        parts = {name: [] for name in FEATURES}
+        """Return the trimmed text of each example, which ends in EOS if the whole text does."""
+        parts = {name: [] for name in FEATURES}  # type: ignore[var-annotated]
         order = []
         for task, chosen in self._by_task(segments.tasks):
             store = self._stores[task]
@@ -208,7 +208,7 @@ def _trimmed(texts: Ragged, limit: int, eos_id: int | None) -> Ragged:
 
 
 def _in_order(parts: Sequence[Ragged], places: Sequence[np.ndarray]) -> Ragged:
-    """The texts of all parts, each at its place."""
+    """Return the texts of all parts, each at its place."""
     joined = joined_texts(parts)
     if len(parts) < 2:
         return joined

@@ -208,7 +208,7 @@ class EvalBatches:
 
 
 def counts(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What `statistics` counts, integers; of arrays on devices, whole ones, likewise there.
+    """Return what `statistics` counts, integers; of arrays on devices, whole ones, likewise there.
 
     `examples/{encoder,decoder}`, `real_tokens/{encoder,decoder}`, `loss_weights`.
     """

@@ -4,6 +4,7 @@ A killed build leaves nothing that could be taken for a folder, and builders tha
 do no harm.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -51,11 +52,9 @@ def discard(folder: Path) -> None:
     """Remove a damaged folder, and say so."""
     print(f"the token cache {folder} is damaged and is made anew", file=sys.stderr, flush=True)
     aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    try:
+    # Another process may just have done the same.
+    with contextlib.suppress(FileNotFoundError):
         folder.rename(aside / folder.name)
-    except FileNotFoundError:
-        # Another process has just done the same.
-        pass
     shutil.rmtree(aside)
 
 

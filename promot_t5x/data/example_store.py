@@ -35,17 +35,34 @@ class Store(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The task and split, for messages."""
+        ...
+
     @property
-    def eos_ids(self) -> Mapping[str, int | None]: ...
+    def eos_ids(self) -> Mapping[str, int | None]:
+        """The id that ends the texts of each feature, if there is one."""
+        ...
+
     @property
-    def sample(self) -> Int64[np.ndarray, " sample"]: ...
+    def sample(self) -> Int64[np.ndarray, " sample"]:
+        """The examples that were tokenized to look at."""
+        ...
+
     @property
-    def max_token(self) -> int: ...
+    def max_token(self) -> int:
+        """The largest id among the tokens looked at."""
+        ...
+
     @property
-    def content_hash(self) -> str: ...
+    def content_hash(self) -> str:
+        """A hash of what the examples are made from."""
+        ...
+
     @property
-    def lost(self) -> Mapping[str, int]: ...
+    def lost(self) -> Mapping[str, int]:
+        """How many examples of the sample lost what of their prompts."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -110,7 +127,7 @@ class ExampleStore:
     def example(
         self, index: int
     ) -> tuple[Int32[np.ndarray, " inputs"], Int32[np.ndarray, " targets"]]:
-        """Inputs and targets of one example, untrimmed."""
+        """Return inputs and targets of one example, untrimmed."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples, so none numbered {index}")
         starts = ((name, self.offsets[name][index : index + 2]) for name in FEATURES)
@@ -124,7 +141,7 @@ def store_of(
     eos_ids: Mapping[str, int | None],
     lost: Mapping[str, int],
 ) -> ExampleStore:
-    """A store of examples that come in parts.
+    """Return a store of examples that come in parts.
 
     **Arguments:**
 
@@ -154,7 +171,7 @@ def save(store: ExampleStore, folder: Path) -> None:
 
 
 def load(folder: Path) -> ExampleStore | None:
-    """The store in a folder; None where there is none or it is damaged, and then it is removed."""
+    """Return the store in a folder; None where there is none, or a damaged one, which goes."""
     if not folder.exists():
         return None
     try:

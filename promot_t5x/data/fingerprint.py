@@ -81,7 +81,7 @@ def task_definition(task: Any, split: str, lengths: Mapping[str, int] | None) ->
 
 
 def source_definition(source: Any, split: str) -> Any:
-    """What can be known of where a split's raw examples come from."""
+    """Return what can be known of where a split's raw examples come from."""
     split = slices.parse(split).name
     definition = {
         "source": source,
@@ -113,7 +113,7 @@ def _version(distribution: str) -> str:
 class _Walk:
     """Turns a value into plain data, following the user's own code; cycles are named once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []
 
@@ -261,7 +261,7 @@ def _content(file: str) -> str:
 
 def _filled(cell: Any) -> bool:
     try:
-        cell.cell_contents  # noqa: B018 - reading an unset cell is the only way to know
+        cell.cell_contents  # noqa: B018
     except ValueError:
         return False
     return True

@@ -39,7 +39,7 @@ def import_seqio() -> ModuleType:
         except RuntimeError:
             # The user's module has already used TensorFlow, so its devices are settled.
             continue
-    return seqio
+    return seqio  # type: ignore[no-any-return]
 
 
 def import_tensorflow() -> ModuleType:
@@ -47,4 +47,4 @@ def import_tensorflow() -> ModuleType:
     import_seqio()
     import tensorflow
 
-    return tensorflow
+    return tensorflow  # type: ignore[no-any-return]

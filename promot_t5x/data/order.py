@@ -26,7 +26,7 @@ _BLOCKS_AT_ONCE = 65536
 
 
 def permutation(size: int, *key: int | str) -> Int64[np.ndarray, " size"]:
-    """The permutation of `range(size)` that belongs to `key`, the same everywhere and always."""
+    """Return the permutation of `range(size)` that belongs to `key`, the same everywhere."""
     return np.argsort(_bits(*key).random_raw(size), kind="stable").astype(np.int64)
 
 
@@ -52,7 +52,7 @@ class Mixing:
         tasks, indices = (np.concatenate(part)[cut] for part in zip(*parts, strict=True))
         return tasks, indices
 
-    def _block(self, block: int):
+    def _block(self, block: int):  # type: ignore[no-untyped-def]
         edges = self._block_edges(block, block + 1)[0]
         tasks = np.searchsorted(edges, permutation(BLOCK, self._seed, "mixing", block), "right")
         by_task = np.argsort(tasks, kind="stable")
@@ -66,7 +66,7 @@ class Mixing:
         offset = np.modf(self._start + np.arange(start, stop) * _GOLDEN)[0]
         edges = np.ceil(self._edges[None, :] - offset[:, None]).astype(np.int64)
         edges[:, -1] = BLOCK
-        return np.clip(edges, 0, BLOCK)
+        return np.clip(edges, 0, BLOCK)  # type: ignore[no-any-return]
 
     def _picks_before(self, block: int) -> Int64[np.ndarray, " tasks"]:
         # Read once, so that threads which share this object cannot see half an update.
@@ -107,9 +107,9 @@ class Stream:
             tasks = np.zeros_like(indices)
         else:
             tasks, indices = self._mixing.picks(start, stop)
-        return tasks, self._within_epochs(tasks, indices)
+        return tasks, self._within_epochs(tasks, indices)  # type: ignore[no-untyped-call]
 
-    def _within_epochs(self, tasks, indices):
+    def _within_epochs(self, tasks, indices):  # type: ignore[no-untyped-def]
         sizes = np.asarray(self._sizes, np.int64)[tasks]
         epochs, offsets = np.divmod(indices, sizes)
         if self._epoch_order is None:

@@ -117,7 +117,7 @@ class RowPlan:
 
     @classmethod
     def of_rows(cls, rows: Int64[np.ndarray, " examples"], first_place: int = 0) -> "RowPlan":
-        """The plan that puts consecutive places, from `first_place`, into the given rows."""
+        """Return the plan that puts consecutive places, from `first_place`, into the given rows."""
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows))])
         places = first_place + np.argsort(rows, kind="stable")
         return cls(places.astype(np.int64), starts.astype(np.int64))
@@ -126,7 +126,7 @@ class RowPlan:
         return len(self.starts) - 1
 
     def take(self, start: int, stop: int) -> "RowPlan":
-        """The plan of rows start..stop-1."""
+        """Return the plan of rows start..stop-1."""
         starts = self.starts[start : stop + 1]
         return RowPlan(self.places[starts[0] : starts[-1]], starts - starts[0])
 
@@ -165,7 +165,7 @@ class PackedRows:
         self._lock = threading.Lock()
 
     def rows(self, start: int, stop: int) -> RowPlan:
-        """What stands in rows start..stop-1 (stop > start)."""
+        """Return what stands in rows start..stop-1 (stop > start)."""
         with self._lock:
             parts = []
             while start < stop:

@@ -55,11 +55,11 @@ class DataSet:
 
 def is_prepared(builder: Any) -> bool:
     """Whether a TFDS builder's files are on disk; its own `is_prepared` logs warnings."""
-    return (builder.data_path / "dataset_info.json").exists()
+    return (builder.data_path / "dataset_info.json").exists()  # type: ignore[no-any-return]
 
 
 def data_sets(source: Any, split: str | None = None) -> list[DataSet]:
-    """The TFDS data sets that a SeqIO source reads, each once.
+    """Return the TFDS data sets that a SeqIO source reads, each once.
 
     Sources inside of sources are found too (`seqio.experimental.FewshotDataSource`). Data sets
     of a namespace (`huggingface:…`) are left out: asking for them needs the network.
@@ -98,7 +98,7 @@ def check(task: str, source: Any, split: str | None = None) -> None:
 
 
 def missing(task: str, data_set: DataSet) -> UserError:
-    """The error for a data set that is not prepared."""
+    """Return the error for a data set that is not prepared."""
     builder = data_set.builder()
     directory = builder.data_path
     root = directory.parents[len(builder.info.full_name.split("/")) - 1]
@@ -137,4 +137,4 @@ def _tfds_sources(source: Any) -> Iterator[Any]:
 def _namespace(name: str) -> str | None:
     from tensorflow_datasets.core import naming
 
-    return naming.parse_builder_name_kwargs(name)[0].namespace
+    return naming.parse_builder_name_kwargs(name)[0].namespace  # type: ignore[no-any-return]

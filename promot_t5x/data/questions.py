@@ -37,7 +37,7 @@ class Question:
 def read_questions(
     bound: BoundTask, split: str, *, limit: int | None, room: int, answer_length: int
 ) -> list[Question]:
-    """The examples of a split in the order of the source, the first `limit` if given.
+    """Return the examples of a split in the order of the source, the first `limit` if given.
 
     Args:
         bound: the task.
@@ -70,7 +70,7 @@ def answer_text(question: Question) -> str:
 def trim(
     ids: Int32[np.ndarray, " length"], room: int, eos_id: int | None
 ) -> Int32[np.ndarray, " trimmed"]:
-    """The first `room` ids; text that ended in EOS still does."""
+    """Return the first `room` ids; text that ended in EOS still does."""
     if len(ids) <= room:
         return ids
     cut = ids[:room].copy()
@@ -86,7 +86,7 @@ def _question(task: Any, row: Mapping[str, Any], index: int) -> Question:
     def text_of(name: str) -> str:
         if f"{name}_pretokenized" in row:
             return _text(row[f"{name}_pretokenized"])
-        return vocabularies[name].decode([int(i) for i in row[name]])
+        return vocabularies[name].decode([int(i) for i in row[name]])  # type: ignore[no-any-return]
 
     identity = next((row[key] for key in ("id", "idx") if key in row), index)
     return Question(

@@ -18,16 +18,16 @@ class Ragged(NamedTuple):
     @property
     def starts(self) -> Int64[np.ndarray, " sequences"]:
         """Where each sequence starts in `tokens`."""
-        return np.cumsum(self.lengths) - self.lengths
+        return np.cumsum(self.lengths) - self.lengths  # type: ignore[no-any-return]
 
     def take(self, chosen: Int64[np.ndarray, " chosen"]) -> "Ragged":
-        """The chosen sequences, in the order given."""
+        """Return the chosen sequences, in the order given."""
         lengths = self.lengths[chosen]
         return Ragged(self.tokens[spans(self.starts[chosen], lengths)], lengths)
 
 
 def joined_texts(parts: Sequence[Ragged]) -> Ragged:
-    """The sequences of all parts, in their order."""
+    """Return the sequences of all parts, in their order."""
     if not parts:
         return Ragged(np.zeros(0, np.int32), np.zeros(0, np.int64))
     return Ragged(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

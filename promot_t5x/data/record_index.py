@@ -108,7 +108,7 @@ def open_index(
     cache_dir: str | os.PathLike[str] | None,
     order: ReadOrder | None = None,
 ) -> RecordIndex:
-    """The index of some files, from the cache or made now, several files at a time.
+    """Return the index of some files, from the cache or made now, several files at a time.
 
     **Arguments:**
 
@@ -191,7 +191,7 @@ def lines(file: BinaryIO) -> Scanned:
 def interleaved(
     counts: Sequence[int], *, cycle: int, block: int
 ) -> tuple[Int64[np.ndarray, " records"], Int64[np.ndarray, " records"]]:
-    """The order in which `tf.data`'s interleave reads files of so many records.
+    """Return the order in which `tf.data`'s interleave reads files of so many records.
 
     **Arguments:**
 
@@ -252,7 +252,7 @@ def _read_order(counts: Sequence[int], order: ReadOrder) -> Int64[np.ndarray, " 
     firsts = np.cumsum(counts) - counts + np.array([each.skip for each in order.instructions])
     takes = [each.take for each in order.instructions]
     file, number = interleaved(takes, cycle=order.cycle, block=order.block)
-    return firsts[file] + number
+    return firsts[file] + number  # type: ignore[no-any-return]
 
 
 def _save(index: RecordIndex, folder: Path) -> None:

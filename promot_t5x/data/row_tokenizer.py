@@ -61,12 +61,12 @@ class RowTokenizer:
         self._run.get_concrete_function()
 
     def __call__(self, rows: Int64[np.ndarray, " rows"]) -> Tokens:
-        """The features of rows, by their places in the split, in the order given."""
+        """Return the features of rows, by their places in the split, in the order given."""
         parts = list(self.chunks(rows))
         return {name: joined_texts([part[name] for part in parts]) for name in FEATURES}
 
     def chunks(self, rows: Int64[np.ndarray, " rows"]) -> Iterator[Tokens]:
-        """The same a chunk of rows at a time, as `tokenise.tokenised` gives them."""
+        """Return the same a chunk of rows at a time, as `tokenise.tokenised` gives them."""
         chunks = -(-len(rows) // EXAMPLES_AT_ONCE)
         parts = iter(np.array_split(rows, chunks) if chunks else [])
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:

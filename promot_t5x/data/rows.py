@@ -29,16 +29,16 @@ class Rows(Protocol):
         ...
 
     def columns(self, rows: Int64[np.ndarray, " rows"]) -> Any:
-        """Some rows as a nest of tensors (dense or ragged), each with a value a row."""
+        """Return some rows as a nest of tensors (dense or ragged), each with a value a row."""
         ...
 
     def dataset(self, columns: Any) -> Any:
-        """The `tf.data.Dataset` of the rows whose columns are given, as the source makes it."""
+        """Return the `tf.data.Dataset` of the rows of these columns, as the source makes it."""
         ...
 
 
 def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None) -> Rows | None:
-    """The rows of a source's split, or None where they can only be read one after the other.
+    """Return the rows of a source's split, or None where they can only be read one after the other.
 
     **Arguments:**
 
@@ -60,7 +60,7 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
 
 
 def type_of_columns(rows: Rows) -> Any:
-    """The nest of `tf.TypeSpec` of columns of any number of rows."""
+    """Return the nest of `tf.TypeSpec` of columns of any number of rows."""
     tf = import_tensorflow()
 
     def of_any_length(column: Any) -> Any:

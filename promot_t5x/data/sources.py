@@ -83,7 +83,7 @@ def resolve_tasks(
     dialect: Dialect = PLAIN,
     task_format: Format = DEFAULT,
 ) -> tuple[BoundTask, ...]:
-    """The tasks behind a task or mixture name, in the order that numbers their prompts.
+    """Return the tasks behind a task or mixture name, in the order that numbers their prompts.
 
     Args:
         name: MIXTURE_OR_TASK_NAME.

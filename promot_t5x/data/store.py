@@ -59,10 +59,11 @@ ProgressFn = Callable[[TokenisingProgress], None]
 class StderrProgress:
     """Report on stderr, at most every five seconds; a quick build is never mentioned."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._next_sec = _SILENT_SEC
 
     def __call__(self, progress: TokenisingProgress) -> None:
+        """Print a line if it is time to, and one at the end."""
         spoken = self._next_sec > _SILENT_SEC
         if progress.elapsed_sec < self._next_sec and not (progress.done and spoken):
             return
@@ -80,11 +81,11 @@ def open_store(
     bound: BoundTask,
     split: str,
     *,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,  # type: ignore[type-arg]
     text_lengths: Mapping[str, int] | None = None,
     progress: ProgressFn | None = None,
 ) -> Store:
-    """The examples of a task's split, from the cache or tokenised now.
+    """Return the examples of a task's split, from the cache or tokenised now.
 
     Args:
         bound: the task.
@@ -141,7 +142,7 @@ def _made(
     progress: ProgressFn,
     folder: Path | None,
 ) -> Store:
-    """The store as it is made: what is kept of it lies in, or beside, the folder."""
+    """Return the store as it is made: what is kept of it lies in, or beside, the folder."""
     pipeline = Pipeline(bound.task, split, lengths)
     rows = open_rows(bound.task.source, split, folder.parent if folder else None)
     if rows is not None and len(rows) > _MOST_ROWS:

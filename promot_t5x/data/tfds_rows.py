@@ -50,7 +50,7 @@ class TfdsRows:
         return len(self._index)
 
     def columns(self, rows: Int64[np.ndarray, " rows"]) -> dict[str, Any]:
-        """The rows as TFDS has written them, and their ids if they are read with them."""
+        """Return the rows as TFDS has written them, and their ids if they are read with them."""
         tf = import_tensorflow()
         columns = {"example": tf.constant(self._index.read(rows), tf.string)}
         if self._ids is not None:
@@ -60,7 +60,7 @@ class TfdsRows:
         return columns
 
     def dataset(self, columns: dict[str, Any]) -> Any:
-        """The rows as `TfdsDataSource.get_dataset` gives them."""
+        """Return the rows as `TfdsDataSource.get_dataset` gives them."""
         tf = import_tensorflow()
         ids = {"tfds_id": columns["id"]} if self._ids is not None else {}
         if self._at_once:
@@ -72,7 +72,7 @@ class TfdsRows:
 
 
 def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None) -> TfdsRows | None:
-    """The rows of a `seqio.TfdsDataSource`, or None where it does not read as TFDS does by itself.
+    """Return the rows of a `seqio.TfdsDataSource`; None where it reads in a way of its own.
 
     **Arguments:** those of `rows.open_rows`.
     """

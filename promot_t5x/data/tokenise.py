@@ -61,7 +61,7 @@ class Pipeline:
         self._steps = _untrimmed(task, steps)
 
     def dataset(self, rows: Any) -> Any:
-        """The data set whose batches `tokens` takes, of one of raw rows."""
+        """Return the data set whose batches `tokens` takes, of one of raw rows."""
         data = _preprocessed(self._steps, rows, self._lengths)
         if self._encode is not None:
             return data
@@ -75,7 +75,7 @@ class Pipeline:
         )
 
     def tokens(self, batch: Mapping[str, Any]) -> Tokens:
-        """The tokens of a ragged batch."""
+        """Return the tokens of a ragged batch."""
         if self._encode is None:
             return {name: _ragged(values) for name, values in batch.items()}
         rows = {name: batch[name].numpy() for name in RENDERED}
@@ -120,7 +120,7 @@ def depends_on_lengths(task: Any) -> bool:
 
 
 def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
-    """A split as a tf.data.Dataset of all the fields that the task's pipeline yields.
+    """Return a split as a tf.data.Dataset of all the fields that the task's pipeline yields.
 
     **Arguments:** those of `Pipeline`.
     """
@@ -129,7 +129,7 @@ def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:
 
 
 def unreadable(task: Any, split: str, error: Exception) -> UserError:
-    """The error for a split that its source, or the task's preprocessors, cannot read."""
+    """Return the error for a split that its source, or the task's preprocessors, cannot read."""
     if (message := pipeline_errors.stated(error)) is not None:
         return UserError(
             f"The examples of task {task.name!r}, split {split!r}, cannot be read: {message}."
@@ -169,7 +169,7 @@ def _preprocessed(task: Any, rows: Any, lengths: Mapping[str, int] | None) -> An
 
 
 def _untrimmed(task: Any, steps: Sequence[Any]) -> Any:
-    """The task with these steps, none of which trims."""
+    """Return the task with these steps, none of which trims."""
     if task.requires_caching:
         raise UserError(
             f"Task {task.name!r} can only be read from SeqIO's offline cache "

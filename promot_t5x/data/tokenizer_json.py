@@ -17,7 +17,7 @@ _END_NAMES = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _UNKNOWN_NAMES = ("<unk>", "[UNK]")
 
 
-class TokenizerJsonVocabulary(seqio.Vocabulary):
+class TokenizerJsonVocabulary(seqio.Vocabulary):  # type: ignore[misc]
     """The ids of a `tokenizer.json`, one path for Python and for `tf.data`.
 
     Text stands for itself: a row that spells a special token out does not get its id. Sentinels
@@ -70,7 +70,7 @@ class TokenizerJsonVocabulary(seqio.Vocabulary):
     @property
     def _base_vocab_size(self) -> int:
         # Ids may have gaps, and the embedding needs a row up to the largest.
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # type: ignore[no-any-return]
 
     @property
     def sp_model(self) -> bytes:
@@ -93,11 +93,11 @@ class TokenizerJsonVocabulary(seqio.Vocabulary):
         return added is not None and added.special
 
     def _encode(self, s: str) -> Sequence[int]:
-        return self._tokenizer.encode(s, add_special_tokens=False).ids
+        return self._tokenizer.encode(s, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def _decode(self, ids: Sequence[int]) -> str:
         unwritten = (self.pad_id, self.eos_id)
-        return self._tokenizer.decode(
+        return self._tokenizer.decode(  # type: ignore[no-any-return]
             [i for i in ids if i not in unwritten], skip_special_tokens=False
         )
 
@@ -140,7 +140,7 @@ class _Pieces:
     def __init__(self, tokenizer: Any, unknown: int):
         self._tokenizer, self._unknown = tokenizer, unknown
 
-    def PieceToId(self, piece: str) -> int:  # noqa: N802 - SentencePiece's name
+    def PieceToId(self, piece: str) -> int:  # noqa: N802
         """Return the id of a piece, or that of unknown text."""
         found: int | None = self._tokenizer.token_to_id(piece)
         return self._unknown if found is None else found
@@ -152,7 +152,7 @@ class _Pieces:
 
 def _read(path: str) -> str:
     try:
-        return epath.Path(path).read_text("utf-8")
+        return epath.Path(path).read_text("utf-8")  # type: ignore[no-any-return]
     # Local and remote file systems fail in their own ways.
     except Exception as error:
         raise UserError(f"The tokenizer {path} cannot be read: {error}") from error

@@ -94,7 +94,7 @@ class Partitioner:
 
     num_partitions: int = 1
     mesh_shape: Mapping[str, int] | None = None
-    logical_axis_rules: Rules = standard_logical_axis_rules()
+    logical_axis_rules: Rules = dataclasses.field(default_factory=standard_logical_axis_rules)
     devices: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -173,13 +173,14 @@ class Partitioner:
             yield
 
     def sharding(self, logical_axes: Sequence[str | None]) -> NamedSharding:
-        """The sharding of an array whose dimensions have these logical names."""
+        """Return the sharding of an array whose dimensions have these logical names."""
         spec = logical_to_mesh_axes(tuple(logical_axes), self.logical_axis_rules)
         assert spec is not None  # it is None for no axes at all only
         return NamedSharding(self.mesh, spec)
 
     @property
     def replicated(self) -> NamedSharding:
+        """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def shard_tree(self, axes: Any, shapes: Any) -> Any:
@@ -249,7 +250,7 @@ class Partitioner:
             )
 
     def rows(self, batch_size: int) -> Int[np.ndarray, " rows"]:
-        """The rows of a global batch that this process's devices hold, ascending.
+        """Return the rows of a global batch that this process's devices hold, ascending.
 
         Processes whose devices share rows, as where the model axis spans hosts, get the same.
         """
@@ -298,5 +299,5 @@ def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:
 
 
 def _slices(devices: Sequence[Any]) -> int:
-    """Number of TPU slices among the devices; other devices are ordered by host anyway."""
+    """Return the number of TPU slices among the devices; others are ordered by host anyway."""
     return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})

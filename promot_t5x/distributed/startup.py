@@ -285,7 +285,7 @@ def _join(place: ProcessAddress, stall_timeout_seconds: int) -> None:
     progress.here(f"its start, waiting for the others at {place.coordinator}")
     if place.index:
         progress.mute()
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _on_cloud_tpu(environ: Mapping[str, str]) -> bool:

@@ -229,7 +229,7 @@ class _Program:
             return whole
         return min(whole, self._sliced(instruction.called("calls")[0], position, whole))
 
-    @functools.cache  # noqa: B019  (a program lives as long as its analysis)
+    @functools.cache  # noqa: B019
     def _sliced(self, computation: str, position: int, whole: int) -> int:
         body = self.computations[computation]
         parameter = next(

@@ -32,11 +32,12 @@ MakeRows = Callable[..., episodes.Rows]
 
 
 def rows_source(make: MakeRows, sizes: Mapping[str, int]) -> Callable[[], Any]:
-    """A source factory over rows made in Python.
+    """Return a source factory over rows made in Python.
 
-    Args:
-      make: (count, split=...) -> columns of text.
-      sizes: split -> number of rows.
+    **Arguments:**
+
+    - `make`: (count, split=...) -> columns of text.
+    - `sizes`: split -> number of rows.
     """
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:

@@ -26,14 +26,14 @@ _DRAWS_PER_ROW = 50
 
 
 def query(question: str) -> str:
-    """The encoder's text for a question without demonstrations."""
+    """Return the encoder's text for a question without demonstrations."""
     return f"{words.QUERY} {question} {words.ANSWER}"
 
 
 def episode(
     made: World, rng: random.Random, family: Family, *, split: str, shots: int, style: int
 ) -> Asked:
-    """A query of `family` after `shots` demonstrations, all in one style."""
+    """Return a query of `family` after `shots` demonstrations, all in one style."""
     asked = family.draw(made, rng, split)
     shown: list[Item] = []
     while len(shown) < shots:
@@ -67,12 +67,13 @@ def denoising(made: World, rng: random.Random) -> Asked:
 def pretraining_rows(count: int, *, seed: int, noise: float, split: str = "train") -> Rows:
     """Episodes of all families, and denoising.
 
-    Args:
-      count: number of rows.
-      seed: another seed, other episodes of the same world.
-      noise: probability that the query's answer is replaced by that of an unrelated random
-        question; it keeps the pretrained model's answers from being certain.
-      split: where the queries come from.
+    **Arguments:**
+
+    - `count`: number of rows.
+    - `seed`: another seed, other episodes of the same world.
+    - `noise`: probability that the query's answer is replaced by that of an unrelated random
+      question; it keeps the pretrained model's answers from being certain.
+    - `split`: where the queries come from.
     """
     made, rng = world(), random.Random(f"pretraining {seed} {split}")
     table = list(families.ALL)
@@ -117,7 +118,7 @@ def target_rows(name: str, count: int, *, split: str, shots: int = 0) -> Rows:
 
 
 def with_shuffled_answers(make: Callable[..., Rows], count: int, *, split: str) -> Rows:
-    """The rows of `make`, their answers permuted among them: the format without the task."""
+    """Return the rows of `make`, their answers permuted among them: the format without the task."""
     rows = make(count, split=split)
     return {**rows, "targets": shuffled(random.Random(f"answers {split}"), rows["targets"])}
 

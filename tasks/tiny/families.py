@@ -32,6 +32,7 @@ class Family:
       about_facts: whether items are facts, which all splits share.
       tells: whether an item, when demonstrated, tells this family from the others that ask
         in the same way; only such items are demonstrated.
+
     """
 
     weight: float = 0.0
@@ -150,8 +151,11 @@ def _of_sentence(weight: float, answer: Callable[[World, Item], str]) -> Family:
 
 
 def _of_document(weight: float, answer: Callable[[Item], str], topics: str = "012") -> Family:
-    """`topics`: where the topic may be in a demonstration. Were the first sentence the topic,
-    its demonstration would not tell "the topic" from "the first sentence"."""
+    """Return a family that asks something of a short document.
+
+    `topics` says where the topic may be in a demonstration. Were the first sentence the topic, its
+    demonstration would not tell "the topic" from "the first sentence".
+    """
     return Family(
         weight=weight,
         draw=_draw_document,

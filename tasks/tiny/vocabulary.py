@@ -13,7 +13,7 @@ import tensorflow as tf
 from promot_t5x.tasks.tiny import words as world_words
 
 
-class WordVocabulary(seqio.Vocabulary):
+class WordVocabulary(seqio.Vocabulary):  # type: ignore[misc]
     """One id a word: pad 0, EOS 1, unknown 2, then the words of the tiny world.
 
     `vocab_size` is 416, a multiple of 32; every id is a word, so a network needs no
@@ -35,14 +35,17 @@ class WordVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int:
-        return self.pad_id
+        """The id of the start, which is the padding's."""
+        return self.pad_id  # type: ignore[no-any-return]
 
     @property
     def eos_id(self) -> int:
+        """The id of the end."""
         return 1
 
     @property
     def unk_id(self) -> int:
+        """The id of a word that the vocabulary lacks."""
         return 2
 
     @property

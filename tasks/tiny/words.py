@@ -73,7 +73,7 @@ TRANSLATED = ALL_VERBS + NOUNS
 
 
 def invented(language: str) -> tuple[str, ...]:
-    """The 64 invented words of a language (`a`, `b` or `c`), in alphabetical order."""
+    """Return the 64 invented words of a language (`a`, `b` or `c`), in alphabetical order."""
     stems = itertools.product("bdfghjklmnprstvz", "aeou")
     return tuple("".join(stem) + LANGUAGES[language] for stem in stems)
 

@@ -29,13 +29,14 @@ Pair = tuple[str, str]
 class World:
     """One made-up world.
 
-    Attributes:
-      seed: what all the rest follows from.
-      facts: (relation, entity) -> value; 4 x 40 facts.
-      dictionaries: language -> word -> invented word; 64 verbs and nouns each.
-      true_nouns: half of the nouns, two or three of every category: the part of the
-        entailment-like target task that no other task tells anything about.
-      owned: split -> (entity, noun) pairs; `nouns`: split -> (noun, noun) pairs.
+    **Attributes:**
+
+    - `seed`: what all the rest follows from.
+    - `facts`: (relation, entity) -> value; 4 x 40 facts.
+    - `dictionaries`: language -> word -> invented word; 64 verbs and nouns each.
+    - `true_nouns`: half of the nouns, two or three of every category: the part of the
+      entailment-like target task that no other task tells anything about.
+    - `owned`: split -> (entity, noun) pairs; `nouns`: split -> (noun, noun) pairs.
     """
 
     seed: int
@@ -46,17 +47,17 @@ class World:
     nouns: dict[str, list[Pair]]
 
     def fact_split(self, one: Pair, other: Pair) -> str:
-        """The split of an episode that shows fact `one` and asks for fact `other`."""
+        """Return the split of an episode that shows fact `one` and asks for fact `other`."""
         return _split(self.seed, *sorted((" ".join(one), " ".join(other))))
 
     def translate(self, language: str, *sentence: str) -> str:
-        """The words of `sentence` in a language, in the order given."""
+        """Return the words of `sentence` in a language, in the order given."""
         return " ".join(map(self.dictionaries[language].__getitem__, sentence))
 
 
 @functools.cache
 def world(seed: int = 0) -> World:
-    """The world of a seed; made once (about 30 ms) and shared."""
+    """Return the world of a seed; made once (about 30 ms) and shared."""
     rng = random.Random(f"world {seed}")
     pairs = [pair for pair in itertools.product(words.NOUNS, repeat=2) if pair[0] != pair[1]]
     return World(
@@ -78,7 +79,7 @@ def world(seed: int = 0) -> World:
     )
 
 
-def pick(rng: random.Random, options: Sequence):
+def pick(rng: random.Random, options: Sequence):  # type: ignore[no-untyped-def, type-arg]
     """One of `options`. Unlike `rng.choice`, the same one on every version of Python."""
     return options[int(rng.random() * len(options))]
 
@@ -95,7 +96,7 @@ def _half_of_every_category(rng: random.Random) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def _by_split(seed: int, pairs, *, ordered: bool) -> dict[str, list[Pair]]:
+def _by_split(seed: int, pairs, *, ordered: bool) -> dict[str, list[Pair]]:  # type: ignore[no-untyped-def]
     found: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     for pair in pairs:
         found[_split(seed, *(pair if ordered else sorted(pair)))].append(pair)

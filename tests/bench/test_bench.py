@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from engine_helpers import tiny_config
 
-from promot_t5x.bench import data
+from promot_t5x.bench import data, saves, training
 from promot_t5x.bench import decoding as bench
-from promot_t5x.bench import saves, training
 from promot_t5x.cli import bench as main
 from promot_t5x.decoding import decoder as decoding
 from promot_t5x.errors import UserError

@@ -29,8 +29,8 @@ from promot_t5x.training import state
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = {
-    "hf_mt5": dict(mlp_activations=("gelu", "linear"), logits_via_embedding=False),
-    "hf_t5_1_0": dict(mlp_activations=("relu",), logits_via_embedding=True),
+    "hf_mt5": {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False},
+    "hf_t5_1_0": {"mlp_activations": ("relu",), "logits_via_embedding": True},
 }
 
 
@@ -97,7 +97,7 @@ def test_golden_greedy_ids(golden):
 
 
 def test_golden_arrays_are_the_files(golden):
-    name, config, _ = golden
+    name, _config, _ = golden
     found = flatten_dict(read_params(GOLDEN / name), sep="/")
     tensors = safetensors.open_file(epath.Path(GOLDEN / name / "model.safetensors"))
     assert found.keys() == shape.parameters(open_stored(GOLDEN / name).shape).keys()
@@ -112,7 +112,8 @@ def test_casting_and_reading_a_part(golden):
     whole = flatten_dict(read_params(GOLDEN / name), sep="/")
     half = read_params(GOLDEN / name, dtype="bfloat16", only="encoder/layers_1/.*")
     for path, array in flatten_dict(half, sep="/").items():
-        assert path.startswith("encoder/layers_1/") and array.dtype == "bfloat16"
+        assert path.startswith("encoder/layers_1/")
+        assert array.dtype == "bfloat16"
         np.testing.assert_array_equal(array, whole[path].astype(ml_dtypes.bfloat16))
 
 

@@ -316,7 +316,8 @@ def test_content_hash_is_of_paths_types_shapes_and_bytes(monkeypatch):
     swapped = x.copy()
     swapped[0, 0], swapped[3, 5] = x[3, 5], x[0, 0]
     hashes.add(hashing.content_hash({**params, "a": {**params["a"], "b": swapped}}))
-    assert len(hashes) == 6 and value not in hashes
+    assert len(hashes) == 6
+    assert value not in hashes
     with pytest.raises(TypeError, match="float64"):
         hashing.content_hash({"a": x.astype(np.float64)})
 

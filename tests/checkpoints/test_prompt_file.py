@@ -29,7 +29,8 @@ def test_described_file_round_trips(tmp_path):
     path = tmp_path / "new" / "prompt.npz"
     assert save_prompt(path, make(), INFO) == (path,)
     array, info = load_prompt(path, shape=(2, 3, 4))
-    assert array.dtype == np.float32 and array.tobytes() == make().tobytes()
+    assert array.dtype == np.float32
+    assert array.tobytes() == make().tobytes()
     assert info == INFO
     assert [p.name for p in path.parent.iterdir()] == ["prompt.npz"]
 
@@ -38,7 +39,9 @@ def test_one_prompt_as_prompt_tuning_writes_it(tmp_path):
     path = tmp_path / "prompt.npy"
     save_prompt(path, np.asfortranarray(make(1)), PromptInfo(tasks=("rte",)))
     stored = np.load(path)
-    assert stored.shape == (3, 4) and stored.dtype == np.float32 and stored.flags.c_contiguous
+    assert stored.shape == (3, 4)
+    assert stored.dtype == np.float32
+    assert stored.flags.c_contiguous
     array, info = load_prompt(str(path))
     assert array.tobytes() == make(1).tobytes()
     assert info == PromptInfo()

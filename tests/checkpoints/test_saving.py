@@ -193,7 +193,8 @@ def test_cut_or_missing_file_is_named_and_passed_over(tmp_path, harm, caplog):
     assert found.step == 10
     assert raw(found.trainable) == raw(make_state(10)[0])
     (warning,) = found.warnings
-    assert str(file) in warning and warning in caplog.text
+    assert str(file) in warning
+    assert warning in caplog.text
     assert complete_steps(tmp_path) == [10]
 
 
@@ -203,7 +204,8 @@ def test_flipped_bit_is_passed_over(tmp_path):
     found = load(tmp_path)
     assert found.step == 10
     (warning,) = found.warnings
-    assert "checkpoint_20" in warning and ("checksum" in warning or "cannot be read" in warning)
+    assert "checkpoint_20" in warning
+    assert "checksum" in warning or "cannot be read" in warning
 
 
 def test_every_flipped_byte_of_the_arrays_is_found(tmp_path):
@@ -247,7 +249,8 @@ def test_damaged_manifest_is_passed_over_and_replaced(tmp_path, harm):
     with Checkpoints(tmp_path, keep=None) as saver:
         assert saver.latest() == 10
         found = saver.restore(trainable=abstract(trainable), opt_state=abstract(opt_state))
-        assert found.step == 10 and "manifest.json" in found.warnings[0]
+        assert found.step == 10
+        assert "manifest.json" in found.warnings[0]
         assert saver.save(20, trainable=trainable, opt_state=opt_state, metadata={})
         assert saver.latest() == 20
     assert load(tmp_path).warnings == ()
@@ -614,7 +617,8 @@ def test_kill_at_any_moment_loses_at_most_the_save_under_way(tmp_path):
     assert len(trials) == 8
     reached = 0
     for (start, sound, warnings), *saved in trials:
-        assert sound and not warnings
+        assert sound
+        assert not warnings
         assert reached <= start <= reached + 1
         assert saved == list(range(start + 1, start + 1 + len(saved)))
         reached = saved[-1] if saved else start

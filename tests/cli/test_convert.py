@@ -45,8 +45,9 @@ def refused(capsys, source, destination, to, *flags):
     """The message of a conversion that does not begin."""
     capsys.readouterr()
     assert main.main(["convert", str(source), str(destination), "--to", to, *flags]) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("promot-t5x: error: ") and "Traceback" not in err
+    _out, err = capsys.readouterr()
+    assert err.startswith("promot-t5x: error: ")
+    assert "Traceback" not in err
     return err
 
 
@@ -109,7 +110,8 @@ def test_every_format_into_every_other(written, golden, tmp_path, source, to):
 def test_legacy_files_are_like_t5xs(written, t5x_checkpoints, golden):
     def leaves(directory):
         tree = serialization.msgpack_restore((directory / "checkpoint").read_bytes())
-        assert tree["version"] == 3 and set(tree) == {"version", "optimizer"}
+        assert tree["version"] == 3
+        assert set(tree) == {"version", "optimizer"}
         assert set(tree["optimizer"]) == {"target", "state"}
         is_spec = lambda _, node: "driver" in node  # noqa: E731
         return flatten_dict(tree["optimizer"], is_leaf=is_spec, sep="/", keep_empty_nodes=True)
@@ -143,7 +145,8 @@ def test_orbax_itself_reads_what_is_written_without_it(written, golden, to):
     manager = ocp.CheckpointManager(directory.parent, options=options, item_names=("state",))
     assert manager.all_steps() == [7]
     metadata = json.loads((directory / "state" / "_METADATA").read_text())
-    assert metadata["use_ocdbt"] and not metadata["use_zarr3"]
+    assert metadata["use_ocdbt"]
+    assert not metadata["use_zarr3"]
     assert (directory / "commit_success.txt").exists()
 
 
@@ -174,7 +177,8 @@ def test_hugging_face_in_shards_and_back_with_its_other_settings(tmp_path, monke
     assert_same(read(again), read(GOLDEN / "hf_t5_1_0"))
     index = json.loads((again / "model.safetensors.index.json").read_text())
     files = sorted(again.glob("*.safetensors"))
-    assert len(files) == 3 and {f.name for f in files} == set(index["weight_map"].values())
+    assert len(files) == 3
+    assert {f.name for f in files} == set(index["weight_map"].values())
     assert files[0].name == "model-00001-of-00003.safetensors"
     told = json.loads((again / "config.json").read_text())
     assert (told["dropout_rate"], told["tie_word_embeddings"]) == (0.25, True)
@@ -274,7 +278,8 @@ def test_absent_slots_and_float_steps(tmp_path):
     data = serialization.msgpack_serialize({"version": 3, "optimizer": tree})
     (tmp_path / "checkpoint_5" / "checkpoint").write_bytes(data)
     arrays, absent = state_of(tmp_path / "checkpoint_5")
-    assert arrays["state/step"].dtype == np.int32 and arrays["state/step"] == 1_100_000
+    assert arrays["state/step"].dtype == np.int32
+    assert arrays["state/step"] == 1_100_000
     assert absent == ["state/param_states/a/kernel", "state/param_states/p/m"]
     convert(tmp_path / "checkpoint_5", tmp_path / "l", "t5x-legacy", "--optimizer_state")
     again, absent_again = state_of(tmp_path / "l" / "checkpoint_1100000")
@@ -294,7 +299,8 @@ def test_absent_slots_and_float_steps(tmp_path):
 )
 def test_slots_go_nowhere_else(written, tmp_path, capsys, source, to, flags, said):
     err = refused(capsys, written[source], tmp_path / "x", to, "--optimizer_state", *flags)
-    assert said in err and not list(tmp_path.iterdir())
+    assert said in err
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------ prompts and stages
@@ -443,7 +449,8 @@ def test_a_base_that_has_changed_since_is_noticed(run, tmp_path, capsys):
         convert(tmp_path / dtype, tmp_path / f"{dtype}_t5x", "t5x")
     save(tmp_path / "other", prompt, 1, base_path=str(base), frozen_hash="0" * 32)
     err = refused(capsys, tmp_path / "other", tmp_path / "x", "t5x")
-    assert f"{base} is not what" in err and "another than the 0000" in err
+    assert f"{base} is not what" in err
+    assert "another than the 0000" in err
     assert not (tmp_path / "x").exists()
 
 

@@ -160,7 +160,8 @@ def test_dry_run_prints_what_would_run_and_stops(lab, capsys):
 def test_dry_run_checks_too(lab, capsys):
     assert main.main(["train", "--gin_file=run.gin", "--gin.BACTH_SIZE=4", "--dry_run"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "Did you mean 'BATCH_SIZE'?" in err
+    assert out == ""
+    assert "Did you mean 'BATCH_SIZE'?" in err
 
 
 def test_gin_files_may_import_modules_of_the_current_directory(lab):
@@ -203,7 +204,9 @@ def test_tfds_data_dir_is_known_before_anything_is_imported(lab, monkeypatch):
 def test_user_errors_are_one_message_and_status_2(lab, capsys, words, said):
     assert main.main(words) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("promot-t5x: error: ") and said in err
+    assert out == ""
+    assert err.startswith("promot-t5x: error: ")
+    assert said in err
     assert "Traceback" not in err
 
 
@@ -240,7 +243,8 @@ def test_a_reader_that_stops_early_is_no_fault():
     program = shlex.join([sys.executable, "-m", "promot_t5x"])
     command = f"{program} tasks list | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stderr == "" and done.returncode in (0, 141)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)
 
 
 # ------------------------------------------------------------------------------ tasks list

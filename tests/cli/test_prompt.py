@@ -68,7 +68,8 @@ def test_vectors_are_placed_among_the_words_of_a_base(file, table, tmp_path):
 
     run_helpers.write_t5x_base(base, {"token_embedder": {"embedding": table[:, :4]}})
     done = run_helpers.here([*words, f"--base={base}"])
-    assert done.status == 2 and "not the model that they were trained with" in done.err
+    assert done.status == 2
+    assert "not the model that they were trained with" in done.err
 
 
 def test_bytes_that_are_no_character_have_their_number(tmp_path):
@@ -140,15 +141,19 @@ def test_adapters_of_peft(file, prompts, tmp_path):
         found = safetensors.open_file(epath.Path(place) / "adapter_model.safetensors")
         np.testing.assert_array_equal(found["prompt_embeddings"][...], vectors)
     done = run_helpers.here(words)
-    assert done.status == 2 and "holds an adapter already" in done.err
+    assert done.status == 2
+    assert "holds an adapter already" in done.err
     done = run_helpers.here(["prompt", "export", str(file), str(tmp_path / "p.npy"), "--base=x"])
-    assert done.status == 2 and "add --peft" in done.err
+    assert done.status == 2
+    assert "add --peft" in done.err
 
 
 def test_what_is_missing_is_said(file, tmp_path):
     plain = run_helpers.succeed(["prompt", "export", str(file), str(tmp_path / "p.npy")]).split()[0]
     done = run_helpers.here(["prompt", "import", plain, str(tmp_path / "q.npz")])
-    assert done.status == 2 and "name one task for each" in done.err
+    assert done.status == 2
+    assert "name one task for each" in done.err
     done = run_helpers.here(["prompt", "import", plain, str(tmp_path / "q.npy"), "--task=a"])
-    assert done.status == 2 and ".npz" in done.err
+    assert done.status == 2
+    assert ".npz" in done.err
     assert run_helpers.here(["prompt", "show", str(tmp_path / "none.npz")]).status == 2

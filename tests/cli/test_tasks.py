@@ -113,7 +113,8 @@ def test_list_imports_nothing_heavy_and_opens_nothing():
 
 def test_list_takes_a_pattern_and_says_when_nothing_matches(capsys):
     status, out, _ = run(capsys, "list", "icl_*4shot")
-    assert status == 0 and len(out.splitlines()) == 9
+    assert status == 0
+    assert len(out.splitlines()) == 9
     assert run(capsys, "list", "rto") == (
         1,
         "",
@@ -158,14 +159,17 @@ def test_show_prints_exactly_what_is_asked(real_data, capsys):
 def test_show_with_a_model_counts_its_tokens_and_speaks_its_dialect(real_data, capsys):
     words = ["show", "triviaqa", "--n", "1", "--shots", "0", *BYTES]
     status, out, _ = run(capsys, *words, "--dialect", "span_corruption")
-    assert status == 0 and "dialect span_corruption, sentinel both" in out
+    assert status == 0
+    assert "dialect span_corruption, sentinel both" in out
     text = re.search(r"asked, (\d+) tokens:\n(Q: .* A: <extra_id_0>)\n", out)
     # A byte a letter, one token for the sentinel and its space, one for the EOS.
     assert int(text[1]) == len(text[2].removesuffix(" <extra_id_0>").encode()) + 2
     assert re.search(r"target, \d+ tokens:\n<extra_id_0> \w", out)
-    assert "scored against: ['" in out and "does not keep" not in out
+    assert "scored against: ['" in out
+    assert "does not keep" not in out
     status, out, _ = run(capsys, *words, "--dialect", "instruction")
-    assert status == 0 and "<extra_id_0>" not in out
+    assert status == 0
+    assert "<extra_id_0>" not in out
     status, out, _ = run(capsys, *words, "--dialect", "span_corruption:targets")
     assert out.count("<extra_id_0>") == 1
 
@@ -173,10 +177,12 @@ def test_show_with_a_model_counts_its_tokens_and_speaks_its_dialect(real_data, c
 def test_show_says_which_demonstrations_did_not_fit(real_data, capsys):
     words = ["show", "wic", "--n", "1", "--shots", "4", *BYTES, "--inputs_length"]
     status, out, _ = run(capsys, *words, "100000")
-    assert status == 0 and "did not fit" not in out
+    assert status == 0
+    assert "did not fit" not in out
     whole = int(re.search(r"asked, (\d+) tokens", out)[1])
     status, out, _ = run(capsys, *words, str(whole - 1))
-    assert status == 0 and "demonstrations that did not fit: 1\n" in out
+    assert status == 0
+    assert "demonstrations that did not fit: 1\n" in out
 
 
 @pytest.mark.parametrize(
@@ -201,7 +207,8 @@ def test_show_says_which_demonstrations_did_not_fit(real_data, capsys):
 def test_bad_input_is_one_message_and_status_2(words, said, capsys):
     status, out, err = run(capsys, *words)
     assert (status, out) == (2, "")
-    assert err.startswith("promot-t5x: error: ") and said in err
+    assert err.startswith("promot-t5x: error: ")
+    assert said in err
 
 
 # ------------------------------------------------------------------------------- stats
@@ -212,7 +219,8 @@ def test_stats_measures_lengths_and_labels(real_data, capsys):
     rows = rows_of("super_glue_cb", "validation")
     template = "{premise} question: {hypothesis} Is it true or false or neither? answer:"
     lengths = sorted(len(template.format(**row).split()) for row in rows)
-    assert status == 0 and "cb, validation: 56 examples, lengths in words\n" in out
+    assert status == 0
+    assert "cb, validation: 56 examples, lengths in words\n" in out
     numbers = re.search(r"questions((?: +\d+)+)\n", out)[1].split()
     # mean, p50, p90, p95, p99, max; a percentile is a length that there is.
     assert numbers[0] == f"{sum(lengths) / 56:.0f}"
@@ -239,7 +247,8 @@ def test_stats_of_a_mixture_in_tokens_and_of_the_first_rows_only(tmp_path, capsy
     assert status == 0
     assert "counted_one, train: 40 examples, lengths in tokens" in out
     assert "labels: 'no' 20 (50.0%), 'yes' 20 (50.0%)" in out
-    assert "counted_two, train" in out and "different answers: 40" in out
+    assert "counted_two, train" in out
+    assert "different answers: 40" in out
     longest = len("Report: Clouds over town 10. Will it rain? answer:") + 1
     assert re.search(rf"questions +\d+ +{longest} .* {longest}\n", out)
 
@@ -282,7 +291,9 @@ def test_check_names_what_is_wrong(name, changes, said, tmp_path, capsys):
     if said is None:
         assert status == 0, out
     else:
-        assert status == 1 and f"\n- {name}: " in out and said in out
+        assert status == 1
+        assert f"\n- {name}: " in out
+        assert said in out
 
 
 def test_check_looks_at_plain_seqio_tasks_and_at_answers_that_are_too_long(tmp_path, capsys):
@@ -292,7 +303,8 @@ def test_check_looks_at_plain_seqio_tasks_and_at_answers_that_are_too_long(tmp_p
     text += SEQIO_TASK.replace("NAME", "unscored_seqio").replace("[METRIC]", "[]")
     text += text_task(tmp_path, "long_answers", output_length="3")
     status, out, _ = run(capsys, "check", module(tmp_path, "mixed_tasks", text), *BYTES)
-    assert status == 1 and "3 problems" in out
+    assert status == 1
+    assert "3 problems" in out
     assert "- bad_seqio: its own answers score share 0.5, no better than empty ones (0.5)" in out
     assert "- unscored_seqio: it has no metric functions over predictions" in out
     assert "- long_answers: its longest answer has 4 tokens, but output_length is only 3" in out
@@ -301,7 +313,8 @@ def test_check_looks_at_plain_seqio_tasks_and_at_answers_that_are_too_long(tmp_p
 def test_check_of_a_module_without_tasks(tmp_path, capsys):
     mine = module(tmp_path, "tasks_of_none", "")
     status, out, _ = run(capsys, "check", mine)
-    assert status == 1 and "it registers no task" in out
+    assert status == 1
+    assert "it registers no task" in out
 
 
 # ----------------------------------------------------------------------------- prepare
@@ -352,23 +365,28 @@ def test_prepare_makes_what_is_missing_once(counts, no_network, capsys):
     assert (status, out) == (2, "")
     assert f"`promot-t5x tasks prepare {name} --tfds_data_dir={directory}`" in err
     status, out, _ = run(capsys, "prepare", name, f"{name}_4shot", "--module", mine)
-    assert status == 0 and "[1/1] promot_counts:1.0.0: preparing in" in out
+    assert status == 0
+    assert "[1/1] promot_counts:1.0.0: preparing in" in out
     assert "done: train 5" in out
     status, out, _ = run(capsys, "prepare", name, "--module", mine)
-    assert status == 0 and "prepared already in" in out
+    assert status == 0
+    assert "prepared already in" in out
     status, out, _ = run(capsys, "show", name, "--module", mine, "--n", "5")
-    assert status == 0 and out.count("── ") == 5
+    assert status == 0
+    assert out.count("── ") == 5
 
 
 def test_prepare_goes_on_after_an_interruption(counts, no_network, monkeypatch, capsys):
-    name, mine, directory = counts
+    name, mine, _directory = counts
     monkeypatch.setattr(PromotCounts, "interrupted", True)
     status, _, err = run(capsys, "prepare", name, "--module", mine)
-    assert status == 2 and "ConnectionError: the line went dead" in err
+    assert status == 2
+    assert "ConnectionError: the line went dead" in err
     assert "the same command goes on" in err
     monkeypatch.setattr(PromotCounts, "interrupted", False)
     status, out, _ = run(capsys, "prepare", name, "--module", mine)
-    assert status == 0 and "done: train 5" in out
+    assert status == 0
+    assert "done: train 5" in out
 
 
 def test_prepare_without_a_network_says_so_at_once(tmp_path, monkeypatch, capsys):
@@ -390,7 +408,8 @@ def test_prepare_without_a_network_says_so_at_once(tmp_path, monkeypatch, capsys
     finally:
         seqio.set_tfds_data_dir_override(None)
     assert status == 2
-    assert asked and len(asked) == len(set(asked)), "nothing is tried again"
+    assert asked
+    assert len(asked) == len(set(asked)), "nothing is tried again"
     assert "openbookqa:0.1.0 is not prepared and cannot be downloaded: this machine cannot" in err
     assert not list(tmp_path.iterdir())
 
@@ -399,7 +418,8 @@ def test_prepare_finds_every_data_set_of_a_mixture_prepared(real_data, no_networ
     status, out, _ = run(capsys, "prepare", "icl_4shot", "rte_shuffled_labels")
     assert status == 0
     lines = out.splitlines()
-    assert len(lines) == 9 and all("prepared already in" in line for line in lines)
+    assert len(lines) == 9
+    assert all("prepared already in" in line for line in lines)
     assert lines[0].startswith("[1/9] super_glue/cb:1.0.2")
     assert lines[-1].startswith("[9/9] super_glue/rte:1.0.2")
 

@@ -169,12 +169,12 @@ def test_placeholders_that_are_more_or_less_than_a_field_are_refused(place, inpu
 def test_a_demonstration_that_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     rows = [{"q": "same", "a": "1"}, {"q": "same", "a": "2"}, {"q": "other", "a": "3"}]
     task(tmp_path, "few_demonstrations", rows)
-    status, out, err = run(capsys, "show", "few_demonstrations", "--shots", 2)
+    status, _out, err = run(capsys, "show", "few_demonstrations", "--shots", 2)
     assert status == 2
     assert err == (
         "promot-t5x: error: The examples of task 'few_demonstrations_2shot', split 'train', "
         "cannot be read: "
-        "task 'few_demonstrations': 2 demonstrations were asked for, but only 1 different rows can be "
+        "task 'few_demonstrations': 2 demonstrations were asked for, but only 1 different rows can be "  # noqa: E501
         "shown to example 'few_demonstrations-1' (of 3 read).\n"
     )
 

@@ -118,7 +118,7 @@ def test_the_users_search_path_comes_first(read, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    ("text", "said"),
     [
         ("A = rte", '"rte"'),
         ("A = [1,\n", "multi-line"),
@@ -202,7 +202,7 @@ def test_values_that_need_each_other(read):
 
 
 @pytest.mark.parametrize(
-    "macro, meant", [("BACTH_SIZE", "BATCH_SIZE"), ("WIDHT", "WIDTH"), ("stages", "STAGES")]
+    ("macro", "meant"), [("BACTH_SIZE", "BATCH_SIZE"), ("WIDHT", "WIDTH"), ("stages", "STAGES")]
 )
 def test_misspelt_macro(read, macro, meant):
     message = refusal(read, *GIVEN, f"{macro} = 64")
@@ -212,7 +212,8 @@ def test_misspelt_macro(read, macro, meant):
 
 def test_macros_that_only_unused_macros_use_are_reported_once(read):
     message = refusal(read, *GIVEN, "A = %B", "B = 1")
-    assert "the macro A" in message and "problems" not in message
+    assert "the macro A" in message
+    assert "problems" not in message
 
 
 def test_macros_that_only_use_each_other(read):
@@ -290,7 +291,8 @@ def test_what_is_decorated_in_its_own_module_may_be_called_from_anywhere(read):
 def test_bindings_of_an_overridden_reference_are_dropped(read):
     read(*GIVEN, "VOCABULARY = @gin_helpers.letters()")
     text = config.resolved_str()
-    assert "words" not in text and "PATH" not in text
+    assert "words" not in text
+    assert "PATH" not in text
 
 
 def test_but_not_those_written_after_or_with_the_override(read):
@@ -320,7 +322,8 @@ def test_resolved_text_is_sorted_macros_first(read):
     read(*GIVEN)
     lines = config.resolved_str().splitlines()
     macros = [line.split(" = ")[0] for line in lines if re.match(r"[A-Z_]+ = ", line)]
-    assert macros == sorted(macros) and "BATCH_SIZE" in macros
+    assert macros == sorted(macros)
+    assert "BATCH_SIZE" in macros
     assert lines.index("BATCH_SIZE = 64") < lines.index(
         "gin_helpers.drill.batch_size = %BATCH_SIZE"
     )

@@ -40,7 +40,13 @@ def one_task(count=61):
 
 
 def make(tasks_and_stores, **changes):
-    settings = dict(batch_size=8, lengths=LENGTHS, pack=True, seed=5, vocab_size=VOCAB_SIZE)
+    settings = {
+        "batch_size": 8,
+        "lengths": LENGTHS,
+        "pack": True,
+        "seed": 5,
+        "vocab_size": VOCAB_SIZE,
+    }
     return Batches(*tasks_and_stores, **(settings | changes))
 
 
@@ -127,7 +133,8 @@ def test_packed_and_unpacked_streams_hold_the_same_examples():
         step += 1
     # They differ by no more than the window that the 40 batches end in.
     assert sum((seen - expected).values()) <= 16 * 8 * 4
-    assert set(seen) <= set(expected) and set(expected) <= set(seen)
+    assert set(seen) <= set(expected)
+    assert set(expected) <= set(seen)
 
 
 def test_mixture_draws_tasks_by_rate_with_their_own_prompts():
@@ -218,7 +225,9 @@ def test_evaluation_fills_its_last_batch_with_rows_that_weigh_nothing():
     batches = EvalBatches(tasks, stores, batch_size=8, lengths=LENGTHS, vocab_size=VOCAB_SIZE)
     last = batches.batch(10)
     for name, array in last.items():
-        assert array.shape[0] == 8 and array[:3].any() and not array[3:].any(), name
+        assert array.shape[0] == 8, name
+        assert array[:3].any(), name
+        assert not array[3:].any(), name
     parts = [batches.batch(10, slice(0, 4)), batches.batch(10, slice(4, 8))]
     assert_same({name: np.concatenate([p[name] for p in parts]) for name in last}, last)
     with pytest.raises(IndexError, match="batch 11 of a pass of 11"):
@@ -260,13 +269,13 @@ def test_a_late_batch_of_many_examples_comes_quickly():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(prompt_length=64, use_prompts=True), "counts the prompt, so set it to 64 plus"),
-        (dict(prompt_length=0, use_prompts=True), "prompt's length is 0"),
-        (dict(lengths={"inputs": 64}), "positive lengths of 'inputs' and 'targets'"),
-        (dict(lengths={"inputs": 64, "targets": 0}), "positive lengths"),
-        (dict(lengths=LENGTHS | {"target": 3}), "nothing else"),
-        (dict(batch_size=0), "BATCH_SIZE is 0"),
-        (dict(vocab_size=1000), "token 1060, but the model's embedding has only 1000 rows"),
+        ({"prompt_length": 64, "use_prompts": True}, "counts the prompt, so set it to 64 plus"),
+        ({"prompt_length": 0, "use_prompts": True}, "prompt's length is 0"),
+        ({"lengths": {"inputs": 64}}, "positive lengths of 'inputs' and 'targets'"),
+        ({"lengths": {"inputs": 64, "targets": 0}}, "positive lengths"),
+        ({"lengths": LENGTHS | {"target": 3}}, "nothing else"),
+        ({"batch_size": 0}, "BATCH_SIZE is 0"),
+        ({"vocab_size": 1000}, "token 1060, but the model's embedding has only 1000 rows"),
     ],
 )
 def test_errors_name_the_value_and_the_mend(changes, message):

@@ -71,7 +71,8 @@ def test_any_stretch_equals_the_same_stretch_of_the_whole(sizes):
     tasks, examples = stream(sizes, seed=9).examples(0, 6000)
     for start, stop in ((0, 1), (1023, 1025), (5000, 6000), (2048, 3072)):
         got = stream(sizes, seed=9).examples(start, stop)
-        assert (got[0] == tasks[start:stop]).all() and (got[1] == examples[start:stop]).all()
+        assert (got[0] == tasks[start:stop]).all()
+        assert (got[1] == examples[start:stop]).all()
 
 
 def test_a_far_place_is_reached_at_once_and_going_back_is_right():
@@ -96,4 +97,5 @@ def test_index_in_task_counts_earlier_picks(rates, seed, start):
         assert index == counts[task]
         counts[task] += 1
     got = Mixing(rates, seed).picks(start, start + 300)
-    assert (got[0] == tasks[start:]).all() and (got[1] == indices[start:]).all()
+    assert (got[0] == tasks[start:]).all()
+    assert (got[1] == indices[start:]).all()

@@ -52,7 +52,8 @@ def test_a_full_row_is_filled_exactly():
 def test_windows_tile_the_stream(period, per_period, window):
     windows = Windows(period=max(period, per_period), per_period=per_period)
     start, stop = windows.bounds(window)
-    assert start < stop and stop == windows.bounds(window + 1)[0]
+    assert start < stop
+    assert stop == windows.bounds(window + 1)[0]
     assert windows.bounds(window + per_period)[0] == start + windows.period
 
 
@@ -79,7 +80,8 @@ def test_rows_do_not_depend_on_how_they_are_reached():
     whole = make_rows().rows(0, 700)
     for start, stop in ((699, 700), (0, 1), (120, 350)):
         part, expected = make_rows().rows(start, stop), whole.take(start, stop)
-        assert (part.places == expected.places).all() and (part.starts == expected.starts).all()
+        assert (part.places == expected.places).all()
+        assert (part.starts == expected.starts).all()
     backwards = make_rows()
     parts = [backwards.rows(start, start + 100) for start in range(600, -1, -100)]
     assert (join_plans(parts[::-1]).places == whole.places).all()
@@ -93,7 +95,8 @@ def test_the_seed_shuffles_rows_within_their_window():
 
 def test_plan_of_rows_groups_places():
     plan = RowPlan.of_rows(np.asarray([1, 0, 1]), first_place=10)
-    assert plan.places.tolist() == [11, 10, 12] and plan.starts.tolist() == [0, 1, 3]
+    assert plan.places.tolist() == [11, 10, 12]
+    assert plan.starts.tolist() == [0, 1, 3]
 
 
 def test_packing_is_fast():

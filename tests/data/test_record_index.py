@@ -55,7 +55,7 @@ def test_files_are_read_in_the_turns_that_tensorflow_takes():
         counts = [draw.choice([0, 1, 3, 15, 16, 17, 32, 50]) for _ in range(count)] + [1]
         files = tf.data.Dataset.from_tensor_slices((np.arange(len(counts)), np.array(counts)))
         data = files.interleave(
-            lambda file, size: tf.data.Dataset.range(size).map(lambda n: (file, n)),
+            lambda file, size: tf.data.Dataset.range(size).map(lambda n: (file, n)),  # noqa: B023
             cycle_length=16,
             block_length=16,
             num_parallel_calls=tf.data.AUTOTUNE,

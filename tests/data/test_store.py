@@ -34,8 +34,10 @@ def test_tokens_are_those_of_seqio(vocabulary):
     store = open_store(cubes, "train")
     dataset = cubes.task.get_dataset(None, split="train", shuffle=False).as_numpy_iterator()
     expected = [(row["inputs"].tolist(), row["targets"].tolist()) for row in dataset]
-    assert contents(store) == expected and len(store) == 30
-    assert vocabulary.decode(expected[7][0][:-1]) == "say 343" and expected[7][0][-1] == 1
+    assert contents(store) == expected
+    assert len(store) == 30
+    assert vocabulary.decode(expected[7][0][:-1]) == "say 343"
+    assert expected[7][0][-1] == 1
     lengths = store.lengths(np.array([7, 3]))["inputs"].tolist()
     assert lengths == [len(expected[7][0]), len(expected[3][0])]
     assert store.max_token == max(max(map(max, row)) for row in expected)
@@ -85,10 +87,12 @@ def test_what_defines_the_tokens_decides_the_file(vocabulary, tmp_path, monkeypa
     assert len(folders()) == 3
     monkeypatch.setattr(data_tasks, "TEMPLATE", "tell {}")
     changed = open_store(task(vocabulary, "cubes"), "train", cache_dir=tmp_path)
-    assert len(folders()) == 4 and contents(changed) != contents(first)
+    assert len(folders()) == 4
+    assert contents(changed) != contents(first)
     monkeypatch.setattr(data_tasks, "TEMPLATE", "say {}")
     again = open_store(task(vocabulary, "cubes"), "train", cache_dir=tmp_path)
-    assert len(folders()) == 4 and contents(again) == contents(first)
+    assert len(folders()) == 4
+    assert contents(again) == contents(first)
 
 
 def test_a_changed_data_file_is_read_anew(vocabulary, tmp_path):
@@ -238,7 +242,8 @@ def test_progress_is_reported_and_quick_builds_are_silent(vocabulary, capsys, mo
     monkeypatch.setattr(store_module, "_SILENT_SEC", 3600.0)
     reports = []
     open_store(task(vocabulary, "cubes"), "train", progress=reports.append)
-    assert [report.examples for report in reports] == [30, 30] and reports[-1].done
+    assert [report.examples for report in reports] == [30, 30]
+    assert reports[-1].done
     assert reports[0].name == "cubes/train"
     open_store(task(vocabulary, "cubes"), "train")
     assert "tokenising" not in capsys.readouterr().err
@@ -247,7 +252,12 @@ def test_progress_is_reported_and_quick_builds_are_silent(vocabulary, capsys, mo
 def test_long_builds_are_spoken_of_now_and_then(capsys):
     speak = StderrProgress()
     for second in range(12):
-        report = dict(name="rte/train", examples=1000 * second, total=60_000, done=second == 11)
+        report = {
+            "name": "rte/train",
+            "examples": 1000 * second,
+            "total": 60_000,
+            "done": second == 11,
+        }
         speak(TokenisingProgress(**report, elapsed_sec=float(second)))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [

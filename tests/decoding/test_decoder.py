@@ -123,8 +123,10 @@ def test_cross_attention_exists_once_per_example_and_the_loop_does_not_project(t
     )
     text = str(jaxpr)
     cross, cache = "f32[4,4,8,24]", "f32[16,4,8,12]"
-    assert cross in text and cache in text
-    assert "f32[16,4,8,24]" not in text and "f32[16,24,32]" not in text
+    assert cross in text
+    assert cache in text
+    assert "f32[16,4,8,24]" not in text
+    assert "f32[16,24,32]" not in text
     loop = text[text.index("while[") :]
     assert "f32[4,24,32]" not in loop  # the encoder's output
 
@@ -133,7 +135,8 @@ def test_cross_attention_exists_once_per_example_and_the_loop_does_not_project(t
 def test_padding_rows_change_nothing(t5_1_1, kind):
     padded = np.concatenate([np.zeros((2, 24), np.int32), t5_1_1.inputs])
     decodes = decode(t5_1_1.module, t5_1_1.params, padded, METHODS[kind])
-    assert not np.asarray(decodes.ids[:2]).any() and not np.asarray(decodes.scores[:2]).any()
+    assert not np.asarray(decodes.ids[:2]).any()
+    assert not np.asarray(decodes.scores[:2]).any()
     t5_1_1.assert_upstreams(kind, decodes._replace(ids=decodes.ids[2:], scores=decodes.scores[2:]))
 
 
@@ -219,7 +222,8 @@ def test_a_loop_over_eight_devices_keeps_its_rows_apart(t5_1_1):
     assert "f32[4,4,8,12]" in compiled  # 1 row of 4 beams
     for global_cache in ("f32[32,4,8,12]", "f32[8,4,4,8,12]", "f32[8,4,8,24]"):
         assert global_cache not in compiled
-    assert "all-gather" not in compiled and "all-to-all" not in compiled
+    assert "all-gather" not in compiled
+    assert "all-to-all" not in compiled
 
 
 def test_prompt_ids_in_the_inputs(t5_1_1):
@@ -253,7 +257,8 @@ def test_samples_depend_on_the_example_and_not_on_its_batch(t5_1_1):
 def test_bfloat16_activations(t5_1_1):
     module = Transformer(t5_1_1.module.config.replace(dtype=jnp.bfloat16))
     decodes = decode(module, t5_1_1.params, t5_1_1.inputs, METHODS["beam4"])
-    assert decodes.ids.dtype == jnp.int32 and decodes.scores.dtype == jnp.float32
+    assert decodes.ids.dtype == jnp.int32
+    assert decodes.scores.dtype == jnp.float32
     want = t5_1_1.arrays["decode/beam4_scores"][:, -1]
     np.testing.assert_allclose(decodes.scores[:, -1], want, rtol=0.05)
 
@@ -281,7 +286,8 @@ def test_chosen_input_lengths_bound_the_waste():
     costs = []
     for buckets in (1, 2, 4, 8):
         chosen = choose(max_buckets=buckets, tolerance=0.0)
-        assert len(chosen) <= buckets and max(chosen) >= lengths.max()
+        assert len(chosen) <= buckets
+        assert max(chosen) >= lengths.max()
         assert all(length % 16 == 0 for length in chosen)
         costs.append(padded_tokens(lengths, chosen, 32, 16))
     assert costs == sorted(costs, reverse=True)
@@ -318,6 +324,7 @@ def test_batches_hold_every_example_once_longest_first():
         (length, 9) for length in (8, 16, 32)
     }
     for batch in batches:
-        assert len(batch.rows) <= 8 and lengths[batch.rows].max() <= batch.input_length
+        assert len(batch.rows) <= 8
+        assert lengths[batch.rows].max() <= batch.input_length
         assert batch.input_length == min(n for n in (8, 16, 32) if n >= lengths[batch.rows].max())
         assert (limits[batch.rows] == batch.limit).all()

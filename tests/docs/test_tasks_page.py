@@ -126,7 +126,8 @@ def test_a_task_of_ones_own_is_checked_shown_trained_and_scored(own, monkeypatch
         r"^promot-t5x (?:.*\\\n)*.*", blocks("sh", "A task of your own")[0], re.M
     )
     said = command(capsys, check)
-    assert "no problems" in said and "train 4, validation 2 examples read" in said
+    assert "no problems" in said
+    assert "train 4, validation 2 examples read" in said
     assert "accuracy 100 for its own answers, 0 for empty ones" in said
     shown = command(capsys, show)
     query = "Review: Even the popcorn was dull. Did they like it? answer:\n"
@@ -134,7 +135,8 @@ def test_a_task_of_ones_own_is_checked_shown_trained_and_scored(own, monkeypatch
     assert re.search(demonstration + re.escape(query), shown)
     run(train, *SHRUNK)
     (record, *_) = (own / "run/inference_eval/reviews-metrics.jsonl").read_text().splitlines()
-    assert json.loads(record)["step"] == 2 and "accuracy" in json.loads(record)
+    assert json.loads(record)["step"] == 2
+    assert "accuracy" in json.loads(record)
     answers = (own / "run/inference_eval/reviews-000002.jsonl").read_text().splitlines()
     assert [json.loads(line)["target"] for line in answers] == ["yes", "no"]
 

@@ -43,7 +43,7 @@ def answerer(model, asks, **settings):
     return made
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -54,28 +54,30 @@ class Impatient(Journal):
 
     def add(self, batch, answers):
         if self.patience == 0:
-            raise Stop
+            raise StopError
         self.patience -= 1
         super().add(batch, answers)
 
 
 def test_a_plan_that_was_interrupted_goes_on_where_it_was(model, params, asks, tmp_path):
     wanted, made = answerer(model, asks).answers(params, "straight")
-    assert made == 20 and all(len(answer["ids"]) == 1 for answer in wanted)
+    assert made == 20
+    assert all(len(answer["ids"]) == 1 for answer in wanted)
     assert [i for i, answer in enumerate(wanted) if "candidates" in answer] == [0, 5, 10, 15]
     program = answerer(model, asks)
     assert {output for _, output in program.programs} == {6}
     assert sorted(program.programs) == sorted(program.compilations)
     path, identity = epath.Path(tmp_path / "partial"), program.identity({})
     for launch in range(2):
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             program.answers(params, "interrupted", Impatient(path, identity))
         assert len(path.read_text().splitlines()) == 1 + 2 * (launch + 1)
         # What a kill leaves of a line that it interrupts.
         path.write_text(path.read_text() + '{"batch": 0, "answ')
     found, made = program.answers(params, "again", Journal(path, identity))
     # Batches hold four at most, and at least one.
-    assert found == wanted and 4 <= made <= 16
+    assert found == wanted
+    assert 4 <= made <= 16
     assert program.answers(params, "done", Journal(path, identity)) == (wanted, 0)
     Journal(path, identity).remove()
     assert not path.exists()
@@ -120,5 +122,6 @@ def test_every_hypothesis_is_kept_if_asked_the_best_first(model, params, asks):
     singles, _ = best.answers(params, "best")
     everything, _ = all_kept.answers(params, "all")
     for single, several in zip(singles, everything, strict=True):
-        assert len(several["ids"]) == 4 and several["ids"][0] == single["ids"][0]
+        assert len(several["ids"]) == 4
+        assert several["ids"][0] == single["ids"][0]
         assert several["log_probs"] == sorted(several["log_probs"], reverse=True)

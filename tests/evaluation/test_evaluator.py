@@ -45,13 +45,13 @@ def model_for(vocabulary, num_prompts):
 
 
 def config_for(task, **changes):
-    settings = dict(
-        mixture_or_task_name=task,
-        task_feature_lengths=LENGTHS,
-        batch_size=8,
-        method=decoding.Greedy(),
-        num_examples=20,
-    )
+    settings = {
+        "mixture_or_task_name": task,
+        "task_feature_lengths": LENGTHS,
+        "batch_size": 8,
+        "method": decoding.Greedy(),
+        "num_examples": 20,
+    }
     return EvalConfig(**{**settings, **changes})
 
 
@@ -172,7 +172,8 @@ def test_metrics_follow_from_the_records_and_a_run_with_new_weights_compiles_not
         assert result.metrics == {"exact_match": pytest.approx(100 * np.mean(right))}
         scores[word] = result.score
     assert evaluator.compilations == compiled
-    assert 0 < scores["True"] < 100 and sum(scores.values()) == pytest.approx(100)
+    assert 0 < scores["True"] < 100
+    assert sum(scores.values()) == pytest.approx(100)
 
 
 def test_every_task_of_a_mixture_is_asked_behind_its_own_prompt():
@@ -236,7 +237,9 @@ def test_an_input_that_is_too_long_is_cut_and_counted():
     assert result.counts["inputs cut"] == 4
     for record, text in zip(result.records, asked, strict=True):
         cut = trim(np.asarray(text, np.int32), 6, BYTES.eos_id)
-        assert len(cut) == 6 and cut[-1] == BYTES.eos_id and cut[:5].tolist() == text[:5]
+        assert len(cut) == 6
+        assert cut[-1] == BYTES.eos_id
+        assert cut[:5].tolist() == text[:5]
         ids = [*prompt_ids(model.config, 0), *cut]
         output, log_prob = answer_alone(model, params, ids)
         assert record["output"] == output

@@ -72,9 +72,12 @@ def test_results_are_written_under_the_names_of_t5x(tmp_path):
         "ende-metrics.jsonl",
     }
     summary = json.loads((folder / "ende-000100.json").read_text())
-    assert summary["examples"] == 2 and summary["primary"] == "bleu" and summary["step"] == 100
+    assert summary["examples"] == 2
+    assert summary["primary"] == "bleu"
+    assert summary["step"] == 100
     assert summary["checkpoint"] == {"path": "/base", "hash": "ab", "origin": "base"}
-    assert summary["prompt"] is None and summary["config"] == "A = 1"
+    assert summary["prompt"] is None
+    assert summary["config"] == "A = 1"
     assert summary["seeds"] == {"shots": 0}
     lines = [json.loads(line) for line in (folder / "cb-metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 100, **cb(100).metrics}, {"step": 200, **cb(7).metrics}]
@@ -111,7 +114,8 @@ def test_scores_are_computed_again_from_records_alone(tmp_path, capsys):
         assert records.recomputed(summary, recorded.records()) == summary["metrics"]
     assert main.main(["score", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert said.count("as stated") == 4 and "bleu_13a" in said
+    assert said.count("as stated") == 4
+    assert "bleu_13a" in said
     # One answer is changed: the accuracy moves by 2.5, and the command says so.
     path = tmp_path / "inference_eval" / "cb-000000.jsonl"
     lines = path.read_text().splitlines()
@@ -146,7 +150,9 @@ def test_the_mean_is_that_of_the_primary_metrics():
         return TaskResult(task="a", metrics={"accuracy": score, "other": 1.0}, records=[])
 
     assert mean_score([scored(10.0), scored(40.0)]) == 25.0
-    assert scored(10.0).score == 10.0 and scored(10.0).primary == "accuracy"
+    assert scored(10.0).score == 10.0
+    assert scored(10.0).primary == "accuracy"
     nothing = TaskResult(task="c", metrics={}, records=[])
     assert nothing.primary is None
-    assert np.isnan(nothing.score) and np.isnan(mean_score([scored(1.0), nothing]))
+    assert np.isnan(nothing.score)
+    assert np.isnan(mean_score([scored(1.0), nothing]))

@@ -146,7 +146,7 @@ def test_rows_without_a_reference_are_refused_before_anything_is_decoded(tmp_pat
     register(text_task(name="lacking_references", target="{q}", **shared))
     evaluator = evaluator_of("lacking_references", vocabulary, split="train")
     with pytest.raises(UserError) as caught:
-        evaluator.questions.by_task  # noqa: B018 - reads them
+        evaluator.questions.by_task  # noqa: B018
     assert str(caught.value).startswith(
         "Task 'lacking_references', split 'train': 2 of 3 rows have no right answer, an empty list "
         "of references: dev-2, dev-3. Leave such rows out"
@@ -155,9 +155,9 @@ def test_rows_without_a_reference_are_refused_before_anything_is_decoded(tmp_pat
     register(text_task(name="lacking_targets", target="{a.0}", **shared))
     evaluator = evaluator_of("lacking_targets", vocabulary, split="train")
     with pytest.raises(UserError) as caught:
-        evaluator.questions.by_task  # noqa: B018 - reads them
+        evaluator.questions.by_task  # noqa: B018
     assert str(caught.value) == (
-        "The examples of task 'lacking_targets', split 'train', cannot be read: row dev-2: its list "
+        "The examples of task 'lacking_targets', split 'train', cannot be read: row dev-2: its list "  # noqa: E501
         "'a' has no item 0 (of 0; the first is 0)."
     )
 

@@ -58,5 +58,5 @@ def cut(path):
 
 
 def read_params(path, *, layout=None, **options):
-    """The parameters of any checkpoint as a nested dict, as `Parameters.read_tree` takes options."""
+    """The parameters of any checkpoint as a nested dict."""
     return open_checkpoint(path, layout=layout).read_tree(**options)

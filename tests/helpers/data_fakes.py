@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from promot_t5x.data.sources import BoundTask
 from promot_t5x.data.example_store import ExampleStore
+from promot_t5x.data.sources import BoundTask
 
 EOS = 1
 VOCAB_SIZE = 100_000

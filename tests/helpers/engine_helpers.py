@@ -37,17 +37,17 @@ class Ids(NamedTuple):
 
 def tiny_config(**changes):
     """Two layers a side, 32 wide, every dimension divisible by 8."""
-    settings = dict(
-        vocab_size=VOCAB_SIZE,
-        emb_dim=32,
-        num_heads=8,
-        head_dim=4,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        mlp_dim=64,
-        mlp_activations=("gelu", "linear"),
-        dropout_rate=0.0,
-    )
+    settings = {
+        "vocab_size": VOCAB_SIZE,
+        "emb_dim": 32,
+        "num_heads": 8,
+        "head_dim": 4,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "mlp_dim": 64,
+        "mlp_activations": ("gelu", "linear"),
+        "dropout_rate": 0.0,
+    }
     return T5Config(**{**settings, **changes})
 
 

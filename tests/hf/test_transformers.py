@@ -19,30 +19,30 @@ from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.network.transformer import T5Config, Transformer, param_shapes
 
 TOLERANCE = 2e-5  # of the largest magnitude
-SIZES = dict(
-    vocab_size=384,
-    emb_dim=32,
-    num_heads=4,
-    head_dim=8,
-    mlp_dim=64,
-    num_encoder_layers=3,
-    num_decoder_layers=2,
-    dropout_rate=0.0,
-)
-GATED = dict(mlp_activations=("gelu", "linear"))
+SIZES = {
+    "vocab_size": 384,
+    "emb_dim": 32,
+    "num_heads": 4,
+    "head_dim": 8,
+    "mlp_dim": 64,
+    "num_encoder_layers": 3,
+    "num_decoder_layers": 2,
+    "dropout_rate": 0.0,
+}
+GATED = {"mlp_activations": ("gelu", "linear")}
 # What a family is here, and the class that transformers has for it.
 FAMILIES = {
-    "t5_1_0": (dict(mlp_activations=("relu",), logits_via_embedding=True), "T5"),
+    "t5_1_0": ({"mlp_activations": ("relu",), "logits_via_embedding": True}, "T5"),
     "t5_1_1": (GATED, "T5"),
     "mt5": ({**GATED, "vocab_size": 250112, "emb_dim": 8}, "MT5"),
     "umt5": ({**GATED, "relative_bias_per_layer": True}, "UMT5"),
 }
 # transformers' own settings of a family, as its published models have them.
 THEIRS = {
-    "t5_1_0": dict(feed_forward_proj="relu"),
-    "t5_1_1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "mt5": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "umt5": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "t5_1_0": {"feed_forward_proj": "relu"},
+    "t5_1_1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "mt5": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "umt5": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 
 

@@ -31,10 +31,12 @@ def build(inputs, outputs):
 
 def test_one_vocabulary_serves_both_sides():
     model = build(Ids(), Ids())
-    assert model.vocabulary == Ids() and model.config.vocab_size == VOCAB_SIZE
+    assert model.vocabulary == Ids()
+    assert model.config.vocab_size == VOCAB_SIZE
     with pytest.raises(UserError, match="set both to %VOCABULARY") as error:
         build(Ids(vocab_size=100), Ids(vocab_size=101))
-    assert "vocab_size=100" in str(error.value) and "vocab_size=101" in str(error.value)
+    assert "vocab_size=100" in str(error.value)
+    assert "vocab_size=101" in str(error.value)
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused_and_a_smaller_one_is_not():
@@ -48,7 +50,8 @@ def test_without_its_prompt_a_model_is_the_same_plain_one():
     prompted, plain = tiny_model(dropout_rate=0.1, **PROMPT), tiny_model(dropout_rate=0.1)
     assert prompted.prompt_shape == (1, 4, 32)
     bare = prompted.without_prompt()
-    assert bare == plain and bare.prompt_shape == (0, 0, 32)
+    assert bare == plain
+    assert bare.prompt_shape == (0, 0, 32)
     assert prompted.prompt_shape == (1, 4, 32)
     paths = set(state.flatten(prompted.param_shapes()))
     assert paths - set(state.flatten(bare.param_shapes())) == {PROMPT_PATH}

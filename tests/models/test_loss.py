@@ -225,7 +225,8 @@ SEGMENTS = jnp.array([[1, 1, 1, 2, 0, 0], [1, 2, 2, 3, 3, 0], [0, 0, 0, 0, 0, 0]
 )
 def test_normalizers_that_keep_the_weights(kind, factor):
     actual, weights = normalizer(kind, WEIGHTS)
-    assert actual == factor and actual.dtype == jnp.float32
+    assert actual == factor
+    assert actual.dtype == jnp.float32
     np.testing.assert_array_equal(weights, WEIGHTS)
 
 
@@ -263,7 +264,8 @@ def test_average_per_sequence_of_packed_equals_unpacked():
 @pytest.mark.parametrize("kind", ["NUM_REAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE"])
 def test_a_batch_without_targets_does_not_divide_by_zero(kind):
     factor, weights = normalizer(kind, jnp.zeros((2, 3), jnp.int32))
-    assert factor == 1 and not np.any(weights)
+    assert factor == 1
+    assert not np.any(weights)
 
 
 def test_unknown_normalizer_is_a_user_error():

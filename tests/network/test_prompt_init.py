@@ -38,7 +38,8 @@ def rows_of(prompt):
 def test_uniform():
     prompts = Uniform()(KEY, (3, 100, 8))
     assert (prompts.shape, prompts.dtype) == ((3, 100, 8), np.float32)
-    assert 0.49 < np.abs(prompts).max() <= 0.5 and abs(prompts.mean()) < 0.02
+    assert 0.49 < np.abs(prompts).max() <= 0.5
+    assert abs(prompts.mean()) < 0.02
     assert np.abs(Uniform(scale=2.0)(KEY, (1, 100, 8))).max() > 1.9
     np.testing.assert_array_equal(prompts, Uniform()(KEY, (3, 100, 8)))
     assert not np.array_equal(prompts, Uniform()(jax.random.key(1), (3, 100, 8)))
@@ -50,7 +51,8 @@ def test_sampled_vocabulary(table):
     assert (prompts.shape, prompts.dtype) == ((2, 20, 4), np.float32)
     # Without replacement: all of the population, each prompt in an order of its own.
     first, second = map(rows_of, prompts)
-    assert sorted(first) == sorted(second) == list(range(20)) and first != second
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
     # With replacement only where the prompt is longer.
     longer = rows_of(SampledVocabulary(population=3)(KEY, (1, 9, 4), embedding=table)[0])
     assert set(longer) <= {0, 1, 2}

@@ -495,7 +495,8 @@ def test_bad_configs_are_the_users_to_mend(changes, message):
 def test_configs_are_values():
     config = T5Config(vocab_size=8, dtype="bfloat16", mlp_activations=["gelu", "linear"])
     same = T5Config(vocab_size=8, dtype=jnp.bfloat16, mlp_activations=("gelu", "linear"))
-    assert config == same and hash(config) == hash(same)
+    assert config == same
+    assert hash(config) == hash(same)
     assert config.replace(relpos_bias_init=OffsetBiasInit(strength=2.0)) == same.replace(
         relpos_bias_init=OffsetBiasInit(strength=2.0)
     )

@@ -80,7 +80,8 @@ def test_a_slice_that_is_not_offered_is_an_error_that_lists_those_that_are(name,
 
 def test_slices_of_a_kind_come_smallest_first_and_several_have_one_name():
     counts = [each.chips for each in chips.sizes_of(chips.CHIPS["v5e"])]
-    assert counts == sorted(counts) and counts[0] == 1
+    assert counts == sorted(counts)
+    assert counts[0] == 1
     assert chips.find_slice("v5p-8", 2).name == "2x v5p-8"
     assert chips.find_slice("v5p-8", 2).chips == 8
 
@@ -228,8 +229,8 @@ def test_groups_of_devices_in_every_notation(text, group):
 
 def wide_config(**changes):
     """Wide enough that products are nearly all of the work; layers one by one."""
-    wide = dict(vocab_size=4096, emb_dim=512, num_heads=8, head_dim=64, mlp_dim=1024)
-    shallow = dict(num_encoder_layers=1, num_decoder_layers=1)
+    wide = {"vocab_size": 4096, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
+    shallow = {"num_encoder_layers": 1, "num_decoder_layers": 1}
     return tiny_config(**{**wide, **shallow, **changes})
 
 
@@ -282,7 +283,8 @@ def test_microbatches_and_chunks_decide_whether_logits_are_computed_twice():
     one = flops.training(model, EVERYTHING, batch=8, lengths=LENGTHS)
     four = flops.training(model, EVERYTHING, batch=8, lengths=LENGTHS, microbatches=4)
     logits = 2 * 8 * LENGTHS["targets"] * 512 * 4096
-    assert one.recomputed == logits and four.recomputed == 0
+    assert one.recomputed == logits
+    assert four.recomputed == 0
     assert one.model == four.model
 
 
@@ -312,12 +314,14 @@ def test_a_run_of_the_paper_has_the_papers_settings(name):
     model, target = name.split("_xl" if "_xl_" in name else "_xxl")[0], name
     assert run.model.config.vocab_size == {"mt5": 250112, "t5_1_1": 32128}[model]
     assert run.model.config.emb_dim == (2048 if "_xl_" in name else 4096)
-    assert run.model.config.scan_layers and run.model.config.remat_policy == "full"
+    assert run.model.config.scan_layers
+    assert run.model.config.remat_policy == "full"
     assert run.model.prompt_shape[:2] == (2 if "multitask" in target else 1, 100)
     assert run.model.label_smoothing == run.model.config.dropout_rate == 0.1
     for stage in run.stages:
         data = stage.train_dataset
-        assert data.batch_size == 64 and not data.pack
+        assert data.batch_size == 64
+        assert not data.pack
         assert data.task_feature_lengths["inputs"] >= 612
         prompted = list(stage.trainable) == ["encoder/prompt/.*"]
         steps = 10000 if "multitask" in name else 5000
@@ -343,7 +347,7 @@ def test_programs_are_those_of_the_run_and_equal_ones_come_once():
         "ask rte with prompt",
         "ask icl_1shot",
     ]
-    one, two, standard = found[:3]
+    one, two, _standard = found[:3]
     weights = 3_742_619_648
     assert one.parameter_bytes == pytest.approx(2 * weights / 2, rel=1e-3)
     assert two.parameter_bytes == pytest.approx(4 * weights / 2, rel=1e-3)
@@ -434,9 +438,8 @@ def test_what_does_not_fit_is_a_row_of_the_table():
     assert row[:5] == ("a", "1.00", "0.0010", "3.00", "4.00 of 15.75")
     assert row[5:9] == ("2,000.0", "2,538 ms", "100%", "compute")
     assert row[9:] == ("1,000", "42m18s", "2.8")
-    assert json.dumps(table.data(estimate("a"))) and json.dumps(
-        table.data(estimate("b", fits=False))
-    )
+    assert json.dumps(table.data(estimate("a")))
+    assert json.dumps(table.data(estimate("b", fits=False)))
 
 
 def test_the_best_trial_is_the_fastest_that_fits():
@@ -462,7 +465,8 @@ def test_what_was_tried_is_a_table_and_what_is_impossible_stands_below_it():
     assert [row.rpartition("  ")[2].strip() for row in rows] == [
         "42m18s", "does not fit", "impossible", "impossible"
     ]  # fmt: skip
-    assert max(map(len, rows)) < 80 and why == f"Impossible: {refused.refused}"
+    assert max(map(len, rows)) < 80
+    assert why == f"Impossible: {refused.refused}"
 
 
 @pytest.mark.parametrize("set_", ["XDG_CACHE_HOME", "HOME"])

@@ -104,7 +104,8 @@ def assert_refused(done, wanted):
     assert done.out == ""
     lines = done.err.splitlines()
     assert lines[0].startswith("promot-t5x: error: ")
-    assert "Traceback" not in done.err and "In call to configurable" not in done.err
+    assert "Traceback" not in done.err
+    assert "In call to configurable" not in done.err
     for words in wanted:
         assert words in done.err, (words, done.err)
 
@@ -157,7 +158,8 @@ def test_stage_that_needs_a_later_one(lab):
 def test_model_dir_of_another_run(lab):
     directory = lab.directory / "run"
     printed = run_helpers.here([*command(lab, LEARNING_RATE=0.25), "--dry_run"])
-    assert printed.status == 0 and not directory.exists()
+    assert printed.status == 0
+    assert not directory.exists()
     directory.mkdir()
     (directory / "config.gin").write_text(printed.out)
     before = run_helpers.tree(directory)

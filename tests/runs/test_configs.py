@@ -175,7 +175,8 @@ def test_finished_run_only_prints_its_table_again(promot, promot_words):
     files = [path for path in promot.rglob("*") if path.is_file() and path.name != "report.md"]
     times = {path: path.stat().st_mtime_ns for path in files}
     out = run_helpers.succeed(promot_words)
-    assert out.count("finished before") == 3 and "step compiled" not in out
+    assert out.count("finished before") == 3
+    assert "step compiled" not in out
     assert "\nprompt tuning  " in out
     assert run_helpers.tree(promot) == before
     assert {path: path.stat().st_mtime_ns for path in files} == times
@@ -209,7 +210,8 @@ def test_of_equally_good_checkpoints_the_latest_is_handed_on_if_asked(lab, base)
     assert [row["share_equal"] for row in scores] == [scores[0]["share_equal"]] * 2
     assert json.loads((directory / "stage.json").read_text())["step"] == 4
     done = run_helpers.here(command(lab, base, "train", "finetune", name="no", BEST_TIES="last"))
-    assert done.status == 2 and "'earliest' or 'latest', got 'last'" in done.err
+    assert done.status == 2
+    assert "'earliest' or 'latest', got 'last'" in done.err
 
 
 def test_eval_with_a_prompt_and_without(lab, promot):
@@ -249,7 +251,8 @@ def test_joint_on_the_tiny_world_with_its_suite(lab):
     directory = lab.directory / "joint"
     assert len(columns(directory / "report.md")) == 1 + 8 + 3
     first, last = (run_helpers.trained(directory / "joint" / f"checkpoint_{n}") for n in (2, 4))
-    assert run_helpers.PROMPT_PATH in first and len(first) > 20
+    assert run_helpers.PROMPT_PATH in first
+    assert len(first) > 20
     assert changed(first, last) == first.keys()
     assert (directory / "joint" / "prompt.npz").exists()
 
@@ -284,7 +287,8 @@ def test_multitask_gives_every_example_the_prompt_of_its_task(lab, base, monkeyp
     assert 0 < numbers.mean() < 1
     directory = lab.directory / "multitask"
     table, info = prompt_file.load_prompt(directory / "stage_one" / "prompt.npz")
-    assert table.shape == (2, 4, 16) and info.tasks == ("run_signs", "run_ends")
+    assert table.shape == (2, 4, 16)
+    assert info.tasks == ("run_signs", "run_ends")
     assert columns(directory / "report.md") == ["run_signs", "run_ends"]
 
 
@@ -312,5 +316,6 @@ def test_eight_devices_in_pairs_lose_what_one_loses(lab, base):
     assert done.status == 0, done.err
     run_helpers.succeed(command(lab, base, "train", "finetune", name="eight", NUM_PARTITIONS=2))
     found, wanted = (run_helpers.losses(lab.directory / name) for name in ("eight", "one_device"))
-    assert len(wanted) == 4 and len(set(wanted)) == 4
+    assert len(wanted) == 4
+    assert len(set(wanted)) == 4
     np.testing.assert_allclose(found, wanted, rtol=1e-5)

@@ -89,12 +89,15 @@ def killed(tmp_path_factory):
 def test_a_killed_evaluation_ends_as_a_straight_one(killed):
     straight, answers, recorded = killed
     wanted, found = determined(straight), determined(answers)
-    assert found.keys() == wanted.keys() and len(found) == 3 * 8
+    assert found.keys() == wanted.keys()
+    assert len(found) == 3 * 8
     for name, content in wanted.items():
         assert found[name] == content, name
     for summary in summaries(straight):
-        assert summary["examples"] == 20 and summary["timings"]["examples"] == SUITE_SIZE
-        assert summary["decoding"]["programs"] and summary["timings"]["compilations"]
+        assert summary["examples"] == 20
+        assert summary["timings"]["examples"] == SUITE_SIZE
+        assert summary["decoding"]["programs"]
+        assert summary["timings"]["compilations"]
     assert 0 < recorded < SUITE_SIZE
     for summary in summaries(answers):
         assert summary["timings"]["examples"] == SUITE_SIZE - recorded
@@ -111,7 +114,7 @@ def test_every_example_is_there_once_in_the_order_of_the_data(killed):
 
 
 def test_what_is_done_is_not_done_again(killed):
-    straight, answers, _ = killed
+    _straight, answers, _ = killed
     before = run_helpers.tree(answers)
     out = run_helpers.succeed(eval_words(answers))
     assert "questions in programs" not in out
@@ -159,7 +162,8 @@ def test_several_checkpoints_both_with_a_prompt_and_without(tmp_path):
             chosen = json.loads((tmp_path / "run" / "stage.json").read_text())
             selection = "validation" if step == chosen["step"] else None
             assert (summary["split"], summary["selection_split"]) == ("validation", selection)
-            assert summary["step"] == step and summary["task"] == "tiny_rte"
+            assert summary["step"] == step
+            assert summary["task"] == "tiny_rte"
             assert (summary["prompt"] is None) == (mode == "removed")
             records = run_helpers.json_lines(place / f"inference_eval/tiny_rte-{step:06}.jsonl")
             found[step, mode] = [record["log_prob"] for record in records]
@@ -171,9 +175,11 @@ def test_several_checkpoints_both_with_a_prompt_and_without(tmp_path):
         ({"CHECKPOINT_PATH": ["tiny_world", "tiny_world"]}, "names tiny_world twice"),
     ):
         done = run_helpers.here(eval_words(tmp_path / "wrong", **wrong))
-        assert done.status == 2 and said in done.err
+        assert done.status == 2
+        assert said in done.err
     assert not (tmp_path / "wrong").exists()
-    words = eval_words(tmp_path / "out", CHECKPOINT_PATH=str(tmp_path / "run"))
-    done = run_helpers.here(words)
-    assert done.status == 2 and "EVAL_OUTPUT_DIR of its own" in done.err
+    command = eval_words(tmp_path / "out", CHECKPOINT_PATH=str(tmp_path / "run"))
+    done = run_helpers.here(command)
+    assert done.status == 2
+    assert "EVAL_OUTPUT_DIR of its own" in done.err
     assert "MODEL_DIR" not in done.err

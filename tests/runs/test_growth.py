@@ -44,10 +44,12 @@ def test_a_finished_run_goes_on_as_if_it_had_been_asked_for_at_first(lab, straig
     assert done.status == 0, done.err
     grown = lab.directory / name
     chosen = json.loads((grown / "stage.json").read_text())
-    assert chosen["train_steps"] == first and chosen["metric"] == "share_equal"
+    assert chosen["train_steps"] == first
+    assert chosen["metric"] == "share_equal"
     done = run_helpers.here(training(lab, name, DROPOUT_RATE=0.1, TRAIN_STEPS=6))
     if chosen["step"] == 5:
-        assert done.status == 2 and "step 5, which EVAL_PERIOD = 2 does not divide" in done.err
+        assert done.status == 2
+        assert "step 5, which EVAL_PERIOD = 2 does not divide" in done.err
         return
     assert done.status == 0, done.err
     assert f"finished before at step {first}; goes on to step 6" in done.out
@@ -67,7 +69,8 @@ def test_fewer_steps_and_other_changes_are_refused(lab, straight):
         ({"TRAIN_STEPS": 8, "BATCH_SIZE": 16}, "BATCH_SIZE: was 8, now 16"),
     ):
         done = run_helpers.here(training(lab, "straight", **{"DROPOUT_RATE": 0.1, **macros}))
-        assert done.status == 2 and said in done.err
+        assert done.status == 2
+        assert said in done.err
     assert (straight / "stage.json").exists()
 
 
@@ -90,14 +93,16 @@ def test_rows_of_a_run_that_went_on_are_evaluated_again(lab):
         return lab.words("promot", "promot", "prompt", "two_stages.gin", **given)
 
     out = run_helpers.succeed(words())
-    assert "] step 4: validation score " in out and " (share_equal), loss " in out
+    assert "] step 4: validation score " in out
+    assert " (share_equal), loss " in out
     row = lab.directory / "promot" / "comparison" / "ProMoT"
     first = json.loads((row / "row.json").read_text())
     assert first["split"] == first["selection_split"] == {"run_signs": "validation"}
     summary = json.loads((row / "inference_eval" / "run_signs-000000.json").read_text())
     assert summary["split"] == summary["selection_split"] == "validation"
     done = run_helpers.here(words(PROMPT_STEPS=6))
-    assert done.status == 2 and "stage 'stage_two' has started from what it" in done.err
+    assert done.status == 2
+    assert "stage 'stage_two' has started from what it" in done.err
     out = run_helpers.succeed(words(TRAIN_STEPS=8, BEST_TIES="loss"))
     assert "[stage_one] finished before: step " in out
     assert "[stage_two] finished before at step 4; goes on to step 8" in out

@@ -53,7 +53,8 @@ def test_a_line_comes_out_for_each_that_went_in(answered, questions):
     assert [line["inputs"] for line in answered] == questions
     for line in answered:
         assert list(line) == ["number", "inputs", "output", "prediction", "log_prob"]
-        assert line["prediction"] == line["output"].strip() and line["log_prob"] < 0
+        assert line["prediction"] == line["output"].strip()
+        assert line["log_prob"] < 0
     assert len({line["output"] for line in answered}) > 1
 
 
@@ -92,7 +93,8 @@ def test_every_hypothesis_is_given_if_asked(place, answered):
     for line, wanted in zip(
         run_helpers.json_lines(place / "all/answers.jsonl"), answered, strict=False
     ):
-        assert line["output"] == wanted["output"] and len(line["decodes"]) == 4
+        assert line["output"] == wanted["output"]
+        assert len(line["decodes"]) == 4
         assert line["decodes"][0]["log_prob"] == line["log_prob"]
         log_probs = [decode["log_prob"] for decode in line["decodes"]]
         assert log_probs == sorted(log_probs, reverse=True)
@@ -103,8 +105,10 @@ def test_long_inputs_are_named_and_cut_only_if_asked(place, questions):
     (place / "long.txt").write_text("\n".join([short, long, short, long]))
     done = run_helpers.here(words(place / "long", place / "long.txt"))
     assert done.status == 2
-    assert "2 of 4 inputs have more tokens" in done.err and "LONG_INPUTS = 'cut'" in done.err
-    assert "2 (" in done.err and "4 (" in done.err
+    assert "2 of 4 inputs have more tokens" in done.err
+    assert "LONG_INPUTS = 'cut'" in done.err
+    assert "2 (" in done.err
+    assert "4 (" in done.err
     assert not (place / "long").exists()
     run_helpers.succeed(words(place / "long", place / "long.txt", LONG_INPUTS="cut"))
     lines = run_helpers.json_lines(place / "long" / "answers.jsonl")
@@ -112,7 +116,7 @@ def test_long_inputs_are_named_and_cut_only_if_asked(place, questions):
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    ("content", "said"),
     [
         ('{"inputs": "a"}\n{"inputs": 3}\n', "line 2 is no object with a text field 'inputs'"),
         ('{"inputs": "a"}\nb\n', "line 2 is not JSON"),
@@ -125,7 +129,8 @@ def test_bad_input_is_refused_before_anything_starts(content, said, place, tmp_p
     if content is not None:
         (tmp_path / "bad.jsonl").write_text(content)
     done = run_helpers.here(words(tmp_path / "out", tmp_path / "bad.jsonl"))
-    assert done.status == 2 and said in done.err
+    assert done.status == 2
+    assert said in done.err
     assert not (tmp_path / "out").exists()
 
 
@@ -134,5 +139,7 @@ def test_methods_that_need_a_tasks_answers_are_refused(method, place, tmp_path):
     command = words(tmp_path / "out", place / "ask.txt")
     done = run_helpers.here([*command, f"--gin.DECODING=@decoding.{method}()"])
     assert done.status == 2
-    assert f"DECODING = {method}" in done.err and "takes decoding.Greedy" in done.err
-    assert "Traceback" not in done.err and not (tmp_path / "out").exists()
+    assert f"DECODING = {method}" in done.err
+    assert "takes decoding.Greedy" in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from etils import epath
 
 from promot_t5x.data.batches import statistics
 from promot_t5x.data.lazy import import_tensorflow
+from promot_t5x.errors import NonFiniteError
 from promot_t5x.files import (
     append_json_line,
     keep_until,
@@ -18,7 +19,6 @@ from promot_t5x.files import (
     write_atomically,
     write_json_lines,
 )
-from promot_t5x.errors import NonFiniteError
 from promot_t5x.runs.metric_writer import ALIGNMENT, EvaluationEvents, MetricWriter
 from promot_t5x.runs.non_finite import NonFiniteSteps
 from promot_t5x.runs.step_log import FETCH_PERIOD, StepLog
@@ -244,7 +244,7 @@ def test_every_step_is_written_once_with_the_tags_of_t5x(directory, batches, cap
 )
 def test_a_step_that_is_not_finite_ends_the_run(directory, batches, bad, wrong):
     log = step_log(directory, 40, 100)
-    with pytest.raises(NonFiniteError) as raised:  # noqa: PT012
+    with pytest.raises(NonFiniteError) as raised:
         for step in range(41, 60):
             loss = bad[0] if step == 44 else 1.0
             flags = finite(*bad) if step == 44 else finite()
@@ -262,7 +262,7 @@ def test_steps_are_skipped_up_to_a_number_in_a_row(directory, batches):
     reports: list[str] = []
     log = step_log(directory, 0, 100, limit=2, reports=reports)
     bad = (2, 3, 5, 6, 7)
-    with pytest.raises(NonFiniteError, match="2 steps before it were skipped already"):  # noqa: PT012
+    with pytest.raises(NonFiniteError, match="2 steps before it were skipped already"):
         for step in range(1, 11):
             loss = math.nan if step in bad else 1.0
             log.add(step, step_metrics(loss), finite(loss), batches[0])

@@ -52,7 +52,8 @@ def test_a_diverging_run_ends_with_its_own_status_and_its_finite_checkpoint(lab)
     rows = run_helpers.json_lines(lab.directory / "run" / "train" / "metrics.jsonl")
     last = rows[-1]["step"]
     assert f"step {last} is not finite" in done.err
-    assert "arrays (" in done.err and "Its batch held run_signs/train " in done.err
+    assert "arrays (" in done.err
+    assert "Its batch held run_signs/train " in done.err
     saved = complete_steps(lab.directory / "run")
     assert saved == ([last - 1] if last > 1 else [])
     for step in saved:
@@ -60,7 +61,8 @@ def test_a_diverging_run_ends_with_its_own_status_and_its_finite_checkpoint(lab)
         assert all(np.isfinite(array).all() for array in arrays.values())
     # The same command ends in the same way.
     again = run_helpers.here(words)
-    assert again.status == errors.EXIT_NON_FINITE and f"step {last} is not finite" in again.err
+    assert again.status == errors.EXIT_NON_FINITE
+    assert f"step {last} is not finite" in again.err
     assert complete_steps(lab.directory / "run") == saved
 
 
@@ -78,11 +80,14 @@ def test_a_skipped_step_leaves_the_parameters_as_they_were(lab):
     rows = run_helpers.json_lines(metrics)
     assert [row["skipped"] for row in rows] == [0.0, 0.0, 1.0, 0.0]
     done = run_helpers.here(training(lab, "ends", "infinite.gin"))
-    assert done.status == errors.EXIT_NON_FINITE and "step 3 is not finite" in done.err
+    assert done.status == errors.EXIT_NON_FINITE
+    assert "step 3 is not finite" in done.err
     assert "The newest checkpoint is that of step 2" in done.err
 
 
 def test_a_limit_below_zero_is_refused(lab):
     done = run_helpers.here(training(lab, "run", SKIP_NON_FINITE_STEPS=-1))
-    assert done.status == 2 and "skip_non_finite_steps must not be negative" in done.err
-    assert jax.device_count() and not (lab.directory / "run").exists()
+    assert done.status == 2
+    assert "skip_non_finite_steps must not be negative" in done.err
+    assert jax.device_count()
+    assert not (lab.directory / "run").exists()

@@ -141,7 +141,8 @@ def test_there_were_enough_deaths_and_each_left_something_to_go_on_from(runs):
     _, _, trials = runs
     assert sum(ended.status == -signal.SIGKILL for _, ended in trials) >= 20
     stops = [ended.said for _, ended in trials if ended.status == errors.EXIT_START_AGAIN]
-    assert len(stops) == 2 and all("start it again to resume" in said for said in stops)
+    assert len(stops) == 2
+    assert all("start it again to resume" in said for said in stops)
     assert sum("resumes after step" in ended.said for _, ended in trials) >= 15
     assert not any("is damaged" in ended.said for _, ended in trials)
     assert "step compiled" not in trials[-1][1].said

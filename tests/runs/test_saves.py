@@ -48,14 +48,17 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server):
     assert ended.status == errors.EXIT_NOT_SAVED
     message = ended.said.splitlines()[-1]  # after what the libraries' own threads have to say
     assert message.startswith("promot-t5x: error: ")
-    assert f"Saving step 4 in {directory} failed: " in message and "File too large" in message
+    assert f"Saving step 4 in {directory} failed: " in message
+    assert "File too large" in message
     assert "the same command goes on from the newest" in message
     assert complete_steps(directory) == [2]
-    assert not list(directory.glob("checkpoint_4*")) and not list(directory.glob("pending_*"))
+    assert not list(directory.glob("checkpoint_4*"))
+    assert not list(directory.glob("pending_*"))
     after = run_helpers.tree(directory / "checkpoint_2")
     assert {name: after[name] for name in before} == before
     ended = server.run(words)
-    assert ended.status == 0 and "resumes after step 2" in ended.said
+    assert ended.status == 0
+    assert "resumes after step 2" in ended.said
     assert 4 in complete_steps(directory)
 
 
@@ -68,7 +71,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
     ended = server.run(words)
     assert ended.status == 0
     (warning,) = [line for line in ended.said.splitlines() if line.startswith("[train] warning")]
-    assert "checkpoint_4 is damaged" in warning and "target/" in warning
+    assert "checkpoint_4 is damaged" in warning
+    assert "target/" in warning
     assert "resumes after step 2" in ended.said
     again = run_helpers.tree(directory)
     for name in ("train/metrics.jsonl", "inference_eval/run_signs-000004.jsonl"):
@@ -125,7 +129,7 @@ def test_other_devices_go_on_with_the_same_batches_and_losses(lab, server, devic
 
 def test_data_that_changed_are_refused(lab, server):
     lab.write("saved_tasks.py", TASKS.format(answers=("even", "odd")))
-    words, directory = training(lab, "data", MIXTURE_OR_TASK_NAME="saved_signs")
+    words, _directory = training(lab, "data", MIXTURE_OR_TASK_NAME="saved_signs")
     words += [f"--gin.MIXTURE_OR_TASK_MODULE={str(lab.directory / 'saved_tasks.py')!r}"]
     ended = server.run(words, death=WRITTEN)
     assert ended.status == -signal.SIGKILL, ended.said
@@ -148,7 +152,8 @@ def test_what_a_checkpoint_says_of_its_run(lab, server):
     assert told["data"]["examples"]["run_signs/train"]["examples"] == 48
     assert told["position"]["next_batch"] == 4
     arrays = run_helpers.checkpoint_arrays(directory / "checkpoint_4")
-    assert arrays["state/step"] == 4 and arrays["state/opt_state/count"] == 1004
+    assert arrays["state/step"] == 4
+    assert arrays["state/opt_state/count"] == 1004
     # The schedule of `runs/pretrain.gin` decays from step 10,000 on; the rate is the count's.
     rows = run_helpers.json_lines(directory / "train" / "metrics.jsonl")
     assert [row["learning_rate"] for row in rows] == [pytest.approx(0.01)] * 4

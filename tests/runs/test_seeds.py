@@ -77,7 +77,8 @@ def test_a_row_and_every_line_say_their_seed(several, out):
     row = several / "seed_3" / "comparison" / "ProMoT" / "row.json"
     assert json.loads(row.read_text())["seed"] == 3
     for line in ("step 4: validation score", "done: best step", "data: run_signs/train"):
-        assert f"[stage_one, seed 3] {line}" in out and f"[stage_two, seed 1] {line}" in out
+        assert f"[stage_one, seed 3] {line}" in out
+        assert f"[stage_two, seed 1] {line}" in out
     assert "[stage_one]" not in out
     assert "| ProMoT (2 seeds) " in (several / "report.md").read_text()
 
@@ -94,7 +95,8 @@ def test_a_prompt_changes_the_suite_only_where_it_is_attached(several):
 def test_the_run_can_be_reported(several):
     printed = run_helpers.succeed(["report", str(several), "--format", "markdown"])
     assert (several / "report.md").read_text().startswith(printed)
-    assert "| pretrained " in printed and "| prompt attached (2 seeds) " in printed
+    assert "| pretrained " in printed
+    assert "| prompt attached (2 seeds) " in printed
     scores = run_helpers.succeed(["report", str(several), "--format", "csv"])
     score = "ProMoT,suite,run_ends,share_equal,"
     (line,) = (li for li in scores.splitlines() if li.startswith(score))
@@ -109,10 +111,12 @@ def test_the_run_can_be_reported(several):
 def test_seeds_may_be_added(lab, several):
     before = run_helpers.tree(several / "seed_3")
     out = run_helpers.succeed(words(lab, "several", SEEDS=[3, 1, 0]))
-    assert out.count("finished before") == 6 and (several / "seed_0").is_dir()
+    assert out.count("finished before") == 6
+    assert (several / "seed_0").is_dir()
     assert run_helpers.tree(several / "seed_3") == before
     done = run_helpers.here(words(lab, "several", SEEDS=[3], BATCH_SIZE=16))
-    assert done.status == 2 and "BATCH_SIZE: was 8, now 16" in done.err
+    assert done.status == 2
+    assert "BATCH_SIZE: was 8, now 16" in done.err
 
 
 @pytest.mark.parametrize(
@@ -125,5 +129,6 @@ def test_seeds_may_be_added(lab, several):
 )
 def test_bad_seeds(lab, seeds, said):
     done = run_helpers.here(words(lab, "bad", SEEDS=seeds))
-    assert done.status == 2 and said in done.err
+    assert done.status == 2
+    assert said in done.err
     assert not (lab.directory / "bad").exists()

@@ -69,13 +69,12 @@ def test_the_suite_is_asked_from_step_0_to_the_last(runs):
     assert [row["step"] for row in rows] == [0, 3, 4]
     assert out.count("suite's mean score") == 3
     summary = json.loads((folder / "run_ends-000003.json").read_text())
-    assert summary["prompt"] is None and summary["examples"] == 4
+    assert summary["prompt"] is None
+    assert summary["examples"] == 4
     assert "SUITE_EVAL_PERIOD = 3" in summary["config"]
     target = json.loads((asked / "inference_eval" / "run_signs-000004.json").read_text())
-    assert (
-        target["prompt"]["origin"] == "this run: stage train, step 4"
-        and len(target["prompt"]["hash"]) > 8
-    )
+    assert target["prompt"]["origin"] == "this run: stage train, step 4"
+    assert len(target["prompt"]["hash"]) > 8
 
 
 @pytest.mark.parametrize(
@@ -115,6 +114,8 @@ def test_scores_come_from_the_records(runs, capsys):
 
 def test_a_suite_without_a_period_and_a_period_without_a_suite_are_refused(command):
     done = run_helpers.here(command("refused", "suite.gin"))
-    assert done.status == 2 and "set SUITE_EVAL_PERIOD" in done.err
+    assert done.status == 2
+    assert "set SUITE_EVAL_PERIOD" in done.err
     done = run_helpers.here(command("refused", SUITE_EVAL_PERIOD=3))
-    assert done.status == 2 and "there is no SUITE to evaluate" in done.err
+    assert done.status == 2
+    assert "there is no SUITE to evaluate" in done.err

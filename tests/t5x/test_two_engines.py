@@ -306,7 +306,8 @@ def test_a_run_that_was_stopped_goes_on(world):
     # T5X's data start again, so that the third batch is the first; the slots must not.
     again = upstream_helpers.losses(resumed)
     np.testing.assert_allclose(again[:2], upstream_helpers.losses(whole)[:2], rtol=1e-6)
-    assert len(again) == STEPS and again[2] < again[0]
+    assert len(again) == STEPS
+    assert again[2] < again[0]
     after = prompt_file.load_prompt(last(resumed))[0]
     assert np.abs(after - table).max() > 1e-3
 

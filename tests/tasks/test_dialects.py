@@ -101,7 +101,8 @@ def test_a_spoken_example_holds_the_sentinel_as_one_token(vocabularies, name, di
     (first,) = (i for i, number in sentinel_ids(vocabulary).items() if number == 0)
     asked = [*vocabulary.encode("is it true."), *([first] if dialect is BOTH else [])]
     answered = [*([] if dialect is PLAIN else [first]), *vocabulary.encode("True")]
-    assert row["inputs"].tolist() == asked and row["targets"].tolist() == answered
+    assert row["inputs"].tolist() == asked
+    assert row["targets"].tolist() == answered
     assert decode(vocabulary, asked) == row["inputs_pretokenized"].decode()
     assert row["targets_pretokenized"].decode() == dialect.target("True")
     assert (row["answer"], row["id"]) == (b"True", b"7")
@@ -162,4 +163,5 @@ def test_the_second_prefix_cuts(text, answer):
 
 
 def test_first_word():
-    assert first_word(" True, it is") == "True" and first_word("") == ""
+    assert first_word(" True, it is") == "True"
+    assert first_word("") == ""

@@ -114,7 +114,8 @@ def test_a_mixture_is_asked_with_each_tasks_split_shots_and_length_of_answers(
     assert {length for _, length in evaluator.compilations} == {7}
     assert (wet.task, list(wet.metrics)) == ("run_wet_1shot", ["accuracy"])
     strange = [r for r in wet.records if r["prediction"] not in ("no", "yes")]
-    assert strange and wet.counts["unmatched answers"] == len(strange)
+    assert strange
+    assert wet.counts["unmatched answers"] == len(strange)
     assert (copy.task, list(copy.metrics)) == ("run_copy_1shot", ["bleu", "bleu_13a"])
     dropped = {}
     for result in (wet, copy):
@@ -136,7 +137,8 @@ def test_a_mixture_is_asked_with_each_tasks_split_shots_and_length_of_answers(
     summary = json.loads((tmp_path / "inference_eval/run_copy_1shot-000000.json").read_text())
     assert "tok:intl" in summary["signatures"]["bleu"]
     assert summary["counts"]["demonstrations dropped"] == count
-    assert wet.labels == ["no", "yes"] and copy.labels == []
+    assert wet.labels == ["no", "yes"]
+    assert copy.labels == []
 
 
 def test_another_batch_size_shows_the_same_demonstrations(registered, model, params):
@@ -145,7 +147,8 @@ def test_another_batch_size_shows_the_same_demonstrations(registered, model, par
         for size in (8, 16)
         for result in ask(model, params, "run_wet_1shot", LENGTHS, batch_size=size)[1]
     ]
-    assert shown[0] == shown[1] and len(shown[0]) == 12
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 12
 
 
 def test_a_task_of_seqios_registry_keeps_its_own_ways(registered, model, params):
@@ -177,7 +180,8 @@ def test_a_store_says_how_many_examples_lost_what(registered, model, tmp_path):
     built = open_store(task, "train", cache_dir=tmp_path, text_lengths=lengths)
     again = open_store(task, "train", cache_dir=tmp_path, text_lengths=lengths)
     assert built.lost == again.lost
-    assert built.lost["demonstrations dropped"] > 0 and built.lost["articles cut"] > 0
+    assert built.lost["demonstrations dropped"] > 0
+    assert built.lost["articles cut"] > 0
     assert built.lengths(np.arange(len(built)))["inputs"].max() <= 30
     said = describe(task, "train", built, {"inputs": 0, "targets": 2})
     assert said.startswith("run_wet_1shot/train, 12 examples (")

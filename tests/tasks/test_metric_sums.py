@@ -71,7 +71,8 @@ def test_the_score_of_an_example_alone(metric):
     targets, predictions = answers(metric, 40)
     alone = metric.example_score(metric.example_statistics(targets, predictions))
     assert alone.shape == (40,)
-    assert alone.min() >= 0 and alone.max() <= 100
+    assert alone.min() >= 0
+    assert alone.max() <= 100
     for n in range(40):
         if isinstance(metric, Bleu):
             scorer = sacrebleu.BLEU(tokenize=metric.tokenise, effective_order=True)
@@ -94,7 +95,7 @@ def test_bleu_of_small_corpora_with_missing_ngrams_is_sacrebleus(examples, token
     for seed in range(8):
         targets, predictions = answers(metric, examples, seed)
         columns = [[metrics.references(t)[0] for t in targets]]
-        columns += [[(metrics.references(t) + [None])[1] for t in targets]]
+        columns += [[([*metrics.references(t), None])[1] for t in targets]]
         theirs = sacrebleu.corpus_bleu(predictions, columns, tokenize=tokenise).score
         assert metric(targets, predictions)["bleu"] == pytest.approx(theirs, rel=1e-12, abs=1e-12)
 

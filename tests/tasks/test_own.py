@@ -70,7 +70,8 @@ def test_a_module_of_ten_lines_gets_shots_dialects_metrics_and_records(tmp_path)
         assert query == f"Report: {row['report']} Rain? answer: <extra_id_0>"
         assert question.answer == f"<extra_id_0> {words[row['wet']]}"
         shown = [f"Report: {r['report']} Rain? answer: {words[r['wet']]}" for r in rows(8)]
-        assert one in shown and other in shown
+        assert one in shown
+        assert other in shown
     task = bound.task
     wanted = [task.postprocess_fn("", example=q.example, is_target=True) for q in found]
     said = [task.postprocess_fn("<extra_id_0> no.", example=q.example) for q in found]
@@ -88,7 +89,8 @@ def test_tab_separated_columns(tmp_path):
         target="{code}",
         prefix="Q",
     )
-    assert definition.splits == ("train",) and definition.scored_split == "train"
+    assert definition.splits == ("train",)
+    assert definition.scored_split == "train"
     task, made = examples(definition, "train")
     assert [row["inputs_pretokenized"] for row in made] == [b'"quoted =', b"zwei ="]
     assert [row["answer"] for row in made] == [b"1", b"2"]
@@ -107,7 +109,8 @@ def test_a_tfds_builder_with_slices_as_splits(real_rows):
         example_id="{idx}",
     )
     _, made = examples(definition, definition.scored_split)
-    assert definition.scored_split == "dev" and len(made) == 10
+    assert definition.scored_split == "dev"
+    assert len(made) == 10
     assert {row["answer"] for row in made} == {b"different", b"same"}
 
 
@@ -153,8 +156,10 @@ def test_kinds_of_fields():
     first, second = dataset_of(given).as_numpy_iterator()
     assert (first["t"], first["n"], first["x"], first["b"]) == (b"a", 1, 1.0, b"True")
     assert (second["t"], second["x"], second["b"]) == (b"", 0.5, b"False")
-    assert first["l"].tolist() == [b"p", b"q"] and second["l"].tolist() == []
-    assert first["d"]["e"].tolist() == [1] and "o" not in first
+    assert first["l"].tolist() == [b"p", b"q"]
+    assert second["l"].tolist() == []
+    assert first["d"]["e"].tolist() == [1]
+    assert "o" not in first
 
 
 @pytest.mark.parametrize(

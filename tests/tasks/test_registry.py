@@ -65,9 +65,12 @@ def test_names_are_sorted_and_match_a_glob():
 
 
 def test_tasks_and_mixtures_are_told_apart():
-    assert registry.is_task("rte") and not registry.is_mixture("rte")
-    assert registry.is_mixture("tiny_icl_1shot") and not registry.is_task("tiny_icl_1shot")
-    assert not registry.is_task("absent") and not registry.is_mixture("absent")
+    assert registry.is_task("rte")
+    assert not registry.is_mixture("rte")
+    assert registry.is_mixture("tiny_icl_1shot")
+    assert not registry.is_task("tiny_icl_1shot")
+    assert not registry.is_task("absent")
+    assert not registry.is_mixture("absent")
     with pytest.raises(UserError, match="is a mixture, not a task"):
         registry.get_task("tiny_icl_1shot")
     with pytest.raises(UserError, match="is a task, not a mixture"):
@@ -124,7 +127,8 @@ def test_a_question_that_is_too_long_is_cut_before_its_cue():
     first, second = examples(task, {"inputs": 9, "targets": 9})
     assert first["inputs_pretokenized"] == b"say one:"
     assert vocabulary.decode(first["inputs"].tolist()) == "say one:"
-    assert first["inputs"][-1] == vocabulary.eos_id and len(first["inputs"]) == 9
+    assert first["inputs"][-1] == vocabulary.eos_id
+    assert len(first["inputs"]) == 9
     assert (first["cut_articles"], second["cut_articles"]) == (1, 1)
 
 
@@ -134,17 +138,21 @@ def test_text_that_was_written_elsewhere_is_trimmed_from_the_right_and_keeps_eos
     vocabulary = seqio.ByteVocabulary()
     definition = registry.get_task("tiny_rte")
     (row, *_) = examples(definition.build(vocabulary), {"inputs": 6, "targets": 9}, "validation")
-    assert len(row["inputs"]) == 6 and row["inputs"][-1] == vocabulary.eos_id
+    assert len(row["inputs"]) == 6
+    assert row["inputs"][-1] == vocabulary.eos_id
     assert row["inputs_pretokenized"].decode().startswith(vocabulary.decode(row["inputs"].tolist()))
 
 
 def test_any_number_of_shots_makes_a_task_of_its_own_name():
     task = registry.get_task("rte_3shot")
     assert (task.name, task.base, task.shots) == ("rte_3shot", "rte", 3)
-    assert registry.get_task("rte").shots == 0 and registry.is_task("rte_0shot")
-    assert "rte_1shot" in registry.names() and "rte_3shot" not in registry.names()
+    assert registry.get_task("rte").shots == 0
+    assert registry.is_task("rte_0shot")
+    assert "rte_1shot" in registry.names()
+    assert "rte_3shot" not in registry.names()
     for name in ("rte_01shot", "rte_-1shot", "rte_shot", "nothing_1shot", "rte_1shot_1shot"):
-        assert not registry.is_task(name) and not registry.is_mixture(name)
+        assert not registry.is_task(name)
+        assert not registry.is_mixture(name)
     mixture = registry.get_mixture("rte_wmt14_enfr_2shot")
     assert mixture.rates == {"rte_2shot": 1.0, "wmt14_enfr_2shot": 1.0}
     with pytest.raises(UserError, match="there is no task 'rt_1shot'. Did you mean 'rte_1shot'?"):
@@ -158,7 +166,8 @@ def test_a_task_without_a_template_is_shown_as_it_stands():
     vocabulary = seqio.ByteVocabulary()
     row = examples(definition.build(vocabulary), split="validation")[0]
     one, other, query = row["inputs_pretokenized"].decode().split("\n\n")
-    assert one != other and all(d.split()[-1] in ("True", "False") for d in (one, other))
+    assert one != other
+    assert all(d.split()[-1] in ("True", "False") for d in (one, other))
     plain = examples(registry.get_task("tiny_rte").build(vocabulary), split="validation")[0]
     assert query == plain["inputs_pretokenized"].decode()
 
@@ -198,7 +207,8 @@ def test_seqio_scores_as_the_definition_does():
     answers = [
         task.postprocess_fn(text, example=row) for text, row in zip(("b ", "x"), rows, strict=True)
     ]
-    assert targets == [["a", "b"], ["c", "d"]] and answers == ["b", "x"]
+    assert targets == [["a", "b"], ["c", "d"]]
+    assert answers == ["b", "x"]
     by_seqio = {}
     for metric in task.predict_metric_fns:
         by_seqio.update(metric(targets, answers))

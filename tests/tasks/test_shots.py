@@ -87,7 +87,9 @@ def test_every_row_is_shown_about_equally_often():
         for row in draw(ROWS, dataclasses.replace(QUERY, id=str(n)), 2, task="a", seed=0)
     )
     # 2,400 draws of 60: 40 each, give or take five standard deviations.
-    assert len(counts) == 60 and 10 < min(counts.values()) and max(counts.values()) < 72
+    assert len(counts) == 60
+    assert min(counts.values()) > 10
+    assert max(counts.values()) < 72
 
 
 def test_balanced_shots_take_the_classes_in_turn():
@@ -155,7 +157,8 @@ def test_then_articles_are_cut_the_querys_to_what_remains():
     assert (made.dropped_shots, made.cut_articles) == (3, 2)
     assert [len(words) for words in demonstrations(made)] == [20]
     query = made.text.split("\n\n")[-1].split()
-    assert query[0] == "Article:" and query[-1] == "Summary:"
+    assert query[0] == "Article:"
+    assert query[-1] == "Summary:"
     assert query[1:-1] == LONG_QUERY.fields["text"].split()[: 70 - 20 - AROUND - 2]
     assert len(made.text.split()) == 70
 
@@ -183,14 +186,17 @@ def test_a_task_without_articles_keeps_its_query_and_its_cue_to_the_last():
     for room in range(2, 80):
         prompt = made.prompt(query, room)
         words = prompt.text.split()
-        assert len(words) <= room and words[-1] == "answer:"
+        assert len(words) <= room
+        assert words[-1] == "answer:"
         assert (len(words) == room) or prompt.cut_articles == 0
         if room >= 42:
             assert prompt.text.endswith(template.ask(query.fields, " "))
             assert prompt.cut_articles == 0
         else:
-            assert prompt.shots == () and prompt.dropped_shots == 4
-    assert "h9" in made.prompt(query, 30).text and "p20" not in made.prompt(query, 30).text
+            assert prompt.shots == ()
+            assert prompt.dropped_shots == 4
+    assert "h9" in made.prompt(query, 30).text
+    assert "p20" not in made.prompt(query, 30).text
     with pytest.raises(UserError, match="template alone are 2 tokens, but TASK_.* room for 1"):
         made.check(1)
 
@@ -210,7 +216,8 @@ def test_shortened_keeps_whole_words_where_it_can(text):
 
     for tokens in range(len(text) + 2):
         kept = shortened(text, tokens, count)
-        assert text.startswith(kept) and len(kept) <= tokens
+        assert text.startswith(kept)
+        assert len(kept) <= tokens
         if tokens >= len(text):
             assert kept == text
     assert shortened("one two", 6, count) == "one"
@@ -237,7 +244,8 @@ def test_a_row_alone_and_rows_together_are_encoded_alike():
         assert got["inputs"].tolist() == vocabulary.encode(wanted.text) == several[1].inputs
         assert got["targets"].tolist() == vocabulary.encode("x") == several[1].targets
         assert (got["dropped_shots"], got["cut_articles"]) == (0, wanted.cut_articles)
-        assert got["shots"].tolist() == [] and not {"fields", "label"} & got.keys()
+        assert got["shots"].tolist() == []
+        assert not {"fields", "label"} & got.keys()
     assert wanted.cut_articles == 1
 
 

@@ -206,14 +206,16 @@ def test_the_suite_is_one_mixture_for_any_number_of_shots_and_each_task_is_one()
     for shots in (0, 1, 4, 7):
         rates = registry.get_mixture(f"icl_{shots}shot").rates
         assert list(rates) == [f"{name}_{shots}shot" for name in registry.get_mixture("icl").rates]
-        assert len(rates) == 8 and set(rates.values()) == {1.0}
+        assert len(rates) == 8
+        assert set(rates.values()) == {1.0}
         assert registry.get_mixture(f"icl_wic_{shots}shot").rates == {f"wic_{shots}shot": 1.0}
     languages = [name for name in registry.names("wikilingua_*") if not name.endswith("shot")]
-    assert len(languages) == 17 and "wikilingua_vietnamese" in languages
+    assert len(languages) == 17
+    assert "wikilingua_vietnamese" in languages
     assert registry.get_task("wikilingua_thai").source.name == "gem/wiki_lingua_thai_th:1.1.0"
 
 
-def drawn(tasks, split, vocabulary, format=Format()):  # noqa: B008 - frozen
+def drawn(tasks, split, vocabulary, format=Format()):  # noqa: B008
     return {
         name: {
             row["id"].decode(): [shot.decode() for shot in row["shots"]]
@@ -242,7 +244,8 @@ def test_shots_are_those_of_another_process_another_order_and_another_shard(real
     code = [sys.executable, "-W", "ignore", "-c", OTHER_PROCESS, str(real_rows)]
     theirs = subprocess.run(code, check=True, capture_output=True, text=True)
     other = json.loads(theirs.stdout.splitlines()[-1])
-    assert list(other) != list(mine) and other == mine
+    assert list(other) != list(mine)
+    assert other == mine
     task = registry.get_task("cb_4shot").build(vocabulary)
     for shards in (2, 8):
         by_shard = {}
@@ -332,7 +335,8 @@ def test_shuffled_labels_are_a_permutation_that_every_reader_sees(real_rows):
     assert labels(shuffle=True, seed=3) == given
     halves = [seqio.ShardInfo(index=index, num_shards=2) for index in (0, 1)]
     half, other = (labels(shuffle=False, shard_info=half) for half in halves)
-    assert half | other == given and len(half) == len(other) == len(given) / 2
+    assert half | other == given
+    assert len(half) == len(other) == len(given) / 2
     plain = registry.get_task("rte").build(vocabulary)
     texts = [
         [row["inputs_pretokenized"] for row in examples(each, "train")] for each in (plain, task)

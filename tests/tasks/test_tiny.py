@@ -108,7 +108,8 @@ def test_seeds_noise_and_splits_make_a_difference():
     assert rows == episodes.pretraining_rows(200, seed=0, noise=0.1)
     assert rows != episodes.pretraining_rows(200, seed=1, noise=0.1)
     assert rows != episodes.pretraining_rows(200, seed=0, noise=0.1, split="validation")
-    assert world(0).facts != world(1).facts and world(0) is world(0)
+    assert world(0).facts != world(1).facts
+    assert world(0) is world(0)
 
 
 def test_everything_is_short_and_made_of_known_words(pretraining, evaluation, targets):
@@ -118,7 +119,8 @@ def test_everything_is_short_and_made_of_known_words(pretraining, evaluation, ta
         for inputs, answer in rows_of(columns):
             assert len(inputs.split()) + 1 <= definitions.INPUT_LENGTH
             assert 1 <= len(answer.split()) <= definitions.TARGET_LENGTH - 2
-            assert known.issuperset(inputs.split()) and known.issuperset(answer.split())
+            assert known.issuperset(inputs.split())
+            assert known.issuperset(answer.split())
 
 
 def test_evaluated_sentences_are_met_nowhere_else(pretraining, evaluation, targets):
@@ -248,7 +250,8 @@ def test_the_entailment_target_is_seven_tenths_known(targets):
         kind = families.verb_class(verb)
         by_verb[kind].add((answer, noun if kind == 2 else ""))
         new += kind == 2
-    assert by_verb[0] == {("True", "")} and by_verb[1] == {("False", "")}
+    assert by_verb[0] == {("True", "")}
+    assert by_verb[1] == {("False", "")}
     true = world().true_nouns
     assert by_verb[2] == {("True" if noun in true else "False", noun) for noun in NOUNS}
     assert 0.27 < new / len(rows) < 0.33
@@ -274,7 +277,8 @@ def test_shuffled_answers_are_the_same_answers_to_the_same_questions(name):
     rows = make(400, split="train")
     other = episodes.with_shuffled_answers(make, 400, split="train")
     assert (other["inputs"], other["id"]) == (rows["inputs"], rows["id"])
-    assert sorted(other["targets"]) == sorted(rows["targets"]) and other != rows
+    assert sorted(other["targets"]) == sorted(rows["targets"])
+    assert other != rows
     same = sum(a == b for a, b in zip(rows["targets"], other["targets"], strict=True))
     assert same < 0.6 * 400
 
@@ -334,7 +338,8 @@ def test_denoising_loses_one_span_that_restores_the_text():
         inputs, answer = episodes.denoising(made, rng)
         assert inputs.split().count(words.ANSWER) == 1
         parts = inputs.replace(words.ANSWER, answer).split(f" {words.NEXT} ")
-        assert 1 <= len(parts) <= 3 and all(len(part.split()) == 3 for part in parts)
+        assert 1 <= len(parts) <= 3
+        assert all(len(part.split()) == 3 for part in parts)
 
 
 def test_gold_answers_score_100_and_empty_ones_0(evaluation):
@@ -373,11 +378,14 @@ def test_the_word_vocabulary_reads_and_writes_words():
     vocabulary = WordVocabulary()
     assert (vocabulary.vocab_size, vocabulary.pad_id, vocabulary.eos_id) == (416, 0, 1)
     ids = vocabulary.encode("Q  home anna nonsense")
-    assert ids[-1] == vocabulary.unk_id and vocabulary.words[ids[1]] == "home"
+    assert ids[-1] == vocabulary.unk_id
+    assert vocabulary.words[ids[1]] == "home"
     assert vocabulary.encode_tf(tf.constant("Q  home anna nonsense")).numpy().tolist() == ids
     assert vocabulary.decode([*ids, 1, 5]) == "Q home anna <unk>"
     assert vocabulary.decode([416, 10**6]) == "<unk> <unk>"
-    assert vocabulary.encode("") == [] and vocabulary.decode([]) == ""
+    assert vocabulary.encode("") == []
+    assert vocabulary.decode([]) == ""
     padded = tf.constant([[*ids, 1, 5], [ids[0], 0, 0, 0, 0, 0]])
     assert vocabulary.decode_tf(padded).numpy().tolist() == [b"Q home anna <unk>", b"Q"]
-    assert vocabulary == WordVocabulary() and hash(vocabulary) == hash(WordVocabulary())
+    assert vocabulary == WordVocabulary()
+    assert hash(vocabulary) == hash(WordVocabulary())

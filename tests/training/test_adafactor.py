@@ -153,7 +153,7 @@ def test_global_norm_clipping_is_over_the_whole_tree():
     params, gradient = random_tree(0), random_tree(1, scale=10)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient)))
     # Large epsilon1 makes Adafactor's own step depend on the gradient's scale.
-    settings = dict(epsilon1=1.0, clipping_threshold=None, min_dim_size_to_factor=4)
+    settings = {"epsilon1": 1.0, "clipping_threshold": None, "min_dim_size_to_factor": 4}
     clipped, _ = run(adafactor(0.1, global_norm_clip_threshold=2.0, **settings), params, [gradient])
     by_hand = jax.tree.map(lambda g: g * 2 / norm, gradient)
     expected, _ = run(adafactor(0.1, **settings), params, [by_hand])
@@ -213,7 +213,8 @@ def test_slots_have_the_shapes_of_t5x(path):
     assert {name: slot.shape for name, slot in actual.items()} == expected
     assert {slot.dtype for slot in actual.values()} == {jnp.dtype("float32")}
     plain = adafactor(0.1).init(params)
-    assert flat(plain.m)[path].shape == (1,) and plain.count.dtype == jnp.int32
+    assert flat(plain.m)[path].shape == (1,)
+    assert plain.count.dtype == jnp.int32
 
 
 def test_step_keeps_every_shape_and_type_of_the_state():
@@ -241,7 +242,10 @@ STACKED = {
 @pytest.mark.parametrize("minimum", [2, 5, 128])
 def test_stacked_layers_are_updated_one_by_one(minimum):
     """Layers of very different sizes: any mean across them would show."""
-    layers, settings = 3, dict(min_dim_size_to_factor=minimum, beta1=0.5, clipping_threshold=0.5)
+    layers, settings = (
+        3,
+        {"min_dim_size_to_factor": minimum, "beta1": 0.5, "clipping_threshold": 0.5},
+    )
 
     def trees(seed):
         rng = np.random.default_rng(seed)

@@ -27,10 +27,10 @@ FORMULAS = {
 
 
 def schedule_of(factors, **settings):
-    defaults = dict(
-        base_learning_rate=0.3, warmup_steps=10, decay_factor=0.002, steps_per_decay=40,
-        steps_per_cycle=60,
-    )  # fmt: skip
+    defaults = {
+        "base_learning_rate": 0.3, "warmup_steps": 10, "decay_factor": 0.002, "steps_per_decay": 40,
+        "steps_per_cycle": 60,
+    }  # fmt: skip
     return create_learning_rate_scheduler(factors, **(defaults | settings))
 
 
@@ -48,7 +48,8 @@ def test_jitted_equals_eager_and_is_a_float32_scalar():
     schedule = schedule_of("constant * linear_warmup * decay_every * cosine_decay")
     for step in STEPS:
         value = jax.jit(schedule)(jnp.int32(step))
-        assert value.dtype == jnp.float32 and value.shape == ()
+        assert value.dtype == jnp.float32
+        assert value.shape == ()
         np.testing.assert_allclose(value, schedule(step), rtol=1e-6, atol=1e-7)
 
 

@@ -44,7 +44,8 @@ def partitioner():
 def test_a_split_takes_every_parameter_once_and_merges_back(params, patterns):
     trainable, frozen = state.split(params, patterns)
     trains, rests = set(flat(trainable)), set(flat(frozen))
-    assert not trains & rests and trains | rests == set(flat(params))
+    assert not trains & rests
+    assert trains | rests == set(flat(params))
     assert (PROMPT_PATH in trains) == (patterns != ALL_BUT_PROMPT)
     assert (len(trains) == 1) == (patterns == ONLY_PROMPT)
     merged = state.merge(trainable, frozen)
@@ -112,7 +113,8 @@ def test_adafactors_slots_lie_with_their_parameters_or_everywhere(model, params,
                 assert [v_row.spec[0], v_col.spec[0]] == [axis for _, axis in sides], path
             else:
                 assert v_row == v_col == partitioner.replicated, path
-    assert whole > 5 and factored > 5
+    assert whole > 5
+    assert factored > 5
     bias = state.flatten(slots.v)["encoder/relpos_bias/rel_embedding"]
     assert bias.spec == PartitionSpec("model", None)
 
@@ -125,7 +127,8 @@ def test_a_new_state_is_laid_out_and_frozen_weights_are_stored_as_asked(
     made = state.create(
         params, model.param_axes(), ONLY_PROMPT, optimizer, partitioner, frozen_dtype
     )
-    assert int(made.step) == 0 and made.step.dtype == jnp.int32
+    assert int(made.step) == 0
+    assert made.step.dtype == jnp.int32
     assert flat(made.trainable)[PROMPT_PATH].tobytes() == flat(params)[PROMPT_PATH].tobytes()
     assert made.trainable["encoder"]["prompt"]["prompt"].dtype == jnp.float32
     for path, leaf in flat(made.frozen).items():

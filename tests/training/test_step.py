@@ -67,9 +67,9 @@ def real_examples(vocabulary):
 def test_packed_and_unpacked_batches_have_one_loss_and_one_gradient(source, request):
     examples = fake_examples() if source == "fake" else request.getfixturevalue("real_examples")
     tasks, stores, unpacked_lengths, packed_lengths, vocab_size = examples
-    shape = dict(num_heads=2, head_dim=16) if source == "real" else SHALLOW
+    shape = {"num_heads": 2, "head_dim": 16} if source == "real" else SHALLOW
     model = tiny_model(vocab_size=vocab_size, num_prompts=2, prompt_length=6, **shape)
-    settings = dict(vocab_size=vocab_size, prompt_length=6, use_prompts=True)
+    settings = {"vocab_size": vocab_size, "prompt_length": 6, "use_prompts": True}
     count = sum(map(len, stores))
     unpacked = EvalBatches(tasks, stores, batch_size=count, lengths=unpacked_lengths, **settings)
     packed = EvalBatches(
@@ -260,7 +260,7 @@ def test_metrics_bear_the_names_of_t5x_and_follow_from_one_another():
     update = run.params[PROMPT_PATH] - before
     history += run.train(batches[1:])
     assert set(history[0]) == {
-        "loss", "loss_sum", "cross_ent_loss", "z_loss", "loss_per_nonpadding_target_token", "accuracy",
+        "loss", "loss_sum", "cross_ent_loss", "z_loss", "loss_per_nonpadding_target_token", "accuracy",  # noqa: E501
         "grad_norm", "learning_rate",
     }  # fmt: skip
     for metrics, rate, batch in zip(history, rates, batches, strict=True):
@@ -270,7 +270,8 @@ def test_metrics_bear_the_names_of_t5x_and_follow_from_one_another():
         per_token = metrics["loss_per_nonpadding_target_token"]
         assert per_token == metrics["loss"]
         assert per_token == pytest.approx(100 * metrics["loss_sum"] / tokens)
-        assert metrics["z_loss"] > 0 and 0 <= metrics["accuracy"] <= 1
+        assert metrics["z_loss"] > 0
+        assert 0 <= metrics["accuracy"] <= 1
     # The norm is that of the trainable gradients alone, divided as the loss is.
     gradients, _ = quick(lambda *trees: step.summed_gradients(model, *trees, None))(
         *state.split(random_params(model), ONLY_PROMPT),

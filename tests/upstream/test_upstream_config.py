@@ -249,4 +249,5 @@ def test_what_is_frozen_stays_and_has_a_slot():
     rate = frozen.hyper_params.replace(learning_rate=0.1)
     assert rate.learning_rate == 0.1
     after, slots = frozen.apply_gradient(rate, params, state, params)
-    assert after is params and slots is state
+    assert after is params
+    assert slots is state

@@ -152,7 +152,7 @@ def test_packed_rows_are_what_the_engine_writes(seqio, upstream, vocabulary, nam
     num_prompts = len(tasks)
     lengths = {"inputs": 40, "targets": 16}
     upstream.register(name, vocabulary=vocabulary, num_prompts=num_prompts)
-    settings = dict(num_prompts=num_prompts, lengths=lengths, batch_size=1)
+    settings = {"num_prompts": num_prompts, "lengths": lengths, "batch_size": 1}
     made = concatenated(upstream.batches(seqio, name, pack=True, **settings))
     unpacked = concatenated(upstream.batches(seqio, name, pack=False, **settings))
     assembler = Assembler(
@@ -228,7 +228,7 @@ def test_a_project_task_is_in_seqios_registry_with_all_its_room(seqio, upstream,
     task = seqio.TaskRegistry.get(name)
     assert task.output_features["inputs"].vocabulary == vocabulary
     assert task.output_features["targets"].vocabulary == vocabulary
-    assert not task.output_features["targets"].vocabulary != vocabulary
+    assert task.output_features["targets"].vocabulary == vocabulary
     mixture = upstream.register(
         "rte_wmt14_enfr", vocabulary=vocabulary, num_prompts=2, rates={"rte": 3.0}
     )
