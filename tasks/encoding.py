@@ -161,11 +161,19 @@ class EncodeWhole:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encode(EncodeWhole):
-    """A preprocessor for questions that demonstrations and articles may be taken from."""
+    """A preprocessor for questions that demonstrations and articles may be taken from.
 
-    def __call__(self, dataset: Any, sequence_length: Mapping[str, int] | None = None) -> Any:
-        """`EncodeWhole` for the lengths that a run has; without any, nothing is taken."""
-        return self._mapped(dataset, self.budget(sequence_length))
+    **Attributes:**
+
+    - `sequence_length`: the lengths of the run. SeqIO sets this field of a dataclass, where it
+      would pass an argument to a function; without any lengths nothing is taken.
+    """
+
+    sequence_length: Mapping[str, int] | None = None
+
+    def __call__(self, dataset: Any) -> Any:
+        """Encode as `EncodeWhole` does, within the lengths of the run."""
+        return self._mapped(dataset, self.budget(self.sequence_length))
 
     def budget(self, sequence_length: Mapping[str, int] | None) -> int | None:
         """Return the tokens that a prompt may take: those of `inputs` but EOS and sentinel."""

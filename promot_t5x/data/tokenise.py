@@ -7,9 +7,10 @@ such preprocessor, because text is trimmed later with its EOS kept, and counted.
 """
 
 import contextlib
+import dataclasses
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,14 @@ def depends_on_lengths(task: Any) -> bool:
     """Whether the task's tokens depend on the feature lengths of the run."""
     seqio = import_seqio()
     own = (seqio.preprocessors.append_eos_after_trim,)
-    return any(
-        "sequence_length" in inspect.signature(step).parameters
-        for step in task.preprocessors
-        if step not in own
-    )
+    return any("sequence_length" in _takes(step) for step in task.preprocessors if step not in own)
+
+
+def _takes(step: Any) -> Iterable[str]:
+    """Return what SeqIO may hand to a preprocessor: fields of a dataclass, or arguments."""
+    if dataclasses.is_dataclass(step):
+        return [field.name for field in dataclasses.fields(step)]
+    return inspect.signature(step).parameters
 
 
 def examples(task: Any, split: str, lengths: Mapping[str, int] | None) -> Any:

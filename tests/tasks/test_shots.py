@@ -236,7 +236,7 @@ def test_a_row_alone_and_rows_together_are_encoded_alike():
     data = tf.data.Dataset.from_tensors(row)
     for room in (None, 400, 100):
         lengths = None if room is None else {"inputs": room + 1}
-        (got,) = step(data, lengths).as_numpy_iterator()
+        (got,) = dataclasses.replace(step, sequence_length=lengths)(data).as_numpy_iterator()
         columns = {name: [value] * 2 for name, value in row.items()}
         several = step.examples(columns, step.budget(lengths))
         wanted = made.prompt(LONG_QUERY, room)
