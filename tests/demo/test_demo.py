@@ -8,9 +8,9 @@ from promot_t5x.report import comparison, runs
 
 SHORT = """\
 from __gin__ import dynamic_registration
-from promot_t5x import evaluate
-from promot_t5x import promot
-from promot_t5x import stages
+from promot_t5x.evaluation import evaluator as evaluate
+from promot_t5x.runs import promot
+from promot_t5x.runs import stages
 include 'demo/final.gin'
 SEEDS = [7]
 PROMPT_STEPS = 200

@@ -52,7 +52,7 @@ COMPILATION = {
 
 SUITE = """\
 from __gin__ import dynamic_registration
-from promot_t5x import evaluate
+from promot_t5x.evaluation import evaluator as evaluate
 SUITE = @suite/evaluate.EvalConfig()
 suite/evaluate.EvalConfig.mixture_or_task_name = '{}'
 """
@@ -103,8 +103,8 @@ PROMPT_TUNING = "PROMPT_STEPS = 4\nPROMPT_EVAL_PERIOD = 2\n"
 # ProMoT without the baseline.
 TWO_STAGES = """\
 from __gin__ import dynamic_registration
-from promot_t5x import promot
-from promot_t5x import stages
+from promot_t5x.runs import promot
+from promot_t5x.runs import stages
 STAGES = [@prompt_tuning/stages.Stage(), @stage_two/stages.Stage()]
 ROWS = [@prompt_tuning/promot.Row(), @stage_two/promot.Row()]
 """

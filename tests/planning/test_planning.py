@@ -21,6 +21,7 @@ from engine_helpers import (
 
 from promot_t5x import config, decoding
 from promot_t5x.cli import main
+from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.errors import UserError
 from promot_t5x.planning import (
     cache,
@@ -271,7 +272,7 @@ def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, chu
 def test_decoding_flops_are_those_that_the_compiler_counts():
     """Of one step: the compiler counts a loop's body once."""
     model = model_of(wide_config())
-    decoder = decoding.Decoder(model.module, batch_size=8)
+    decoder = Decoder(model.module, batch_size=8)
     params = model.param_shapes()
     counted = flops.decoding(model.config, params, batch=8, inputs=128, outputs=1, hypotheses=1)
     actual = compiler_count(decoder.lower(params, 128, 1))

@@ -30,7 +30,7 @@ STEPS, PERIOD = 6, 2
 # A stage without validation; the settings of one are then unused.
 UNASKED = """\
 from __gin__ import dynamic_registration
-from promot_t5x import stages
+from promot_t5x.runs import stages
 stages.Stage.evaluation = None
 """
 SLOWEST_SEC = 300.0

@@ -28,7 +28,7 @@ SETTINGS = f"""\
 from __gin__ import dynamic_registration
 
 from promot_t5x import decoding
-from promot_t5x import evaluate
+from promot_t5x.evaluation import evaluator as evaluate
 
 INITIAL_CHECKPOINT_PATH = None
 MIXTURE_OR_TASK_NAME = 'rte'

@@ -9,9 +9,9 @@ pytestmark = pytest.mark.slow
 
 SUITE = """\
 from __gin__ import dynamic_registration
-from promot_t5x import evaluate
-from promot_t5x import promot
-from promot_t5x import stages
+from promot_t5x.evaluation import evaluator as evaluate
+from promot_t5x.runs import promot
+from promot_t5x.runs import stages
 SUITE = @suite/evaluate.EvalConfig()
 suite/evaluate.EvalConfig.mixture_or_task_name = 'run_ends'
 STAGES = [@prompt_tuning/stages.Stage(), @stage_two/stages.Stage(), @fixed/stages.Stage()]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 SUITE = """\
 from __gin__ import dynamic_registration
-from promot_t5x import evaluate
+from promot_t5x.evaluation import evaluator as evaluate
 SUITE = @suite/evaluate.EvalConfig()
 suite/evaluate.EvalConfig:
     mixture_or_task_name = 'run_pair'
@@ -23,7 +23,7 @@ suite/evaluate.EvalConfig:
 
 BEHIND_A_PROMPT = """\
 from __gin__ import dynamic_registration
-from promot_t5x import stages
+from promot_t5x.runs import stages
 include 'prompts/uniform.gin'
 PROMPT_LENGTH = 4
 stages.Stage.prompt = %PROMPT_INIT

@@ -202,7 +202,7 @@ class Conversion:
         _check_free_space(self.destination, wanted)
         self.opened.verify()
         part = self.destination.parent / (self.destination.name + _INCOMPLETE)
-        is_new_parent = not part.parent.exists()
+        new_parents = [place for place in part.parents if not place.exists()]
         try:
             with self._writing():
                 if part.exists():
@@ -216,9 +216,9 @@ class Conversion:
                 part.rename(self.destination)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
-            if is_new_parent:
+            for place in new_parents:
                 with contextlib.suppress(OSError):  # another conversion may write there by now
-                    part.parent.rmdir()
+                    place.rmdir()
             raise
         return names
 

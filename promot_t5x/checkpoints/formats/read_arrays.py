@@ -184,7 +184,9 @@ def _read(stored: Any, wanted: Any) -> Any:
         if key not in parts:  # each device that holds a replica asks again
             piece = stored[index]
             piece = piece.read().result() if isinstance(piece, ts.TensorStore) else piece
-            parts[key] = np.asarray(piece).astype(wanted.dtype, copy=False)
+            # What is too large for the type becomes infinite, and is refused by its reader.
+            with np.errstate(over="ignore"):
+                parts[key] = np.asarray(piece).astype(wanted.dtype, copy=False)
         return parts[key]
 
     if sharding is None:

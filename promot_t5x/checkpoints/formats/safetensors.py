@@ -133,19 +133,21 @@ class FileWriter:
         text += b" " * (-len(text) % 8)  # so that the arrays are aligned
         self._start = _LENGTH_BYTES + len(text)
         self._offsets = {n: header[n]["data_offsets"] for n in shapes}
-        self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        self._path = path
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
 
     def add(self, name: str, array: np.ndarray) -> None:
         """Write one array."""
         start, stop = self._offsets.pop(name)
         data = np.ascontiguousarray(array)
         assert data.nbytes == stop - start, name
-        self._file.seek(self._start + start)
-        self._file.write(data.reshape(-1).view(np.uint8))
+        # Opened for each array, so that nothing stays open where an array cannot be had.
+        with open(self._path, "r+b") as file:
+            file.seek(self._start + start)
+            file.write(data.reshape(-1).view(np.uint8))
 
     def close(self) -> None:
         """Finish the file; every array must have been written."""
-        self._file.close()
         if self._offsets:
             raise ValueError(f"never written: {sorted(self._offsets)}")
