@@ -145,7 +145,7 @@ class FileWriter:
         # Opened for each array, so that nothing stays open where an array cannot be had.
         with open(self._path, "r+b") as file:
             file.seek(self._start + start)
-            file.write(data.reshape(-1).view(np.uint8))
+            file.write(data.reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
         """Finish the file; every array must have been written."""
