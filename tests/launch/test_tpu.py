@@ -79,7 +79,7 @@ def test_a_failed_run_starts_again_on_the_same_slice(cloud):
     assert cloud.verbs().count("start") == 3
     assert "delete" not in cloud.verbs()
     assert "exit status 1; restart 1 of 20 in 0.01 s" in done.out
-    assert "it was told to stop and has saved; restart 2 of 20 in 0.02 s" in done.out
+    assert "it stopped, to be started again; restart 2 of 20 in 0.02 s" in done.out
     assert "the resource is kept" in done.out
     assert "queued-resources delete rte" in done.out
 
