@@ -152,7 +152,7 @@ def _bleu(
 
 
 def _sacrebleu(tokenise: str, effective_order: bool = False) -> Any:
-    from sacrebleu.metrics import BLEU  # type: ignore[attr-defined]
+    from sacrebleu.metrics.bleu import BLEU
 
     # sacreBLEU warns of the older name of the same tokenizer.
     name = "flores101" if tokenise == "spm" else tokenise

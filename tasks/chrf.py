@@ -74,6 +74,6 @@ class Chrf(Metric):
         return {self.scores[0]: str(scorer.get_signature())}
 
     def _sacrebleu(self) -> Any:
-        from sacrebleu.metrics import CHRF  # type: ignore[attr-defined]
+        from sacrebleu.metrics.chrf import CHRF
 
         return CHRF(char_order=CHARACTERS, word_order=self.word_order, beta=int(BETA))

@@ -122,10 +122,10 @@ def text_ids(vocabulary: Any, text: str) -> Sequence[int]:
     Text that spells `<extra_id_0>` out becomes the sentinel in a vocabulary that has it as a
     piece; there the ids are those of `< extra_id_0>`.
     """
-    ids = vocabulary.encode(text)
+    ids: Sequence[int] = vocabulary.encode(text)
     if _SPELLED in text and not sentinel_ids(vocabulary).keys().isdisjoint(ids):
-        return vocabulary.encode(text.replace(_SPELLED, f"< {_SPELLED[1:]}"))  # type: ignore[no-any-return]
-    return ids  # type: ignore[no-any-return]
+        ids = vocabulary.encode(text.replace(_SPELLED, f"< {_SPELLED[1:]}"))
+    return ids
 
 
 def question_ids(vocabulary: Any, dialect: Dialect, text: str) -> Int32[np.ndarray, " tokens"]:
@@ -150,7 +150,7 @@ def decode(vocabulary: Any, ids: Sequence[int]) -> str:
     """Token ids up to the first EOS as text in which sentinels are written out.
 
     `Vocabulary.decode` makes unknown words, or nothing at all, of sentinels beyond the base
-    vocabulary; without them an answer cannot be told from what surrounds it.
+    vocabulary; without them an answer cannot be distinguished from what surrounds it.
     """
     sentinels = sentinel_ids(vocabulary)
     parts: list[str] = []

@@ -91,7 +91,7 @@ class EncodeWhole:
         - `budget`: what `budget` has returned.
         """
         columns = (rows[name] for name in RENDERED)
-        return [self._example(*values, budget) for values in zip(*columns, strict=True)]  # type: ignore[call-arg]
+        return [self._example(*values, budget=budget) for values in zip(*columns, strict=True)]
 
     @functools.cached_property
     def _sentinel(self) -> list[int]:
@@ -99,7 +99,7 @@ class EncodeWhole:
         return [token for token, number in known.items() if number == 0]
 
     def _example(
-        self, fields: Iterable[Any], targets: Any, row_id: Any, label: Any, budget: int | None
+        self, fields: Iterable[Any], targets: Any, row_id: Any, label: Any, *, budget: int | None
     ) -> Encoded:
         values = dict(zip(self.assembler.template.fields, map(_text, fields), strict=True))
         query = Row(fields=values, answer="", id=_text(row_id), label=int(label))
@@ -121,7 +121,7 @@ class EncodeWhole:
         import tensorflow as tf
 
         def example(*values: Any) -> tuple[Any, ...]:
-            made = self._example(*values, budget)  # type: ignore[call-arg]
+            made = self._example(*values, budget=budget)
             texts = (made.question, made.target, made.answer)
             return (
                 np.array(made.inputs, np.int32),

@@ -33,7 +33,7 @@ class ShortAnswers(MeanOfExamples):
 
     **Attributes:**
 
-    - `normalisation`: whose: "trivia_qa" or "squad".
+    - `normalisation`: of which benchmark, "trivia_qa" or "squad".
     - `words`: what F1 counts: "spaces", the published words between spaces, or "unicode", for any
       language: each ideograph, kana or Thai, Lao, Khmer or Burmese letter is a word by itself, and
       punctuation of every script is none.

@@ -2,7 +2,7 @@
 
 Everything that a file may hold is read rightly or refused with the file and the line. Text is
 UTF-8 with or without a byte order mark; lines end in LF, CRLF or CR; files that gzip or zstd has
-compressed, told by their first bytes, are decompressed.
+compressed, recognized by their first bytes, are decompressed.
 """
 
 import csv
@@ -57,7 +57,8 @@ def stem(path: str) -> str:
     name = epath.Path(path).name
     for suffix in _COMPRESSED:
         name = name.removesuffix(suffix)
-    return epath.Path(name).stem  # type: ignore[no-any-return]
+    found: str = epath.Path(name).stem
+    return found
 
 
 def content(path: str) -> bytes:

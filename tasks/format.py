@@ -30,7 +30,7 @@ class Format:
     - `balanced_shots`: draw the demonstrations of a task with labels from its classes in turn.
     - `kept_shots`: when a prompt is too long, so many demonstrations are kept until articles have
       been cut to `short_article_tokens`; 0 drops all of them before any article is cut.
-    - `article_tokens`: the longest article, in tokens, however much room there is; None cuts only
+    - `article_tokens`: the longest article, in tokens, whatever the token budget; None cuts only
       what does not fit. The paper cuts at 1024, and so do the files in `gin/suites`.
     - `short_article_tokens`: what articles of demonstrations are cut to when a prompt is too long,
       and what a demonstration must leave to the query's article.

@@ -50,7 +50,7 @@ _MOST_VALUES = 10_000
 
 
 class Metric(abc.ABC):
-    """A metric whose scores are functions of sums over the examples.
+    """A metric that computes its scores from sums over the examples.
 
     A subclass is a frozen dataclass; its fields are its settings, and JSON can hold them.
 
@@ -256,11 +256,13 @@ def from_spec(spec: Mapping[str, Any]) -> AnyMetric:
             "(a lambda) cannot be found again."
         ) from error
     if settings is None:
-        return found  # type: ignore[no-any-return]
+        metric: AnyMetric = found
+        return metric
     try:
-        return found(**settings)  # type: ignore[no-any-return]
+        metric = found(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"the metric {attribute} does not take {settings}: {error}.") from error
+    return metric
 
 
 def norm_avg(scores: Mapping[str, float]) -> float:

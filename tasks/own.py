@@ -65,7 +65,7 @@ def text_task(
       `trivia_qa` then split words as the language does.
     - `normal_form`: compare answers as the model's vocabulary writes them, so that a character
       that it lacks makes no right answer wrong; `tasks check` says whether that matters.
-    - `output_length`: tokens of an answer, at most; None is room for 99% of the training answers.
+    - `output_length`: tokens of an answer, at most; None is enough for 99% of the training answers.
     - `scored_split`: what is scored where no split is named; the source's second by default.
     - `shots_split`: where demonstrations come from.
     - `preprocessors`: functions on the `tf.data.Dataset` of rows, applied first.

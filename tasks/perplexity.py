@@ -1,4 +1,4 @@
-"""How likely a model finds the right answers, told each token's predecessors (teacher forcing)."""
+"""How likely a model finds the right answers, given each token's predecessors (teacher forcing)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -70,7 +70,7 @@ class TaskDef:
       language that no other task answers in: reports count the answers to other tasks that are
       made of them.
     - `output_length`: how many tokens an answer may take when decoded (EOS and sentinels
-      included). None leaves it to the data: room for 99% of the first 1,000 training answers, in
+      included). None leaves it to the data: enough for 99% of the first 1,000 training answers, in
       the model's vocabulary.
     - `language`: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
       `trivia_qa` then split words as the language does. None takes them as they are.

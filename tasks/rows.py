@@ -2,7 +2,7 @@
 
 A column has one kind for the whole split. Numbers keep, beside their value, the text that their
 row writes, so that questions and answers spell 2 and 2.0 as the file does; a column that has no
-kind is left out, and the reason is told to whoever asks for it.
+kind is left out, and the reason is given to the code that asks for it.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence

@@ -1,4 +1,4 @@
-"""Demonstrations: which ones an example gets, and how a prompt is put together within its room.
+"""Demonstrations: which ones an example gets, and how a prompt fits its token budget.
 
 Which ones is a function of (task, seed, example id) and of the rows that may be shown, computed
 with a hash: the same whatever is read before, by however many hosts, in whatever order, for
@@ -7,7 +7,7 @@ and one that asks what an earlier demonstration asks are passed over. So the n d
 an example are the first n of its n + 1.
 
 Nothing is cut from the right. An article that is longer than `article_tokens`, where the format
-sets that, is cut to it. If a prompt is still longer than its room:
+sets that, is cut to it. If a prompt is still longer than its token budget:
 
 1. whole demonstrations go, the last drawn first, until `kept_shots` are left; what remains is
    the prompt of a task with fewer shots;
@@ -204,8 +204,8 @@ class Assembler:
     pool: Pool | None = None
     cuts: bool = True
 
-    def prompt(self, query: Row, room: int | None) -> Prompt:
-        """Return the prompt of `query` in at most `room` tokens (EOS and sentinels not counted)."""
+    def prompt(self, query: Row, budget: int | None) -> Prompt:
+        """Return the prompt of `query` in at most `budget` tokens, EOS and sentinels aside."""
         shown: list[Row] = []
         if self.pool is not None:
             shown = draw(
@@ -221,8 +221,8 @@ class Assembler:
             rows = [self._cut(row, self.longest_article) for row in rows]
         text = self._text(rows)
         ids = self._ids(text)
-        if room is not None and len(ids) > room:
-            rows = self._squeezed(rows, room)
+        if budget is not None and len(ids) > budget:
+            rows = self._squeezed(rows, budget)
             text = self._text(rows)
             ids = self._ids(text)
         changed = [row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False)]
@@ -245,8 +245,8 @@ class Assembler:
         assert self.template.article is not None  # asked only of tasks with articles
         return self.template.article
 
-    def check(self, room: int | None) -> None:
-        """Raise `UserError` without enough rows to show, or room for not even an empty question."""
+    def check(self, budget: int | None) -> None:
+        """Raise `UserError` without enough rows to show, or tokens for an empty question."""
         if self.pool is not None:
             different = {tuple(row.fields.items()) for row in self.pool.rows()}
             if len(different) < self.shots:
@@ -254,41 +254,41 @@ class Assembler:
                     f"task {self.task!r}: {self.shots} demonstrations were asked for, but its "
                     f"split {self.pool.split!r} has only {len(different)} different rows to show"
                 )
-        if room is None or not self.cuts:
+        if budget is None or not self.cuts:
             return
         least = self._count(self._text([_blank(self.template.fields)]))
-        if room < least:
+        if budget < least:
             raise UserError(
                 f"task {self.task!r}: the words of its template alone are {least} tokens, but "
-                f"TASK_FEATURE_LENGTHS['inputs'] leaves room for {room}"
+                f"TASK_FEATURE_LENGTHS['inputs'] leaves room for {budget}"
             )
 
-    def _squeezed(self, rows: list[Row], room: int) -> list[Row]:
+    def _squeezed(self, rows: list[Row], budget: int) -> list[Row]:
         article = self.template.article
         keep = self.format.kept_shots if article is not None else 0
         rows = list(rows)
-        while len(rows) - 1 > keep and not self._fits(rows, room):
+        while len(rows) - 1 > keep and not self._fits(rows, budget):
             del rows[-2]
-        if not self.cuts or self._fits(rows, room):
+        if not self.cuts or self._fits(rows, budget):
             return rows
         if article is not None:
             short = self.format.short_article_tokens
             rows = [*(self._cut(row, short) for row in rows[:-1]), rows[-1]]
             wanted = min(short, self._count(rows[-1].fields[article]))
-            while len(rows) > 1 and room - self._overhead(rows) < wanted:
+            while len(rows) > 1 and budget - self._overhead(rows) < wanted:
                 del rows[-2]
-        return [*rows[:-1], self._query(rows, room)]
+        return [*rows[:-1], self._query(rows, budget)]
 
-    def _query(self, rows: list[Row], room: int) -> Row:
+    def _query(self, rows: list[Row], budget: int) -> Row:
         """Return the query, cut until the whole prompt fits."""
         query = rows[-1]
-        while (excess := self._count(self._text([*rows[:-1], query])) - room) > 0:
+        while (excess := self._count(self._text([*rows[:-1], query])) - budget) > 0:
             field = self.template.article
             if field is None or not query.fields[field]:
                 field = max(query.fields, key=lambda name: self._count(query.fields[name]))
             before = query.fields[field]
             if not before:
-                # The template's words alone fill the room: `check` has refused that.
+                # The template's words alone fill the token budget: `check` has refused that.
                 break
             query = self._cut(query, max(0, self._count(before) - excess), field)
         return query
@@ -315,8 +315,8 @@ class Assembler:
         ]
         return made.separator.join([*answered, asked[-1]])
 
-    def _fits(self, rows: Sequence[Row], room: int) -> bool:
-        return self._count(self._text(rows)) <= room
+    def _fits(self, rows: Sequence[Row], budget: int) -> bool:
+        return self._count(self._text(rows)) <= budget
 
     def _count(self, text: str) -> int:
         return len(self._ids(text))

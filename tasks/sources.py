@@ -242,7 +242,7 @@ def _tfds_source(name: str, split_map: tuple[tuple[str, str], ...]) -> Any:
     import seqio
     from seqio.utils import LazyTfdsLoader
 
-    class Loader(LazyTfdsLoader):  # type: ignore[misc]
+    class Loader(LazyTfdsLoader):  # type: ignore[misc]  # SeqIO ships no types
         """Reads with each row the id that TFDS gives it, which names its place in the files."""
 
         @property
@@ -261,7 +261,8 @@ def _is_prepared(source: Any) -> bool:
 
     loader = source.tfds_dataset
     directory = Path(loader.data_dir or constants.DATA_DIR)
-    return (directory / loader.name.replace(":", "/") / "dataset_info.json").exists()  # type: ignore[no-any-return]
+    relative: str = loader.name.replace(":", "/")
+    return (directory / relative / "dataset_info.json").exists()
 
 
 def _paths(train: Any, others: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -78,7 +78,9 @@ def _suite_task(name: str, description: str, **settings: Any) -> None:
     register(TaskDef(name=name, description=description, listed_shots=LISTED_SHOTS, **settings))
 
 
-def _super_glue(name: str, description: str, *, question: str, words: tuple[str, ...], **more):  # type: ignore[no-untyped-def]
+def _super_glue(
+    name: str, description: str, *, question: str, words: tuple[str, ...], **more: Any
+) -> None:
     splits = ("train", "validation")
     _suite_task(
         name,

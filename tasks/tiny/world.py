@@ -16,13 +16,15 @@ import functools
 import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from promot_t5x.tasks.tiny import words
 
 SPLITS = ("train", "validation", "test")
 
 Pair = tuple[str, str]
+Option = TypeVar("Option")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class World:
 def world(seed: int = 0) -> World:
     """Return the world of a seed; made once (about 30 ms) and shared."""
     rng = random.Random(f"world {seed}")
-    pairs = [pair for pair in itertools.product(words.NOUNS, repeat=2) if pair[0] != pair[1]]
+    pairs = [(a, b) for a, b in itertools.product(words.NOUNS, repeat=2) if a != b]
     return World(
         seed=seed,
         facts={
@@ -79,7 +81,7 @@ def world(seed: int = 0) -> World:
     )
 
 
-def pick(rng: random.Random, options: Sequence):  # type: ignore[no-untyped-def, type-arg]
+def pick(rng: random.Random, options: Sequence[Option]) -> Option:
     """One of `options`. Unlike `rng.choice`, the same one on every version of Python."""
     return options[int(rng.random() * len(options))]
 
@@ -96,7 +98,7 @@ def _half_of_every_category(rng: random.Random) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def _by_split(seed: int, pairs, *, ordered: bool) -> dict[str, list[Pair]]:  # type: ignore[no-untyped-def]
+def _by_split(seed: int, pairs: Iterable[Pair], *, ordered: bool) -> dict[str, list[Pair]]:
     found: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     for pair in pairs:
         found[_split(seed, *(pair if ordered else sorted(pair)))].append(pair)
