@@ -86,7 +86,7 @@ def restore(
     """
     steps = numbered_steps(directory)
     steps = [s for s in steps if not pending_marker(directory, s).exists()]
-    steps = processes.leaders(steps)
+    steps = processes.broadcast_from_primary(steps)
     if step is not None and step not in steps:
         raise UserError(f"{directory} has no checkpoint of step {step}; it has {steps}")
     passed_over: list[str] = []
@@ -109,13 +109,13 @@ def _restore_step(
     directory: str | os.PathLike[str], step: int, trainable: Any, opt_state: Any, verify: bool
 ) -> Restored:
     step_dir = step_directory(directory, step)
-    with processes.agreement(BrokenCheckpointError):
+    with processes.raise_on_all(BrokenCheckpointError):
         manifest = _read_manifest(step_dir)
     like = state_leaves(jax.ShapeDtypeStruct((), np.int32), trainable, opt_state)
     if opt_state is None:
         del like["state/step"]
     _check_structure(step_dir, like, manifest)
-    with processes.agreement(BrokenCheckpointError):
+    with processes.raise_on_all(BrokenCheckpointError):
         arrays = read_verified(step_dir, like, manifest, verify=verify)
     if wrong := non_finite_state(arrays):
         raise BrokenCheckpointError(f"numbers that are not finite in {listed(wrong, SHOWN)}")
@@ -139,7 +139,7 @@ def _read_manifest(step_dir: epath.Path) -> Manifest:
     manifest = load_manifest(step_dir)
     if wrong := wrong_files(step_dir, manifest.files):
         state = step_dir / STATE_DIRECTORY
-        harmed = find_damage(state, manifest.arrays) if processes.leads() else {}
+        harmed = find_damage(state, manifest.arrays) if processes.is_primary() else {}
         arrays = [f"{path} {problem}" for path, problem in harmed.items()]
         parts = [listed(each, SHOWN, "; ") for each in (wrong, arrays) if each]
         raise BrokenCheckpointError("; ".join(parts))

@@ -106,12 +106,12 @@ class Checkpoints:
         self.best_metric = best_metric
         self.best_mode = best_mode
         self.best_ties = best_ties
-        self._leads = processes.leads()
+        self._is_primary = processes.is_primary()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(STATE_DIRECTORY))
         self._damaged: set[int] = set()
-        if self._leads:
+        if self._is_primary:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
 
@@ -136,7 +136,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with processes.agreement(SaveError):
+            with processes.raise_on_all(SaveError):
                 pending.result()
 
     def check(self) -> None:
@@ -151,7 +151,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Return the complete steps, ascending, less those that `restore` found damaged."""
         self.wait()
-        return processes.leaders(self._steps() if self._leads else [])
+        return processes.broadcast_from_primary(self._steps() if self._is_primary else [])
 
     def _steps(self) -> list[int]:
         return [s for s in complete_steps(self.directory) if s not in self._damaged]
@@ -169,7 +169,7 @@ class Checkpoints:
         """Whether `add_metrics` has been called on a step, in this launch or an earlier one."""
         self.wait()
         path = step_directory(self.directory, step) / METRICS_FILE
-        return bool(processes.leaders([path.exists()])[0])
+        return bool(processes.broadcast_from_primary([path.exists()])[0])
 
     def best(self, metric: str | None = None) -> int | None:
         """Return the complete step with the best value of a metric, of equals as `best_ties` says.
@@ -179,8 +179,8 @@ class Checkpoints:
         - `metric`: its name; the instance's `best_metric` if None.
         """
         self.wait()
-        best = self._best(metric or self.best_metric) if self._leads else None
-        return next(iter(processes.leaders([] if best is None else [best])), None)
+        best = self._best(metric or self.best_metric) if self._is_primary else None
+        return next(iter(processes.broadcast_from_primary([] if best is None else [best])), None)
 
     def _best(self, metric: str | None) -> int | None:
         if metric is None:
@@ -238,9 +238,9 @@ class Checkpoints:
             return False
         self._refuse_non_finite(step, leaves)
         blocks = _host_copies(leaves)
-        with processes.agreement(SaveError):
+        with processes.raise_on_all(SaveError):
             self._check_room(step, blocks)
-        if self._leads:
+        if self._is_primary:
             self._make_way(step)
         # Orbax would write a numpy leaf as it is by then, so it gets the copy.
         safe = {p: x if isinstance(x, jax.Array) else np.array(x) for p, x in leaves.items()}
@@ -263,7 +263,7 @@ class Checkpoints:
         """Add evaluation results to a saved step, for `best`."""
         if step not in self.steps():
             raise ValueError(f"no complete checkpoint of step {step} in {self.directory}")
-        if self._leads:
+        if self._is_primary:
             known = step_metrics(self.directory, step)
             known |= {name: float(value) for name, value in metrics.items()}
             path = step_directory(self.directory, step) / METRICS_FILE
@@ -278,14 +278,14 @@ class Checkpoints:
             blocks.clear()
             self._orbax.wait_until_finished()
             self._verify(step, records)
-            if self._leads:
+            if self._is_primary:
                 self._complete(step, [records, *self._peer_records(step)], metadata)
                 self._retain()
             else:
                 write_atomically(part, json.dumps(records))
         except Exception as error:
             with contextlib.suppress(Exception):  # the first error is the one to report
-                if self._leads:
+                if self._is_primary:
                     self._remove(step)  # what is left of it takes room
                 else:
                     write_atomically(part, json.dumps({_FAILED: str(error)}))

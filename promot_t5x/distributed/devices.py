@@ -180,5 +180,5 @@ def announce(required: str | None) -> None:
     wanted.check(devices)
     from promot_t5x.distributed import processes
 
-    if processes.leads():
+    if processes.is_primary():
         print(f"promot-t5x: devices: {devices}", file=sys.stderr, flush=True)

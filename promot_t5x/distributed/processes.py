@@ -14,12 +14,12 @@ from jax.experimental import multihost_utils
 _MOST = 4096
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0, which writes what all processes share."""
     return jax.process_index() == 0
 
 
-def leaders(numbers: Sequence[int]) -> list[int]:
+def broadcast_from_primary(numbers: Sequence[int]) -> list[int]:
     """Return, in all processes, the numbers that process 0 passed."""
     if jax.process_count() == 1:
         return list(numbers)
@@ -31,7 +31,7 @@ def leaders(numbers: Sequence[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def agreement(kind: type[Exception]) -> Iterator[None]:
+def raise_on_all(kind: type[Exception]) -> Iterator[None]:
     """Raise an error of this kind in all processes if it is raised in one of them."""
     error = None
     try:
@@ -46,7 +46,7 @@ def agreement(kind: type[Exception]) -> Iterator[None]:
         raise error
 
 
-def wait_for_leader() -> None:
+def wait_for_all() -> None:
     """Wait until all processes are here: what process 0 wrote before is there for all."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("promot_t5x")

@@ -172,7 +172,7 @@ class Answerer:
         progress = Progress(label, len(found), done)
         numbers = [n for n in range(len(plan)) if n not in {int(known) for known in before}]
         for number, answers in self._run(params, numbers):
-            if journal is not None and processes.leads():
+            if journal is not None and processes.is_primary():
                 journal.add(number, answers)
             take(number, answers)
             done += len(answers)
@@ -229,7 +229,7 @@ def primary_process_result(make: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return make()
-    text = json.dumps(make()).encode() if processes.leads() else b""
+    text = json.dumps(make()).encode() if processes.is_primary() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     data = np.frombuffer(text.ljust(size, b"\0"), np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())

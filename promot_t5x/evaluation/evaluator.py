@@ -83,7 +83,7 @@ class Evaluator:
         journal = None if run is None else self._journal(run)
         answers, made = self._answerer.answers(params, label, journal)
         results = self._scored(answers)
-        if run is not None and journal is not None and processes.leads():
+        if run is not None and journal is not None and processes.is_primary():
             seconds = time.monotonic() - began
             timings = {
                 "seconds": seconds,
@@ -100,7 +100,7 @@ class Evaluator:
         encoded = [question for each in self.questions.by_task for question in each.encoded]
         self._answerer.plan(encoded)
         self._is_planned = True
-        if processes.leads():
+        if processes.is_primary():
             shapes = ", ".join(f"{i} + {o}" for i, o in self._answerer.programs)
             print(f"{label}: {len(encoded):,} questions in programs of {shapes} tokens", flush=True)
 

@@ -155,7 +155,7 @@ class QuestionSet:
         counts = self._truncation_counts(task, questions) | target_checks.out_of_reach(
             task, questions, self._model.vocabulary, self.answer_length(task)
         )
-        if any(counts.values()) and processes.leads():
+        if any(counts.values()) and processes.is_primary():
             said = ", ".join(f"{what}: {count:,}" for what, count in counts.items() if count)
             print(f"{task.name}: {len(questions):,} questions ({said})", flush=True)
         return TaskQuestions(

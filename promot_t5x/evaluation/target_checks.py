@@ -27,7 +27,7 @@ def check_metrics(task: BoundTask) -> None:
     for metric in task.task.predict_metric_fns:
         if isinstance(metric, Metric):
             metric.check_ready()
-    if not task.task.predict_metric_fns and processes.leads():
+    if not task.task.predict_metric_fns and processes.is_primary():
         print(
             f"{task.name}: its answers are recorded but get no score, because the task has no "
             "metric function over (targets, predictions)",
@@ -53,7 +53,7 @@ def check_targets(task: BoundTask, split: str, questions: Sequence[Question]) ->
             "name a field that always holds one."
         )
     for warning in (said for metric in metrics for said in metric.warnings(targets)):
-        if processes.leads():
+        if processes.is_primary():
             print(f"{task.name}: warning: {warning}", flush=True)
 
 
@@ -70,7 +70,7 @@ def out_of_reach(
     **Returns:** the counts that are not 0, by what they count.
     """
     unwritten = normal_form.described(vocabulary, [answer_text(each) for each in questions])
-    if unwritten is not None and processes.leads():
+    if unwritten is not None and processes.is_primary():
         print(f"{task.name}: {unwritten[1]}", flush=True)
     counts = {
         "answers longer than the limit": sum(
@@ -90,7 +90,7 @@ def measured_length(task: BoundTask, scored_split: str, text_budget: int) -> int
     )
     lengths = [len(question.example["targets"]) for question in read]
     longest = int(np.quantile(lengths, _ANSWERED, method="higher"))
-    if processes.leads():
+    if processes.is_primary():
         print(
             f"{task.name}: an answer may take {longest} tokens, which is room for {_ANSWERED:.0%} "
             f"of the first {len(lengths):,} answers of {split!r}",

@@ -185,7 +185,7 @@ class ComparisonEvaluator:
             split={task.task: task.split for task in asked},
             selection_split={t.task: loaded.selection_split.get(t.task) for t in asked},
         )
-        if processes.leads():
+        if processes.is_primary():
             text = json.dumps(dataclasses.asdict(made), indent=1)
             write_atomically(directory / report.FILE, text + "\n")
         return made
@@ -236,7 +236,7 @@ class ComparisonEvaluator:
         model = self._model.without_prompt()
         wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
         loaded = weights.read(self._base_of(row), flatten(wanted), seed=0)
-        if processes.leads():
+        if processes.is_primary():
             for line in loaded.summary():
                 print(f"{label} {line}", flush=True)
         return unflatten(loaded.arrays), loaded.origin

@@ -114,7 +114,7 @@ def evaluate(
             with partitioner.activate():
                 found[name] = evaluators[mode].run(params, f"[{name or 'evaluate'}]", run)
             del params
-            if processes.leads():
+            if processes.is_primary():
                 for result in found[name]:
                     print(_line(name, result), flush=True)
     return found

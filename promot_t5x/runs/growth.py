@@ -110,7 +110,7 @@ def reopen(stage: Stage, finished: StageResult) -> None:
     was measured there goes.
     """
     directory, last = finished.directory, trained_steps(finished)
-    if processes.leads():
+    if processes.is_primary():
         if _is_off_period(stage, last):
             (step_directory(directory, last) / METRICS_FILE).unlink(missing_ok=True)
             keep_until(directory / alignment.FILE, last - 1)
@@ -118,7 +118,7 @@ def reopen(stage: Stage, finished: StageResult) -> None:
         if stage.suite_period is not None and last % stage.suite_period:
             _remove_evaluation(directory / SUITE_DIRECTORY, last)
         (directory / RESULT_FILE).unlink()
-    processes.wait_for_leader()
+    processes.wait_for_all()
 
 
 def _remove_evaluation(directory: epath.Path, step: int) -> None:

@@ -139,7 +139,7 @@ def infer(
         journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.weights))
     with partitioner.activate():
         answers, _ = answerer.answers(params, "infer", journal)
-    if not processes.leads():
+    if not processes.is_primary():
         return
     lines = [
         {**row, **_answered(model, answer, was_cut, questions.all_decodes)}

@@ -110,7 +110,7 @@ class Measurements:
             results = target.run(train_state.params, f"{self.label} validation", run)
         losses = validation_loss.measure(train_state.params, self.token_cache)
         self._write_events(self.directory, step, results)
-        if processes.leads():
+        if processes.is_primary():
             for task, scalars in losses.items():
                 self.events.write(self.directory / TRAINING_EVAL / task, step, scalars)
         found = {f"{r.task}/{name}": value for r in results for name, value in r.metrics.items()}
@@ -157,7 +157,7 @@ class Measurements:
         if self.evaluators.alignment is None:
             return
         cosines = self.evaluators.alignment.measure(train_state.params, self.token_cache)
-        if processes.leads():
+        if processes.is_primary():
             alignment.write(self.directory, step, cosines)
             scalars = {f"gradient_alignment/{block}": cosine for block, cosine in cosines.items()}
             self.events.write(self.directory / "train", step, scalars, ALIGNMENT)
@@ -166,7 +166,7 @@ class Measurements:
 
     def metric(self, step: int) -> str | None:
         """Return the name of the score of an evaluated step, as the primary process knows it."""
-        if self.evaluators.target is None or not processes.leads():
+        if self.evaluators.target is None or not processes.is_primary():
             return None
         folder = self.directory / records.DIRECTORY
         found = [each for each in records.find(folder) if each.step == step]
@@ -175,7 +175,7 @@ class Measurements:
     def _write_events(
         self, directory: epath.Path, step: int, results: Sequence[TaskResult]
     ) -> None:
-        if not processes.leads():
+        if not processes.is_primary():
             return
         for result in results:
             # T5X's tag of a metric of decoded answers.

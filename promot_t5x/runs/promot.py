@@ -87,7 +87,7 @@ def promot(
         own = [row for row in comparison.rows if row not in shared]
         rows += [evaluator.evaluate(row, home, weights, seed) for row in own]
 
-    if processes.leads():
+    if processes.is_primary():
         show_run(directory)
     return rows
 

@@ -61,22 +61,22 @@ def claim(
     **Raises:** `UserError` with a readable difference if it holds another configuration's run,
     `InUseError` if another run is writing into it.
     """
-    with processes.agreement(UserError):
-        if processes.leads():
+    with processes.raise_on_all(UserError):
+        if processes.is_primary():
             _check(directory, text, may_change, macro)
-    with processes.agreement(InUseError):
+    with processes.raise_on_all(InUseError):
         try:
-            if processes.leads():
+            if processes.is_primary():
                 ownership.take(directory)
         finally:
             startup.meet()  # waiting for a sign of life outlasts the patience of collectives
-    with processes.agreement(UserError):
-        if processes.leads():
+    with processes.raise_on_all(UserError):
+        if processes.is_primary():
             _check(directory, text, may_change, macro)
             if check is not None:
                 check()
             _write(directory, text)
-    with processes.agreement(UserError):
+    with processes.raise_on_all(UserError):
         _check_shared(directory / CONFIG, macro)
 
 

@@ -39,7 +39,7 @@ class StepLog:
         total: int,
         non_finite: NonFiniteSteps,
     ):
-        self._writer = MetricWriter(directory / "train", start) if processes.leads() else None
+        self._writer = MetricWriter(directory / "train", start) if processes.is_primary() else None
         self._label = f"{label} step"
         self._step = start
         self._non_finite = non_finite

@@ -220,7 +220,7 @@ class Trainer:
                 events=events,
             )
             # What an earlier launch answered after that step is of weights that are no more.
-            if processes.leads():
+            if processes.is_primary():
                 for place in (directory, directory / SUITE_DIRECTORY):
                     records.forget_after(place, start)
             if start and self._is_due(start) and not saver.has_metrics(start):
@@ -304,7 +304,7 @@ class Trainer:
         )
 
     def _say(self, text: str) -> None:
-        if processes.leads():
+        if processes.is_primary():
             print(f"{self._label} {text}", flush=True)
 
     def _scored(self, result: StageResult) -> str:
@@ -369,10 +369,10 @@ class Trainer:
 
     def _finish(self, result: StageResult, base_hash: str | None) -> None:
         """Leave the stage's prompt and the mark that it is done."""
-        if processes.leads():
+        if processes.is_primary():
             self._save_prompt(result, base_hash)
             result.write()
-        processes.wait_for_leader()
+        processes.wait_for_all()
 
     def _save_prompt(self, result: StageResult, base_hash: str | None) -> None:
         """Write the chosen prompt as a small file of its own, if this stage trained one."""
