@@ -31,7 +31,7 @@ $(error DEMO is short or full, and full has the target entailment only)
 endif
 endif
 SEEDS := --gin.SEEDS="[$$(seq -s, 0 $$(($(DEMO_SEEDS) - 1)))]"
-PAGE := "Format specialisation and its cure, at toy scale"
+PAGE := "Format specialization and its cure, at toy scale"
 
 demo: $(INSTALLED)  ## ProMoT on a made-up world, from nothing to the table and the page
 	$(PROMOT) --gin_file=demo/$(DEMO_GIN).gin $(SEEDS)

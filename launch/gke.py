@@ -23,7 +23,7 @@ import yaml
 from promot_t5x.errors import UserError
 from promot_t5x.launch import accelerators, cloud
 from promot_t5x.launch.commands import Shell, check_name, is_secret, parse_environment
-from promot_t5x.launch.payload import Command, check_output, travelling
+from promot_t5x.launch.payload import Command, check_output, traveling
 from promot_t5x.launch.retries import FINAL, Retries
 
 _JOB = "slice"  # the name of the replicated job; its pods are NAME-slice-J-I
@@ -78,7 +78,7 @@ def launch(arguments: argparse.Namespace, command: Command, shell: Shell) -> int
     **Raises:** `UserError` for bad input, and where Kubernetes refuses the JobSet.
     """
     check_output(command, shared_disk=False)
-    files = travelling(command, may_be_there=True)
+    files = traveling(command, may_be_there=True)
     documents = [manifest(arguments, command, files)]
     if files:
         documents.insert(0, _config_map(arguments, files))

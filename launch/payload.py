@@ -139,7 +139,7 @@ def check_output(command: Command, *, shared_disk: bool) -> None:
             )
 
 
-def travelling(command: Command, *, may_be_there: bool = False) -> dict[str, Path]:
+def traveling(command: Command, *, may_be_there: bool = False) -> dict[str, Path]:
     """Return the local files that a command needs, by the names under which it finds them.
 
     **Arguments:**

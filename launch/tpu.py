@@ -23,7 +23,7 @@ from pathlib import Path
 from promot_t5x.errors import UserError
 from promot_t5x.launch import accelerators, cloud, package, remote
 from promot_t5x.launch.commands import Shell, check_name, parse_environment
-from promot_t5x.launch.payload import Command, check_output, travelling
+from promot_t5x.launch.payload import Command, check_output, traveling
 from promot_t5x.launch.retries import FINAL, Retries, outcome, reason
 
 _ACTIVE = "ACTIVE"
@@ -67,7 +67,7 @@ def launch(arguments: argparse.Namespace, command: Command, shell: Shell) -> int
     environment = parse_environment(arguments.env, os.environ)
     check_output(command, shared_disk=False)
     words = command.requiring(tpu.requirement(arguments.node_count))
-    run = remote.Run(arguments.name, words, environment, travelling(command))
+    run = remote.Run(arguments.name, words, environment, traveling(command))
     slices = _Slices(arguments, tpu, shell)
     try:
         status = _run(arguments, slices, run, shell)

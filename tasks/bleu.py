@@ -1,9 +1,9 @@
-"""Corpus BLEU of sacreBLEU, with both tokenisations in use and the signature of each.
+"""Corpus BLEU of sacreBLEU, with both tokenizations in use and the signature of each.
 
 T5's evaluation, and so most papers on T5 models, splits words as the WMT campaigns'
 `mteval-v14 --international-tokenization` does (`intl`); sacreBLEU itself defaults to `13a`. The
 same text scores differently (64.34 and 63.23 on one German sample), and the paper does not say
-which it used, so both are computed. Text is detokenised, case counts, smoothing is `exp`.
+which it used, so both are computed. Text is detokenized, case counts, smoothing is `exp`.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from promot_t5x.errors import UserError
 from promot_t5x.tasks import languages
 from promot_t5x.tasks.metrics import Metric, References, check, references
 
-TOKENISATIONS = ("intl", "13a")
+TOKENIZATIONS = ("intl", "13a")
 # What sacreBLEU has for other languages, and the scripts that each splits into words.
 _EVERY = tuple(languages.SCRIPTS)
 TOKENIZERS = {
@@ -64,7 +64,7 @@ class Bleu(Metric):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """`bleu`, and the other tokenisation's."""
+        """`bleu`, and the other tokenization's."""
         return tuple(self._names())
 
     def check_ready(self) -> None:
@@ -99,7 +99,7 @@ class Bleu(Metric):
         return np.array(rows, np.float64)
 
     def value(self, sums: Float64[np.ndarray, "*b k"]) -> dict[str, Float64[np.ndarray, "*b"]]:
-        """BLEU of each tokenisation, in percent, as sacreBLEU computes it of a corpus."""
+        """BLEU of each tokenization, in percent, as sacreBLEU computes it of a corpus."""
         parts = np.split(sums, len(self.scores), axis=-1)
         return {name: _bleu(part) for name, part in zip(self.scores, parts, strict=True)}
 
@@ -125,9 +125,9 @@ class Bleu(Metric):
         return made
 
     def _names(self) -> dict[str, str]:
-        if self.tokenise not in TOKENISATIONS:
+        if self.tokenise not in TOKENIZATIONS:
             return {"bleu": self.tokenise}
-        (other,) = set(TOKENISATIONS) - {self.tokenise}
+        (other,) = set(TOKENIZATIONS) - {self.tokenise}
         return {"bleu": self.tokenise, f"bleu_{other}": other}
 
 

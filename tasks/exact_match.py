@@ -1,4 +1,4 @@
-"""Exact match and F1 of short answers, normalised as TriviaQA and as SQuAD do it.
+"""Exact match and F1 of short answers, normalized as TriviaQA and as SQuAD do it.
 
 Both lower the case, drop the articles a, an, the and squeeze white space, but TriviaQA puts a
 space where punctuation was and SQuAD nothing: "Beatles-Band" is "beatles band" to the one and
@@ -7,7 +7,7 @@ first and WebQuestions with the second.
 
 An answer is compared with every reference, and the best comparison counts. A blank answer is
 never right, though an alias of nothing but articles or punctuation ("The The", "?") is blank
-too when normalised: any answer that is not blank as decoded may match that.
+too when normalized: any answer that is not blank as decoded may match that.
 """
 
 import collections
@@ -45,10 +45,10 @@ class ShortAnswers(MeanOfExamples):
     scores = ("exact_match", "f1")
 
     def __post_init__(self) -> None:
-        if self.normalisation not in NORMALISATIONS:
+        if self.normalisation not in NORMALIZATIONS:
             raise ValueError(
                 f"normalisation is {self.normalisation!r}; it must be one of "
-                f"{tuple(NORMALISATIONS)}"
+                f"{tuple(NORMALIZATIONS)}"
             )
         if self.words not in WORDS:
             raise ValueError(f"words is {self.words!r}; it must be one of {WORDS}")
@@ -69,30 +69,30 @@ class ShortAnswers(MeanOfExamples):
         self, targets: Sequence[References], predictions: Sequence[str]
     ) -> Iterable[Sequence[float]]:
         """Whether each answer is right, and its words' F1."""
-        normalise = NORMALISATIONS[self.normalisation]
+        normalize = NORMALIZATIONS[self.normalisation]
         if self.words == "unicode":
-            normalise = functools.partial(_in_unicode_words, normalise)
+            normalize = functools.partial(_in_unicode_words, normalize)
         for target, prediction in zip(targets, predictions, strict=True):
             if not prediction.strip():
                 yield 0.0, 0.0
                 continue
-            answer = normalise(prediction)
-            wanted = [normalise(reference) for reference in references(target)]
+            answer = normalize(prediction)
+            wanted = [normalize(reference) for reference in references(target)]
             yield answer in wanted, max(_f1(each, answer) for each in wanted)
 
 
-def normalise_trivia_qa(text: str) -> str:
+def normalize_trivia_qa(text: str) -> str:
     """Lower case, punctuation to spaces, no articles, single spaces."""
     return _squeeze(text.lower().translate(_TRIVIA_QA))
 
 
-def normalise_squad(text: str) -> str:
+def normalize_squad(text: str) -> str:
     """Lower case, punctuation deleted, no articles, single spaces."""
     return _squeeze(text.lower().translate(_SQUAD))
 
 
-def _in_unicode_words(normalise: Callable[[str], str], text: str) -> str:
-    return _squeeze(" ".join(UnicodeWords().tokenize(normalise(text))))
+def _in_unicode_words(normalize: Callable[[str], str], text: str) -> str:
+    return _squeeze(" ".join(UnicodeWords().tokenize(normalize(text))))
 
 
 def _squeeze(text: str) -> str:
@@ -108,6 +108,6 @@ def _f1(wanted: str, answer: str) -> float:
     return 2.0 * shared / (len(reference) + len(given))
 
 
-NORMALISATIONS = {"trivia_qa": normalise_trivia_qa, "squad": normalise_squad}
+NORMALIZATIONS = {"trivia_qa": normalize_trivia_qa, "squad": normalize_squad}
 trivia_qa = ShortAnswers("trivia_qa")
 squad = ShortAnswers("squad")

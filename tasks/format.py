@@ -34,7 +34,7 @@ class Format:
       what does not fit. The paper cuts at 1024, and so do the files in `gin/suites`.
     - `short_article_tokens`: what articles of demonstrations are cut to when a prompt is too long,
       and what a demonstration must leave to the query's article.
-    - `bleu_tokenise`: tokenisation of the primary BLEU score, 'intl' or '13a'; both are computed.
+    - `bleu_tokenise`: tokenization of the primary BLEU score, 'intl' or '13a'; both are computed.
     - `rouge_stem`: whether ROUGE compares words without their English endings.
     """
 

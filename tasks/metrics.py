@@ -10,7 +10,7 @@ Every score is a function of sums over the examples. A `Metric` has both halves,
 bootstrap resamples rows of numbers instead of scoring texts again (`report.statistics`), and
 from `spec` and the answers on file a score can be computed again without model or data.
 
-Metrics with a module of their own: `exact_match` (normalised questions and answers), `bleu`,
+Metrics with a module of their own: `exact_match` (normalized questions and answers), `bleu`,
 `rouge`.
 """
 

@@ -11,7 +11,7 @@
 
 Demonstrations come from the training split. `icl` is the mixture of all eight, `icl_<task>` of
 one; each name takes a number of shots, as in `icl_4shot`, `icl_cb_1shot`, `xsum_2shot`. Each task
-of a mixture is scored on its own. `wikilingua_<language>` summarises one of 17 other languages,
+of a mixture is scored on its own. `wikilingua_<language>` summarizes one of 17 other languages,
 in English.
 
 CB's class order differs from SNLI's: 0 entailment, 1 contradiction, 2 neutral. XSum's own builder
@@ -185,7 +185,7 @@ for _builder in ("english_en", *LANGUAGES):
     _language = _builder.rsplit("_", 1)[0]
     _summaries(
         "wikilingua" if _language == "english" else f"wikilingua_{_language}",
-        f"WikiLingua: how-tos in {_language.title()}, summarised in English",
+        f"WikiLingua: how-tos in {_language.title()}, summarized in English",
         source=tfds(f"gem/wiki_lingua_{_builder}:1.1.0", ALL_SPLITS),
         article="source",
         summary="target",

@@ -31,7 +31,7 @@ LISTED_SHOTS = (1,)
 ENTAILMENT_3_WAY = "{premise}{br}question: {hypothesis} Is it true or false or neither?{br}answer:"
 
 
-def labelled(field: str) -> Callable[[Any], Any]:
+def labeled(field: str) -> Callable[[Any], Any]:
     """Return a preprocessor that leaves out the rows whose class label is -1: they have none."""
 
     def preprocessor(dataset: Any) -> Any:
@@ -79,10 +79,10 @@ class ShuffledLabels:
             )
             table = tf.lookup.StaticHashTable(initializer, default_value=-1)
 
-            def relabelled(row: dict[str, Any]) -> dict[str, Any]:
+            def relabeled(row: dict[str, Any]) -> dict[str, Any]:
                 return {**row, self.field: table.lookup(tf.cast(row[self.example_id], tf.int64))}
 
-            return inner.get_dataset(split, shuffle=shuffle_files, seed=seed).map(relabelled)
+            return inner.get_dataset(split, shuffle=shuffle_files, seed=seed).map(relabeled)
 
         source = seqio.FunctionDataSource(dataset, splits=self.splits)
         # For those who look for the data sets behind a source.
@@ -151,7 +151,7 @@ register(
         description="SNLI: does the premise entail the hypothesis? True / Neither / False",
         source=tfds("snli:1.1.0", ("train", "validation", "test")),
         splits=("train", "validation", "test"),
-        preprocessors=(labelled("label"),),
+        preprocessors=(labeled("label"),),
         template=Template(
             question=ENTAILMENT_3_WAY, answer=Choice(field="label", words=TRUE_NEITHER_FALSE)
         ),

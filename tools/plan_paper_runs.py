@@ -61,7 +61,7 @@ Made by `make plan-table` ({versions}). Every number comes from the TPU compiler
 computed from the program that it made; no TPU was used. For other slices and settings ask
 `promot-t5x plan`.
 
-Params, optimiser, temporaries: GiB a chip. HBM a chip: all that must be in it, of what a program
+Params, optimizer, temporaries: GiB a chip. HBM a chip: all that must be in it, of what a program
 may take. TFLOP: of the whole batch, recomputation apart. Step, MFU, time: the best that the slice
 allows if compute, HBM and network overlap wholly; a real run comes near at best. Rows named `ask`
 decode one batch of 64 with beam search of width 4, inputs and answers at their longest. Times leave

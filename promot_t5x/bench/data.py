@@ -114,7 +114,7 @@ def _rate(task: Any, rows: int) -> tuple[float, float]:
     """Rows tokenized a second, and the processor time of all cores that each takes."""
     from promot_t5x.data.row_tokenizer import RowTokenizer
     from promot_t5x.data.rows import open_rows
-    from promot_t5x.data.tokenise import Pipeline
+    from promot_t5x.data.tokenization import Pipeline
 
     found = open_rows(task.task.source, "train", None)
     assert found is not None  # both kinds of file can be read in any order

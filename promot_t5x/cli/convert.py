@@ -26,7 +26,7 @@ Its format is detected.
   hf          config.json and model.safetensors; a prompt goes to prompt_adapter/ for peft
 
 Where DST has no step in its name, the checkpoint is DST/checkpoint_<step>. The model's parameters
-and the step are copied; optimiser slots only if asked for. docs/checkpoints.md says what is exact.\
+and the step are copied; optimizer slots only if asked for. docs/checkpoints.md says what is exact.\
 """
 
 _EXAMPLES = """\
@@ -99,7 +99,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--optimizer_state",
         action="store_true",
-        help="between T5X's two formats: the optimiser's slots too, everything as it is",
+        help="between T5X's two formats: the optimizer's slots too, everything as it is",
     )
     add(
         "--tokenizer",

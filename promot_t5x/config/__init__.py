@@ -2,7 +2,7 @@
 
 `--gin_file`, `--gin.NAME=VALUE` and `--gin_search_paths` mean what they mean in T5X; later
 bindings override earlier ones. What T5X lets pass is an error here, because it costs a run: a
-macro that nothing uses (often a misspelt one), a binding that the run never reaches, a value
+macro that nothing uses (often a misspelled one), a binding that the run never reaches, a value
 that is missing, a user's value that a shipped run file overrides. Usual use:
 
     from promot_t5x import config

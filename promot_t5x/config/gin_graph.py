@@ -1,7 +1,7 @@
 """Which definitions of a gin configuration a run can reach from its root functions.
 
 gin calls a root function, fills in its bindings, follows the references in them, and so on.
-A definition that this walk never meets has no effect; gin accepts it silently, misspelt or not.
+A definition that this walk never meets has no effect; gin accepts it silently, misspelled or not.
 The walk follows gin's own rules of scope:
 
 - a binding with scope `a/b` applies to calls in scope `a/b` and in any deeper `a/b/…`;

@@ -1,4 +1,4 @@
-"""The tokenised examples of one (task, split), all of them at hand.
+"""The tokenized examples of one (task, split), all of them at hand.
 
 Kept as two flat int32 arrays of tokens and the offsets of the examples in them: 4 bytes a token
 and 16 bytes an example. On disk they are mapped into memory.

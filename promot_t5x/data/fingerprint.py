@@ -1,4 +1,4 @@
-"""What defines a tokenised data set, as a hash: a changed definition never meets an old store.
+"""What defines a tokenized data set, as a hash: a changed definition never meets an old store.
 
 The hash follows a task's source and preprocessors into the user's own functions: bytecode,
 constants, defaults, closures, partial arguments, the globals and module attributes they read,

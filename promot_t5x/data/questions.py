@@ -10,7 +10,7 @@ from jaxtyping import Int32
 
 from promot_t5x.data.lazy import import_tensorflow
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenise import depends_on_lengths, examples, unreadable
+from promot_t5x.data.tokenization import depends_on_lengths, examples, unreadable
 from promot_t5x.errors import UserError
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from promot_t5x.data.lazy import import_tensorflow
 from promot_t5x.data.ragged import FEATURES, joined_texts
 from promot_t5x.data.rows import Rows, type_of_columns
-from promot_t5x.data.tokenise import EXAMPLES_AT_ONCE, Pipeline, Tokens
+from promot_t5x.data.tokenization import EXAMPLES_AT_ONCE, Pipeline, Tokens
 
 _THREADS = min(8, os.cpu_count() or 1)
 # Data sets of `tf.data` that have an element for each of another one, in their order.
@@ -66,7 +66,7 @@ class RowTokenizer:
         return {name: joined_texts([part[name] for part in parts]) for name in FEATURES}
 
     def chunks(self, rows: Int64[np.ndarray, " rows"]) -> Iterator[Tokens]:
-        """Return the same a chunk of rows at a time, as `tokenise.tokenised` gives them."""
+        """Return the same a chunk of rows at a time, as `tokenization.tokenized` gives them."""
         chunks = -(-len(rows) // EXAMPLES_AT_ONCE)
         parts = iter(np.array_split(rows, chunks) if chunks else [])
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:

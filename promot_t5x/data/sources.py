@@ -87,7 +87,7 @@ def resolve_tasks(
 
     Args:
         name: MIXTURE_OR_TASK_NAME.
-        vocabulary: the model's `seqio.Vocabulary`; the tasks must tokenise with an equal one.
+        vocabulary: the model's `seqio.Vocabulary`; the tasks must tokenize with an equal one.
         module: MIXTURE_OR_TASK_MODULE, imported first: a dotted name or a path to a .py file.
         split: if given, every task must have it.
         rates: rates of some of the mixture's tasks, in place of the mixture's own.
@@ -303,7 +303,7 @@ def _check_vocabulary(task: Any, vocabulary: Any) -> None:
         found = task.output_features[feature].vocabulary
         if vocabulary_identity(found) != wanted:
             raise UserError(
-                f"Task {task.name!r} tokenises {feature!r} with {_describe(found)}, but the "
+                f"Task {task.name!r} tokenizes {feature!r} with {_describe(found)}, but the "
                 f"model's vocabulary is {_describe(vocabulary)}. Register the task with the "
                 "model's vocabulary, or set VOCABULARY to the task's."
             )

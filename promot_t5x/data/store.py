@@ -24,7 +24,7 @@ from promot_t5x.data.ragged import FEATURES, Ragged
 from promot_t5x.data.row_tokenizer import RowTokenizer
 from promot_t5x.data.rows import open_rows
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenise import LOSSES, Pipeline, Tokens, depends_on_lengths, tokenised
+from promot_t5x.data.tokenization import LOSSES, Pipeline, Tokens, depends_on_lengths, tokenized
 from promot_t5x.errors import UserError
 
 # Splits of more rows than this are tokenized on demand, and looked at by a sample.
@@ -34,8 +34,8 @@ _SILENT_SEC = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenisingProgress:
-    """How far the tokenising of a split has come.
+class TokenizingProgress:
+    """How far the tokenizing of a split has come.
 
     Attributes:
         name: task and split.
@@ -53,7 +53,7 @@ class TokenisingProgress:
     done: bool
 
 
-ProgressFn = Callable[[TokenisingProgress], None]
+ProgressFn = Callable[[TokenizingProgress], None]
 
 
 class StderrProgress:
@@ -62,7 +62,7 @@ class StderrProgress:
     def __init__(self) -> None:
         self._next_sec = _SILENT_SEC
 
-    def __call__(self, progress: TokenisingProgress) -> None:
+    def __call__(self, progress: TokenizingProgress) -> None:
         """Print a line if it is time to, and one at the end."""
         spoken = self._next_sec > _SILENT_SEC
         if progress.elapsed_sec < self._next_sec and not (progress.done and spoken):
@@ -71,7 +71,7 @@ class StderrProgress:
         of = f" of {progress.total:,}" if progress.total and not progress.done else ""
         rate = progress.examples / progress.elapsed_sec
         print(
-            f"tokenising {progress.name}: {progress.examples:,}{of} examples, {rate:,.0f}/s",
+            f"tokenizing {progress.name}: {progress.examples:,}{of} examples, {rate:,.0f}/s",
             file=sys.stderr,
             flush=True,
         )
@@ -85,7 +85,7 @@ def open_store(
     text_lengths: Mapping[str, int] | None = None,
     progress: ProgressFn | None = None,
 ) -> Store:
-    """Return the examples of a task's split, from the cache or tokenised now.
+    """Return the examples of a task's split, from the cache or tokenized now.
 
     Args:
         bound: the task.
@@ -157,7 +157,7 @@ def _made(
                 tokenize=tokenize,
                 lengths_file=folder.with_name(f"{folder.name}.lengths") if folder else None,
             )
-    return _build(bound, split, tokenised(pipeline, rows), progress)
+    return _build(bound, split, tokenized(pipeline, rows), progress)
 
 
 def _build(
@@ -171,7 +171,7 @@ def _build(
     def report(done: bool) -> None:
         elapsed = max(time.monotonic() - start, 1e-9)
         progress(
-            TokenisingProgress(
+            TokenizingProgress(
                 name=name, examples=examples, total=total, elapsed_sec=elapsed, done=done
             )
         )

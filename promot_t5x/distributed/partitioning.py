@@ -124,7 +124,7 @@ class Partitioner:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        """The mesh; neighbours on an axis are neighbours on the network where that can be."""
+        """The mesh; neighbors on an axis are neighbors on the network where that can be."""
         devices = list(jax.devices() if self.devices is None else self.devices)
         slices = _slices(devices)
         shape = self._shape(len(devices), slices)

@@ -37,7 +37,7 @@ HEARTBEAT_TIMEOUT_SECONDS = 30
 SHUTDOWN_TIMEOUT_SECONDS = 60
 _COORDINATOR_PORT = 8476
 _LEAVING_SECONDS = 2.0
-_PATIENCE_MS = 24 * 3600 * 1000  # for tokenising; a process that dies meanwhile ends the others
+_PATIENCE_MS = 24 * 3600 * 1000  # for tokenizing; a process that dies meanwhile ends the others
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Int32
 from promot_t5x import decoding
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
-from promot_t5x.data.tokenise import LOSSES
+from promot_t5x.data.tokenization import LOSSES
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import target_checks

@@ -9,7 +9,7 @@ import numpy as np
 
 from promot_t5x.data.questions import Question
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenise import LOSSES
+from promot_t5x.data.tokenization import LOSSES
 from promot_t5x.evaluation import records
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.evaluation.question_set import TaskQuestions

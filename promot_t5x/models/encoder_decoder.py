@@ -24,7 +24,7 @@ class EncoderDecoderModel:
 
     - `module`: the network; its config says how many prompts there are and how long they are.
     - `input_vocabulary`, `output_vocabulary`: one `seqio.Vocabulary` under T5X's two names: the
-      encoder and the decoder share the embedding. The tasks must tokenise with it.
+      encoder and the decoder share the embedding. The tasks must tokenize with it.
     - `label_smoothing`, `z_loss`: coefficients of the loss, see `loss.token_loss`.
     - `loss_normalizing_factor`: what the summed loss is divided by, see `loss.normalizer`.
     - `loss_chunk_tokens`: target tokens whose logits [tokens, vocab] exist at one time.

@@ -52,9 +52,9 @@ def cross_entropy_with_logits(
 
     **Arguments:**
 
-    - `logits`: unnormalised; computed with in float32 whatever their dtype.
+    - `logits`: unnormalized; computed with in float32 whatever their dtype.
     - `targets`: ids in [0, vocab).
-    - `z_loss`: the coefficient of log(Z)^2 (T5 uses 1e-4), Z the softmax's normaliser.
+    - `z_loss`: the coefficient of log(Z)^2 (T5 uses 1e-4), Z the softmax's normalizer.
     - `label_smoothing`: the probability that the target distribution spreads evenly over the other
       ids; the distribution's entropy is subtracted from the cross-entropy.
     """

@@ -1,6 +1,6 @@
 """Multi-head attention of T5: its masks, its cache, and keys and values shared by beams.
 
-Logits are not divided by sqrt(head_dim): the query's initialiser is. Keys and values have the
+Logits are not divided by sqrt(head_dim): the query's initializer is. Keys and values have the
 layout [batch, heads, head_dim, length] throughout, which is T5X's cache layout: the length lies
 along the lanes of a TPU, where a head_dim of 64 would leave half of them empty.
 """

@@ -41,7 +41,7 @@ class T5Config:
     - `num_prompts`, `prompt_length`: the table of soft prompts; none if either is 0.
     - `prompt_init`: called as `prompt_init(rng, shape, dtype)` for the table of prompts where the
       network's own `init` makes the parameters, as under upstream T5X; None is uniform in +-0.5.
-    - `relpos_bias_init`: given whether the stack is bidirectional, returns the initialiser of its
+    - `relpos_bias_init`: given whether the stack is bidirectional, returns the initializer of its
       [num_heads, 32] table of relative position biases; None is T5's own.
     """
 

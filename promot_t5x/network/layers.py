@@ -59,7 +59,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """T5's normalisation: by the root mean square, in float32, with a scale and no bias."""
+    """T5's normalization: by the root mean square, in float32, with a scale and no bias."""
 
     dtype: Any
     epsilon: float = 1e-6
@@ -221,11 +221,11 @@ class RelativePositionBias(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OffsetBiasInit:
-    """Initialise the first heads to look at chosen offsets, for `T5Config.relpos_bias_init`.
+    """Initialize the first heads to look at chosen offsets, for `T5Config.relpos_bias_init`.
 
     A tiny network does not find copying heads in a short pretraining; with these it starts with
     them. Head i has `strength` in the bucket of the i-th offset (key position - query position)
-    and 0 elsewhere; heads beyond the offsets get T5's initialiser.
+    and 0 elsewhere; heads beyond the offsets get T5's initializer.
     """
 
     strength: float
@@ -238,7 +238,7 @@ class OffsetBiasInit:
         object.__setattr__(self, "decoder_offsets", tuple(self.decoder_offsets))
 
     def __call__(self, bidirectional: bool) -> Initializer:
-        """Return the initialiser of an encoder's (bidirectional) or a decoder's table."""
+        """Return the initializer of an encoder's (bidirectional) or a decoder's table."""
         offsets = self.encoder_offsets if bidirectional else self.decoder_offsets
 
         def init(rng: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:

@@ -1,6 +1,6 @@
 """What a new prompt starts from: noise, words of the vocabulary, class labels or a text.
 
-Each initialiser is a frozen value that gin can bind, draws float32 vectors
+Each initializer is a frozen value that gin can bind, draws float32 vectors
 [num_prompts, prompt_length, emb_dim], and describes itself as plain data for a checkpoint to
 record. They are those of prompt tuning (Lester et al. 2021, arXiv:2104.08691). A prompt that
 starts from a file needs none: `prompt_file` reads it.
@@ -22,7 +22,7 @@ Table = Float[Array | np.ndarray, "vocab emb_dim"]
 
 
 class Vocabulary(Protocol):
-    """Anything with SeqIO's `encode`; only initialisers with texts use one."""
+    """Anything with SeqIO's `encode`; only initializers with texts use one."""
 
     def encode(self, s: str) -> Sequence[int]:
         """Return the ids of a text, without an end."""
@@ -31,11 +31,11 @@ class Vocabulary(Protocol):
 
 @runtime_checkable
 class PromptInit(Protocol):
-    """An initialiser.
+    """An initializer.
 
     - `rng`: a jax random key; the same key draws the same prompts.
     - `shape`: (num_prompts, prompt_length, emb_dim).
-    - `embedding`: the base's table, [rows, emb_dim], where the initialiser reads one.
+    - `embedding`: the base's table, [rows, emb_dim], where the initializer reads one.
     - `vocabulary`: to encode texts, where there are any.
     """
 

@@ -23,7 +23,7 @@ from promot_t5x.network.config import T5Config
 from promot_t5x.network.layers import Embed
 from promot_t5x.network.stacks import CrossKeyValues, Decoder, Encoder, Hidden
 
-# Of any type: T5X initialises a module with float32 ones, which stand for ids all the same.
+# Of any type: T5X initializes a module with float32 ones, which stand for ids all the same.
 Tokens = Shaped[Array | np.ndarray, "_ _"]
 
 

@@ -120,7 +120,7 @@ _NAME = re.compile(r"([a-z0-9]+?)-(\d+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Chips that one job gets: one slice, or several equal ones joined by the data centre's net.
+    """Chips that one job gets: one slice, or several equal ones joined by the data center's net.
 
     **Attributes:**
 

@@ -83,7 +83,7 @@ class Compiled:
 
     - `temporary_bytes`, `total_bytes`: of HBM. The total is what the runtime sets aside: arguments,
       results that do not replace an argument, temporaries and the code.
-    - `text`: the optimised program.
+    - `text`: the optimized program.
     - `seconds`: that compiling took.
     """
 

@@ -20,7 +20,7 @@ class Estimate:
     **Attributes:**
 
     - `program`, `slice_name`: what was compiled for what.
-    - `parameter_bytes`, `optimiser_bytes`: held by a chip.
+    - `parameter_bytes`, `optimizer_bytes`: held by a chip.
     - `temporary_bytes`: activations, gradients and everything else that lives for one run of it.
     - `total_bytes`: everything that must be in HBM while it runs; where it does not fit, what it
       would need, or none if the compiler does not say.
@@ -34,7 +34,7 @@ class Estimate:
     program: str
     slice_name: str
     parameter_bytes: int
-    optimiser_bytes: int
+    optimizer_bytes: int
     temporary_bytes: int
     total_bytes: int | None
     fits: bool
@@ -54,7 +54,7 @@ def estimate(program: Program, slice_: Slice, config: str, say: Callable[[str], 
     - `say`: told what is about to take long.
     """
     chip = slice_.chip
-    held = program.parameter_bytes + program.optimiser_bytes + program.waiting_bytes
+    held = program.parameter_bytes + program.optimizer_bytes + program.waiting_bytes
     name = cache.key(config, program.name, slice_.name, slice_.grid)
     answer = cache.load(name)
     if answer is None and held > chip.hbm_bytes:
@@ -70,7 +70,7 @@ def estimate(program: Program, slice_: Slice, config: str, say: Callable[[str], 
         program=program.name,
         slice_name=slice_.name,
         parameter_bytes=program.parameter_bytes,
-        optimiser_bytes=program.optimiser_bytes,
+        optimizer_bytes=program.optimizer_bytes,
         temporary_bytes=answer["temporary_bytes"] if traffic else 0,
         total_bytes=total,
         fits=traffic is not None and (total or 0) <= chip.hbm_bytes,

@@ -3,7 +3,7 @@
 A product of activations with a weight costs two operations an element and token forwards, as much
 again for the gradient of its input, and as much again for the weight's own gradient where that
 trains. The two products of attention have no weight and two gradients. Everything else (norms,
-softmax, the optimiser) is left out, as in the usual definition of model FLOPs utilisation.
+softmax, the optimizer) is left out, as in the usual definition of model FLOPs utilisation.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What an optimised program moves: HBM traffic and collectives, its loops multiplied out.
+"""What an optimized program moves: HBM traffic and collectives, its loops multiplied out.
 
 The compiler's own count takes a loop's body once, which for scanned layers is off by their number;
 so the program's text is read here. A computation is a list of instructions; `while` runs another
@@ -110,7 +110,7 @@ class Traffic:
 
 
 def traffic(text: str, *, chips_per_slice: int) -> Traffic:
-    """Read an optimised program's text, as `Compiled.as_text` gives it.
+    """Read an optimized program's text, as `Compiled.as_text` gives it.
 
     **Arguments:**
 

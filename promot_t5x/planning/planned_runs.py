@@ -80,7 +80,7 @@ class Program:
     **Attributes:**
 
     - `name`: the stage's, or what is asked.
-    - `parameter_bytes`, `optimiser_bytes`: held by each chip.
+    - `parameter_bytes`, `optimizer_bytes`: held by each chip.
     - `waiting_bytes`: held by each chip while the program runs, without being an argument of it.
     - `flops`: see `planning.flops`.
     - `steps`: how often the run is configured to run it; none where that depends on the data.
@@ -89,7 +89,7 @@ class Program:
 
     name: str
     parameter_bytes: int
-    optimiser_bytes: int
+    optimizer_bytes: int
     waiting_bytes: int = 0
     flops: flops.Flops
     steps: int | None
@@ -202,7 +202,7 @@ def _training(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner
     return Program(
         name=stage.name,
         parameter_bytes=bytes_a_chip(shapes.params),
-        optimiser_bytes=bytes_a_chip(shapes.opt_state),
+        optimizer_bytes=bytes_a_chip(shapes.opt_state),
         flops=flops.training(
             _of_stage(model, stage),
             stage.trainable,
@@ -253,7 +253,7 @@ def _decoding(
     program = Program(
         name=asked.name,
         parameter_bytes=bytes_a_chip(params),
-        optimiser_bytes=0,
+        optimizer_bytes=0,
         waiting_bytes=waiting,
         flops=flops.decoding(
             model.config,

@@ -10,12 +10,12 @@ from promot_t5x.planning.settings_search import Trial
 from promot_t5x.progress import duration
 
 HEADINGS = (
-    "", "params", "optimiser", "temporaries", "HBM a chip", "TFLOP", "step", "MFU", "bound by",
+    "", "params", "optimizer", "temporaries", "HBM a chip", "TFLOP", "step", "MFU", "bound by",
     "steps", "time", "chip-hours",
 )  # fmt: skip
 
 _MEANING = (
-    "Params, optimiser, temporaries: GiB a chip. TFLOP: of the whole batch, recomputation apart.",
+    "Params, optimizer, temporaries: GiB a chip. TFLOP: of the whole batch, recomputation apart.",
     "Step, MFU, time: the best that the slice allows, if compute, HBM and network overlap wholly.",
     "Evaluations are not in the time; their rows are one batch of the longest inputs, decoded to",
     "the longest answer.",
@@ -82,7 +82,7 @@ def row(estimate: Estimate, slice_: Slice) -> tuple[str, ...]:
     start = (
         estimate.program,
         _gib(estimate.parameter_bytes),
-        _gib(estimate.optimiser_bytes),
+        _gib(estimate.optimizer_bytes),
         _gib(estimate.temporary_bytes) if estimate.traffic else "",
         total if estimate.fits else f"{total}: too large",
         f"{estimate.flops.model / 1e12:,.1f}",

@@ -1,4 +1,4 @@
-"""How figures look: colors that the color-blind tell apart, and that are not needed in grey.
+"""How figures look: colors that the color-blind tell apart, and that are not needed in gray.
 
 The palette is Okabe and Ito's (2008), without its yellow, which is too light for lines. Every row
 also has a marker, a dash pattern and a hatch of its own.

@@ -1,6 +1,6 @@
 """How often a model answers other tasks with the words of the task that it was fine-tuned on.
 
-The measure of format specialisation (arXiv 2211.00635, figure 2): the share of answers that equal
+The measure of format specialization (arXiv 2211.00635, figure 2): the share of answers that equal
 an answer of the target, or are made of words that its definition calls its own. A task whose own
 right answers are of that kind says nothing, and is left out: a model may well answer CB with
 "True".

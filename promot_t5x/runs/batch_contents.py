@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-from promot_t5x.data import example_store, sources, tokenise
+from promot_t5x.data import example_store, sources, tokenization
 from promot_t5x.data.batches import Batches
 from promot_t5x.runs.stages import DatasetConfig
 
@@ -60,10 +60,10 @@ def _ids(task: sources.BoundTask, dataset: DatasetConfig, places: set[int]) -> d
     if max(places) >= _SEARCHED:
         return {}
     lengths = dataset.task_feature_lengths
-    rows = tokenise.examples(
+    rows = tokenization.examples(
         task.task,
         dataset.split,
-        lengths if tokenise.depends_on_lengths(task.task) else None,
+        lengths if tokenization.depends_on_lengths(task.task) else None,
     ).as_numpy_iterator()
     ids = {}
     for place, row in enumerate(itertools.islice(rows, max(places) + 1)):

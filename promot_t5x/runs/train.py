@@ -386,7 +386,7 @@ class Trainer:
             tasks=tuple(task.name for task in self._tasks),
             base_hash=base_hash,
             base_path=self.stage.base,
-            initialiser=str(self.stage.prompt),
+            initializer=str(self.stage.prompt),
             config=config.resolved_str(),
             step=result.step,
         )

@@ -1,6 +1,6 @@
 """Learning rate schedules: a product of named factors, as T5X writes them.
 
-A schedule is a function of the step that optax optimisers accept as `learning_rate`.
+A schedule is a function of the step that optax optimizers accept as `learning_rate`.
 Names, defaults and formulas are those of `t5x.utils.create_learning_rate_scheduler`, so a
 T5X configuration that binds them keeps its meaning.
 """

@@ -69,7 +69,7 @@ def accumulated_gradients(
 ) -> tuple[Any, loss.LossSums]:
     """As `summed_gradients`, a part of the batch at a time.
 
-    Sums are added and divided once by the whole batch's normaliser, so that every target token
+    Sums are added and divided once by the whole batch's normalizer, so that every target token
     weighs the same whichever microbatch it falls in.
     """
     if microbatches == 1:

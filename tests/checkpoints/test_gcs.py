@@ -67,7 +67,7 @@ def test_arrays_come_through_the_driver_bit_for_bit(answers):
     asked = "\n".join(requests)
     assert "target.token_embedder.embedding" in asked
     assert "manifest.ocdbt" in asked
-    assert "state.param_states" not in asked  # nobody pays for the optimiser's slots
+    assert "state.param_states" not in asked  # nobody pays for the optimizer's slots
 
 
 def test_what_may_not_be_read_and_what_is_not_there(answers):

@@ -80,7 +80,7 @@ def test_parts_of_a_path_that_name_the_same_checkpoint(t5x_checkpoint, golden):
     assert_same(read_params(t5x_checkpoint / inner), golden)
 
 
-def test_optimiser_slots_are_not_read(golden, tmp_path):
+def test_optimizer_slots_are_not_read(golden, tmp_path):
     checkpoint = unpack("legacy", tmp_path)
     for slot in checkpoint.glob("state.*"):
         shutil.rmtree(slot)

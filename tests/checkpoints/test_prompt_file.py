@@ -15,7 +15,7 @@ INFO = PromptInfo(
     tasks=("rte", "cb"),
     base_hash="ab12",
     base_path="/bases/t5",
-    initialiser="sampled vocabulary",
+    initializer="sampled vocabulary",
     config="TRAIN_STEPS = 5\n# naïve",
     step=5,
 )

@@ -66,13 +66,13 @@ def test_round_trip_is_bit_exact(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimizer",
     [optax.adam(1e-3), optax.adafactor(1e-3), optax.sgd(0.1)],
     ids=["adam", "adafactor", "sgd"],
 )
-def test_optax_states_round_trip(tmp_path, optimiser):
+def test_optax_states_round_trip(tmp_path, optimizer):
     params = {"a": jnp.ones((4, 4)), "b": {"c": jnp.ones(3)}}
-    opt_state = optimiser.init(params)
+    opt_state = optimizer.init(params)
     with Checkpoints(tmp_path) as saver:
         saver.save(1, trainable=params, opt_state=opt_state, metadata={})
         found = saver.restore(trainable=abstract(params), opt_state=abstract(opt_state))

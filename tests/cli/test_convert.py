@@ -242,7 +242,7 @@ def test_biases_of_layers_that_differ_cannot_be_shared(golden, tmp_path, capsys)
     assert_same(read(tmp_path / "hf"), params)
 
 
-# ------------------------------------------------------------------------ optimiser slots
+# ------------------------------------------------------------------------ optimizer slots
 
 
 def state_of(path):

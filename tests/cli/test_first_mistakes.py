@@ -164,7 +164,7 @@ def test_quotes_forgotten(capsys):
     assert "--gin.MIXTURE_OR_TASK_NAME='\"tiny_rte\"'" in message
 
 
-def test_a_task_misspelt(capsys):
+def test_a_task_misspelled(capsys):
     wrong = "--gin.MIXTURE_OR_TASK_NAME='tiny_rt'"
     for dry in ([], ["--dry_run"]):
         message = refusal(capsys, "train", *COMPLETE, wrong, *dry)

@@ -204,7 +204,7 @@ def test_values_that_need_each_other(read):
 @pytest.mark.parametrize(
     ("macro", "meant"), [("BACTH_SIZE", "BATCH_SIZE"), ("WIDHT", "WIDTH"), ("stages", "STAGES")]
 )
-def test_misspelt_macro(read, macro, meant):
+def test_misspelled_macro(read, macro, meant):
     message = refusal(read, *GIVEN, f"{macro} = 64")
     assert f"nothing in this run uses the macro {macro} (= 64)" in message
     assert meant == "STAGES" or f"Did you mean '{meant}'?" in message
@@ -249,7 +249,7 @@ def test_scoped_bindings_apply_in_their_scope(read):
     assert stages == [(1, 0.5), (0.1, 0.7)]
 
 
-def test_misspelt_scope(read):
+def test_misspelled_scope(read):
     message = refusal(read, *GIVEN, extra=STAGED + "tow/gin_helpers.Stage.rate = 1\n")
     assert "calls gin_helpers.Stage in 'one', 'two', not in scope 'tow'" in message
     assert "Did you mean 'two'?" in message

@@ -10,7 +10,7 @@ import pytest
 from promot_t5x.data import cache_folder, example_store
 from promot_t5x.data import store as store_module
 from promot_t5x.data.sources import resolve_tasks
-from promot_t5x.data.store import StderrProgress, TokenisingProgress, open_store
+from promot_t5x.data.store import StderrProgress, TokenizingProgress, open_store
 from promot_t5x.errors import UserError
 
 
@@ -46,9 +46,9 @@ def test_tokens_are_those_of_seqio(vocabulary):
         store.example(30)
 
 
-def test_a_store_comes_back_from_disk_without_tokenising(vocabulary, tmp_path, monkeypatch):
+def test_a_store_comes_back_from_disk_without_tokenizing(vocabulary, tmp_path, monkeypatch):
     made = open_store(task(vocabulary, "cubes"), "train", cache_dir=tmp_path)
-    monkeypatch.setattr(store_module, "tokenised", None)
+    monkeypatch.setattr(store_module, "tokenized", None)
     found = open_store(task(vocabulary, "cubes"), "train", cache_dir=tmp_path)
     assert contents(found) == contents(made)
     assert found.content_hash == made.content_hash
@@ -246,7 +246,7 @@ def test_progress_is_reported_and_quick_builds_are_silent(vocabulary, capsys, mo
     assert reports[-1].done
     assert reports[0].name == "cubes/train"
     open_store(task(vocabulary, "cubes"), "train")
-    assert "tokenising" not in capsys.readouterr().err
+    assert "tokenizing" not in capsys.readouterr().err
 
 
 def test_long_builds_are_spoken_of_now_and_then(capsys):
@@ -258,10 +258,10 @@ def test_long_builds_are_spoken_of_now_and_then(capsys):
             "total": 60_000,
             "done": second == 11,
         }
-        speak(TokenisingProgress(**report, elapsed_sec=float(second)))
+        speak(TokenizingProgress(**report, elapsed_sec=float(second)))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "tokenising rte/train: 5,000 of 60,000 examples, 1,000/s",
-        "tokenising rte/train: 10,000 of 60,000 examples, 1,000/s",
-        "tokenising rte/train: 11,000 examples, 1,000/s",
+        "tokenizing rte/train: 5,000 of 60,000 examples, 1,000/s",
+        "tokenizing rte/train: 10,000 of 60,000 examples, 1,000/s",
+        "tokenizing rte/train: 11,000 examples, 1,000/s",
     ]

@@ -237,10 +237,10 @@ def test_prompt_ids_in_the_inputs(t5_1_1):
         prompted = Decoder(Transformer(config), batch_size=4)(
             params, [np.concatenate([ids, s]) for s in t5_1_1.sequences], LENGTH
         )
-        spelt = Decoder(t5_1_1.module, batch_size=4)(
+        spelled = Decoder(t5_1_1.module, batch_size=4)(
             t5_1_1.params, [np.concatenate([words[prompt], s]) for s in t5_1_1.sequences], LENGTH
         )
-        np.testing.assert_array_equal(prompted.ids, spelt.ids)
+        np.testing.assert_array_equal(prompted.ids, spelled.ids)
 
 
 def test_samples_depend_on_the_example_and_not_on_its_batch(t5_1_1):

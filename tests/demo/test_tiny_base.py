@@ -12,7 +12,7 @@ import run_helpers
 from promot_t5x import config
 from promot_t5x.checkpoints import hashing
 from promot_t5x.checkpoints.opening import open_checkpoint
-from promot_t5x.data import ragged, tokenise
+from promot_t5x.data import ragged, tokenization
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.tiny import definitions, episodes
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
@@ -33,7 +33,7 @@ import test_tiny_base
 from promot_t5x import config
 from promot_t5x.data import store
 from promot_t5x.runs import train
-store.tokenised = test_tiny_base.tokenised
+store.tokenized = test_tiny_base.tokenized
 run = config.configured(train.train)
 config.parse(
     ["demo/pretrain.gin"],
@@ -51,8 +51,8 @@ run()
 """
 
 
-def tokenised(pipeline, rows):
-    """What `tokenise.tokenised` yields for `tiny_pretrain`, by splitting words."""
+def tokenized(pipeline, rows):
+    """What `tokenization.tokenized` yields for `tiny_pretrain`, by splitting words."""
     assert pipeline.task.name == "tiny_pretrain"
     split = pipeline.split
     vocabulary = WordVocabulary()
@@ -79,9 +79,9 @@ def test_the_recipe_is_the_shipped_configuration():
 
 def test_plain_python_splits_words_as_the_tasks_do():
     task = registry.get_task("tiny_pretrain").build(WordVocabulary())
-    pipeline = tokenise.Pipeline(task, "validation", None)
-    wanted = list(tokenise.tokenised(pipeline, None))
-    (found,) = tokenised(pipeline, None)
+    pipeline = tokenization.Pipeline(task, "validation", None)
+    wanted = list(tokenization.tokenized(pipeline, None))
+    (found,) = tokenized(pipeline, None)
     for name in ("inputs", "targets"):
         tokens = np.concatenate([chunk[name].tokens for chunk in wanted])
         lengths = np.concatenate([chunk[name].lengths for chunk in wanted])

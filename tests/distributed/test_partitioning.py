@@ -120,7 +120,7 @@ def pod(slices, x, y, z):
 
 
 @pytest.mark.parametrize("model", [1, 2, 8, 16, 64])
-def test_a_copy_of_the_model_lies_on_neighbouring_chips(model):
+def test_a_copy_of_the_model_lies_on_neighboring_chips(model):
     devices = pod(1, 4, 4, 4)
     mesh = Partitioner(num_partitions=model, devices=devices[::-1]).mesh
     assert mesh.shape == {"replica": 1, "data": 64 // model, "model": model}

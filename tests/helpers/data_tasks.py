@@ -36,7 +36,7 @@ def sprinkle(row, seed):
 
 
 def add(name, *steps, source=rows, vocabulary=VOCABULARY, tokens=True):
-    """Register a task `name` with these steps between tokenising and the EOS."""
+    """Register a task `name` with these steps between tokenizing and the EOS."""
     feature = seqio.Feature(vocabulary=vocabulary)
     before = [seqio.preprocessors.tokenize] if tokens else []
     return seqio.TaskRegistry.add(

@@ -68,7 +68,7 @@ def tiny_model(*, z_loss=1e-4, loss_normalizing_factor=None, **config):
 
 
 def random_params(model, seed=0):
-    """Host arrays drawn by numpy, of the sizes that T5's own initialisers give.
+    """Host arrays drawn by numpy, of the sizes that T5's own initializers give.
 
     Compiling those costs more than all the steps of a test.
     """

@@ -2,7 +2,7 @@
 
 `Lab` writes the gin files that a user would and makes command lines of them; `here` runs one in
 this process and `process` in one of its own. A run of this size is nearly all compilation, so
-both compile without optimisations, and through a cache on disk.
+both compile without optimizations, and through a cache on disk.
 """
 
 import contextlib
@@ -226,7 +226,7 @@ def write_t5x_base(directory: Path, params: Mapping[str, Any]) -> None:
 
 
 def checkpoint_arrays(step_directory: Path) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, the optimiser's included."""
+    """Every array of a checkpoint, the optimizer's included."""
     manifest = read_manifest(absolute(step_directory))
     like = {path: record.struct for path, record in manifest.arrays.items()}
     return read_verified(absolute(step_directory), like, manifest)

@@ -1,4 +1,4 @@
-"""A user's own tasks, as MIXTURE_OR_TASK_MODULE names this file: small, and quick to tokenise.
+"""A user's own tasks, as MIXTURE_OR_TASK_MODULE names this file: small, and quick to tokenize.
 
 `run_signs` and `run_ends` ask two different things about the same numbers, with the byte
 vocabulary of `models/byte_vocabulary.gin`; `run_pair` mixes them.

@@ -1,4 +1,4 @@
-"""Where new prompts start: each initialiser, its description and its complaints."""
+"""Where new prompts start: each initializer, its description and its complaints."""
 
 import dataclasses
 import json
@@ -119,7 +119,7 @@ def test_what_reads_the_base_says_so():
         (EmbeddedText(text="a b"), {"name": "EmbeddedText", "text": "a b"}),
     ],
 )
-def test_initialisers_are_values_that_describe_themselves(init, described):
+def test_initializers_are_values_that_describe_themselves(init, described):
     assert isinstance(init, PromptInit)
     assert json.loads(json.dumps(init.describe())) == described
     assert hash(init) == hash(dataclasses.replace(init))

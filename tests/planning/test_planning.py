@@ -352,7 +352,7 @@ def test_programs_are_those_of_the_run_and_equal_ones_come_once():
     weights = 3_742_619_648
     assert one.parameter_bytes == pytest.approx(2 * weights / 2, rel=1e-3)
     assert two.parameter_bytes == pytest.approx(4 * weights / 2, rel=1e-3)
-    assert one.optimiser_bytes < 1e6 < two.optimiser_bytes
+    assert one.optimizer_bytes < 1e6 < two.optimizer_bytes
     assert one.flops.model == pytest.approx(two.flops.model * 2 / 3, rel=0.05)
     assert (one.steps, two.steps, found[-1].steps) == (5000, 1000, None)
     assert [each.name for each in planned_runs.chosen(found, ["standard"])] == ["standard"]
@@ -380,7 +380,7 @@ def test_runs_of_every_verb_can_be_planned(run, extra, names):
     assert [each.name for each in planned_runs.programs(found, jax.devices())] == names
 
 
-def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimiser():
+def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimizer():
     bindings = ["NUM_PARTITIONS = 2", "SUITE_EVAL_PERIOD = 100"]
     found = planned_runs.programs(
         planned_runs.read(["paper/mt5_xl_rte.gin"], bindings, []), jax.devices()
@@ -389,7 +389,7 @@ def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimiser():
     suite, stage, comparison = (
         named[name] for name in ("stage_two suite", "stage_two", "ask icl_1shot")
     )
-    assert suite.waiting_bytes == stage.optimiser_bytes > 0 == comparison.waiting_bytes
+    assert suite.waiting_bytes == stage.optimizer_bytes > 0 == comparison.waiting_bytes
     assert suite.parameter_bytes == comparison.parameter_bytes < stage.parameter_bytes
     # What standard fine-tuning asks is the same program; stage one changes nothing to ask about.
     assert [name for name in named if name.endswith(" suite")] == ["stage_two suite"]
@@ -413,7 +413,7 @@ def estimate(name, *, fits=True, steps=1000):
         program=name,
         slice_name=slice_.name,
         parameter_bytes=2**30,
-        optimiser_bytes=2**20,
+        optimizer_bytes=2**20,
         temporary_bytes=3 * 2**30 if fits else 0,
         total_bytes=(4 if fits else 20) * 2**30,
         fits=fits,

@@ -183,7 +183,7 @@ def test_the_format_counts_where_it_is_out_of_place(real):
 
 
 def test_a_format_may_be_made_of_words(tmp_path):
-    """A target with many answers is recognised by the words that its definition calls its own."""
+    """A target with many answers is recognized by the words that its definition calls its own."""
     target = lab.Task(
         "ours", [(str(n), "?", f"za zo z{n}") for n in range(12)], [metrics.exact_match]
     )

@@ -37,8 +37,8 @@ CASES = {
         {"MIXTURE_OR_TASK_MODULE": "nowhere.tasks"},
         ["MIXTURE_OR_TASK_MODULE 'nowhere.tasks'", "or the path of a .py file"],
     ),
-    "misspelt_macro": ({"BATCHSIZE": 8}, ["command line", "BATCHSIZE", "mean 'BATCH_SIZE'?"]),
-    "misspelt_feature": (
+    "misspelled_macro": ({"BATCHSIZE": 8}, ["command line", "BATCHSIZE", "mean 'BATCH_SIZE'?"]),
+    "misspelled_feature": (
         {"TASK_FEATURE_LENGTHS": {"input": 16, "targets": 6}},
         ["TASK_FEATURE_LENGTHS", "'input'", "mean 'inputs'?"],
     ),
@@ -50,7 +50,7 @@ CASES = {
         {"INITIAL_CHECKPOINT_PATH": "/nowhere/checkpoint_7"},
         ["/nowhere/checkpoint_7 does not exist", "checkpoint_<step>"],
     ),
-    "misspelt_base": (
+    "misspelled_base": (
         {"INITIAL_CHECKPOINT_PATH": "tiny_wrold"},
         ["'tiny_wrold'", "mean 'tiny_world'?"],
     ),

@@ -148,7 +148,7 @@ def test_stage_one_saves_less_than_a_hundredth_of_a_real_model(promot):
     arrays = run_helpers.checkpoint_arrays(chosen(promot / "stage_one"))
     prompt = arrays[f"target/{run_helpers.PROMPT_PATH}"].size
     others = sum(array.size for array in arrays.values()) - prompt
-    # The optimiser keeps one number a parameter and a few scalars.
+    # The optimizer keeps one number a parameter and a few scalars.
     assert prompt <= others <= prompt + 8
     on_disk = sum(map(len, run_helpers.tree(chosen(promot / "stage_one")).values()))
     overhead = on_disk - 4 * (prompt + others)

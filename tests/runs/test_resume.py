@@ -149,7 +149,7 @@ def test_there_were_enough_deaths_and_each_left_something_to_go_on_from(runs):
 
 
 def test_every_array_of_every_checkpoint(runs):
-    """The parameters, the optimiser's slots and the step, in all checkpoints that were kept."""
+    """The parameters, the optimizer's slots and the step, in all checkpoints that were kept."""
     straight, interrupted, _ = runs
     for stage in STAGES:
         kept = sorted(path.name for path in (straight / stage).glob("checkpoint_*"))

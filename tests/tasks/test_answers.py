@@ -78,7 +78,7 @@ def test_space_around_targets_makes_no_answer_wrong(tmp_path):
     path = tmp_path / "dev.jsonl"
     rows = [{"q": "a", "y": " yes\t", "t": "Paris "}, {"q": "b", "y": "no", "t": " Rome"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    labelled = text_task(
+    labeled = text_task(
         name="spaced_labels",
         source=jsonl(path),
         inputs="{q}",
@@ -86,12 +86,12 @@ def test_space_around_targets_makes_no_answer_wrong(tmp_path):
         labels=(" no ", "yes"),
         metrics=[accuracy, macro_f1(("no", "yes"))],
     )
-    assert labelled.labels == ("no", "yes")
+    assert labeled.labels == ("no", "yes")
     free = text_task(name="spaced_text", source=jsonl(path), inputs="{q}", target="{t}")
     mixed = text_task(
         name="spaced_mix", source=jsonl(path), inputs="{q}", target="{y} ", labels=("no", "yes")
     )
-    for definition, said in ((labelled, ["yes", "no"]), (free, ["Paris", "Rome"]),
+    for definition, said in ((labeled, ["yes", "no"]), (free, ["Paris", "Rome"]),
                              (mixed, ["yes", "no"])):  # fmt: skip
         data = definition.build(seqio.ByteVocabulary()).get_dataset(None, "train", shuffle=False)
         targets = [definition.reference(row) for row in data.as_numpy_iterator()]

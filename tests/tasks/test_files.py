@@ -110,15 +110,15 @@ def test_a_cell_may_be_of_any_length_and_hold_a_quote(tmp_path):
 
 def test_integer_labels_of_text_files(tmp_path):
     (tmp_path / "data.csv").write_text("q,y\na,1\nb,0\nc,1.0\n")
-    labelled = {"target": "{y}", "labels": ("no", "yes")}
-    assert [a for _, _, a in examples(csv(tmp_path / "data.csv"), **labelled)] == [
+    labeled = {"target": "{y}", "labels": ("no", "yes")}
+    assert [a for _, _, a in examples(csv(tmp_path / "data.csv"), **labeled)] == [
         "yes",
         "no",
         "yes",
     ]
     # A label that is a number is the label of that text.
-    labelled["labels"] = ("1", "0", "1.0")
-    assert [a for _, _, a in examples(csv(tmp_path / "data.csv"), **labelled)] == ["1", "0", "1.0"]
+    labeled["labels"] = ("1", "0", "1.0")
+    assert [a for _, _, a in examples(csv(tmp_path / "data.csv"), **labeled)] == ["1", "0", "1.0"]
 
 
 def test_shards_of_a_directory_a_glob_and_a_list(tmp_path):

@@ -149,15 +149,15 @@ def official_squad(text):
     return " ".join(word for word in re.split(r"\s+", text) if word not in ("a", "an", "the", ""))
 
 
-def best(targets, predictions, normalise):
+def best(targets, predictions, normalize):
     """(exact match, F1) in percent, as both scripts compute them."""
     exact = overlap = 0.0
     for wanted, prediction in zip(targets, predictions, strict=True):
-        answer = normalise(prediction)
-        exact += max(normalise(each) == answer for each in wanted)
+        answer = normalize(prediction)
+        exact += max(normalize(each) == answer for each in wanted)
         shares = [0.0]
         for each in wanted:
-            gold, given = normalise(each).split(), answer.split()
+            gold, given = normalize(each).split(), answer.split()
             same = sum((collections.Counter(gold) & collections.Counter(given)).values())
             if same:
                 precision, recall = same / len(given), same / len(gold)
@@ -195,11 +195,11 @@ def test_trivia_qa_scores_equal_the_official_scripts_on_real_rows():
     assert exact_match.trivia_qa(aliases, [""] * 161) == {"exact_match": 0.0, "f1": 0.0}
 
 
-def test_normalised_aliases_are_those_of_the_official_files():
+def test_normalized_aliases_are_those_of_the_official_files():
     for row in rows("trivia_qa", "train", "validation"):
         answer = row["answer"]
-        normalised = {exact_match.normalise_trivia_qa(alias) for alias in answer["aliases"]}
-        assert normalised == set(answer["normalized_aliases"]), row["question"]
+        normalized = {exact_match.normalize_trivia_qa(alias) for alias in answer["aliases"]}
+        assert normalized == set(answer["normalized_aliases"]), row["question"]
 
 
 def test_web_questions_scores_equal_those_of_squads_script_on_real_rows():
@@ -213,14 +213,14 @@ def test_web_questions_scores_equal_those_of_squads_script_on_real_rows():
     assert exact_match.squad(wanted, [" "] * len(wanted)) == {"exact_match": 0.0, "f1": 0.0}
 
 
-def test_the_two_normalisations_differ_in_punctuation():
-    assert exact_match.normalise_trivia_qa("The Beatles-Band!") == "beatles band"
-    assert exact_match.normalise_squad("The Beatles-Band!") == "beatlesband"
+def test_the_two_normalizations_differ_in_punctuation():
+    assert exact_match.normalize_trivia_qa("The Beatles-Band!") == "beatles band"
+    assert exact_match.normalize_squad("The Beatles-Band!") == "beatlesband"
     wanted, answer = [["Beatles-Band"]], ["Beatles Band"]
     assert exact_match.trivia_qa(wanted, answer)["exact_match"] == 100.0
     assert exact_match.squad(wanted, answer)["exact_match"] == 0.0
-    assert exact_match.normalise_squad("O\u2019Neil") == "o\u2019neil"
-    assert exact_match.normalise_trivia_qa("O\u2019Neil_a theatre") == "o neil theatre"
+    assert exact_match.normalize_squad("O\u2019Neil") == "o\u2019neil"
+    assert exact_match.normalize_trivia_qa("O\u2019Neil_a theatre") == "o neil theatre"
 
 
 @pytest.mark.parametrize("metric", [exact_match.trivia_qa, exact_match.squad])
@@ -255,7 +255,7 @@ def test_bleu_of_real_translations_equals_sacrebleus_own(name):
     assert Bleu()(targets, [""] * 100) == {"bleu": 0.0, "bleu_13a": 0.0}
 
 
-def test_bleu_by_the_other_tokenisation_and_its_signatures():
+def test_bleu_by_the_other_tokenization_and_its_signatures():
     from importlib.metadata import version
 
     targets = ["Das ist (k)ein Satz, oder „doch“?", "Und noch einer hier."]

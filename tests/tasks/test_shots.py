@@ -100,8 +100,8 @@ def test_balanced_shots_take_the_classes_in_turn():
         assert sorted(labels[:3]) == sorted(labels[3:]) == [0, 1, 2]
         first.add(labels[0])
     assert first == {0, 1, 2}
-    unlabelled = tuple(dataclasses.replace(row, label=-1) for row in ROWS)
-    assert len(draw(unlabelled, QUERY, 6, task="a", seed=0, balanced=True)) == 6
+    unlabeled = tuple(dataclasses.replace(row, label=-1) for row in ROWS)
+    assert len(draw(unlabeled, QUERY, 6, task="a", seed=0, balanced=True)) == 6
 
 
 def article(name, words):

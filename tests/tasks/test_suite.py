@@ -51,7 +51,7 @@ def translate(language, code):
     return lambda r: (f"Translate English to {language}: {r['en']}", r[code])
 
 
-def summarise(article, summary):
+def summarize(article, summary):
     return lambda r: (f"Article: {r[article]} One sentence summary:", r[summary])
 
 
@@ -78,8 +78,8 @@ TASKS = {
     "wmt16_ende": ("wmt16_translate_de-en", MT, translate("German", "de")),
     "wmt16_enro": ("wmt16_translate_ro-en", MT, translate("Romanian", "ro")),
     "wmt14_enfr": ("wmt14_translate_fr-en", MT, translate("French", "fr")),
-    "xsum": ("xsum", ("test_pool_a", "test_pool_b"), summarise("document", "summary")),
-    "wikilingua": ("gem_wiki_lingua_english_en", TEST, summarise("source", "target")),
+    "xsum": ("xsum", ("test_pool_a", "test_pool_b"), summarize("document", "summary")),
+    "wikilingua": ("gem_wiki_lingua_english_en", TEST, summarize("source", "target")),
 }
 PRIMARY = {"triviaqa": "exact_match", "webquestions": "exact_match"} | {
     name: "bleu" for name in TASKS if name.startswith("wmt")

@@ -43,9 +43,9 @@ def random_tree(seed, shapes=SHAPES, scale=1.0):
     })  # fmt: skip
 
 
-def run(optimiser, params, gradients, state=None):
-    state = optimiser.init(params) if state is None else state
-    update = jax.jit(optimiser.update)
+def run(optimizer, params, gradients, state=None):
+    state = optimizer.init(params) if state is None else state
+    update = jax.jit(optimizer.update)
     for gradient in gradients:
         updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
@@ -100,8 +100,8 @@ SETTINGS = {
 def test_equals_a_float64_reference(name):
     settings, changed = SETTINGS[name]
     params, gradients = random_tree(0), [random_tree(i, scale=i) for i in range(1, 8)]
-    optimiser = adafactor(0.05, **({"min_dim_size_to_factor": 4} | settings))
-    final, _ = run(optimiser, params, gradients)
+    optimizer = adafactor(0.05, **({"min_dim_size_to_factor": 4} | settings))
+    final, _ = run(optimizer, params, gradients)
     columns = [flat(tree) for tree in gradients]
     for path, start in flat(params).items():
         arguments = {"min_size": 4, "lr": lambda t: 0.05} | changed
@@ -113,11 +113,11 @@ def test_schedule_is_evaluated_at_the_count_and_offset_moves_only_the_decay():
     params, gradients = random_tree(0), [random_tree(i, scale=i) for i in range(1, 6)]
     columns = [flat(tree) for tree in gradients]
     for offset in (0, 1000):
-        optimiser = adafactor(
+        optimizer = adafactor(
             learning_rate=lambda t: 0.1 / (t - 998), min_dim_size_to_factor=4, step_offset=offset
         )
-        state = optimiser.init(params)._replace(count=jnp.int32(1000))
-        final, state = run(optimiser, params, gradients, state)
+        state = optimizer.init(params)._replace(count=jnp.int32(1000))
+        final, state = run(optimizer, params, gradients, state)
         assert state.count == 1005
         for path, start in flat(params).items():
             expected = reference_run(
@@ -137,11 +137,11 @@ def test_a_late_start_without_offset_clips_every_update():
     ]
 
     def step_sizes(offset):
-        optimiser = adafactor(0.3, multiply_by_parameter_scale=False, step_offset=offset)
-        state = optimiser.init(params)._replace(count=jnp.int32(1_100_000))
+        optimizer = adafactor(0.3, multiply_by_parameter_scale=False, step_offset=offset)
+        state = optimizer.init(params)._replace(count=jnp.int32(1_100_000))
         sizes = []
         for gradient in shrinking:
-            updates, state = optimiser.update(gradient, state, params)
+            updates, state = optimizer.update(gradient, state, params)
             sizes.append(rms(jax.tree.leaves(updates)[0]))
         return np.array(sizes)
 
@@ -167,9 +167,9 @@ def test_global_norm_clipping_is_over_the_whole_tree():
 def test_skip_nan_updates_keeps_what_would_become_nan():
     params, gradient = random_tree(0), random_tree(1)
     bad = jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), gradient)
-    optimiser = adafactor(0.1, skip_nan_updates=True)
-    once, state = run(optimiser, params, [gradient])
-    after, after_state = run(optimiser, once, [bad], state)
+    optimizer = adafactor(0.1, skip_nan_updates=True)
+    once, state = run(optimizer, params, [gradient])
+    after, after_state = run(optimizer, once, [bad], state)
     jax.tree.map(np.testing.assert_array_equal, after, once)
     jax.tree.map(np.testing.assert_array_equal, after_state[1:], state[1:])
     plain, _ = run(adafactor(0.1), once, [bad])
@@ -222,10 +222,10 @@ def test_step_keeps_every_shape_and_type_of_the_state():
         "encoder/encoder/mlp/wi_0/kernel": jnp.ones((4, 2, 6), jnp.bfloat16),
         "encoder/encoder_norm/scale": jnp.ones(4),
     })  # fmt: skip
-    optimiser = adafactor(0.1, min_dim_size_to_factor=2)
-    new_params, state = run(optimiser, params, [params])
+    optimizer = adafactor(0.1, min_dim_size_to_factor=2)
+    new_params, state = run(optimizer, params, [params])
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), *(
-        (new_params, state), (params, optimiser.init(params))
+        (new_params, state), (params, optimizer.init(params))
     ))  # fmt: skip
     assert all(jax.tree.leaves(same))
 
@@ -257,9 +257,9 @@ def test_stacked_layers_are_updated_one_by_one(minimum):
         return nested(single), nested(stacked)
 
     (single, stacked), *gradients = (trees(seed) for seed in range(6))
-    optimiser = adafactor(0.1, **settings)
-    one_by_one, _ = run(optimiser, single, [g[0] for g in gradients])
-    together, _ = run(optimiser, stacked, [g[1] for g in gradients])
+    optimizer = adafactor(0.1, **settings)
+    one_by_one, _ = run(optimizer, single, [g[0] for g in gradients])
+    together, _ = run(optimizer, stacked, [g[1] for g in gradients])
     for name, (_, axis) in STACKED.items():
         expected = np.stack(
             [flat(one_by_one)[f"decoder/layers_{i}/{name}"] for i in range(layers)], axis
@@ -277,16 +277,16 @@ def test_prompts_of_different_tasks_do_not_touch():
     def prompt(x):
         return {"encoder": {"prompt": {"prompt": x}}}
 
-    optimiser = adafactor(0.1, min_dim_size_to_factor=2)
-    together, state = run(optimiser, prompt(table), map(prompt, gradients))
+    optimizer = adafactor(0.1, min_dim_size_to_factor=2)
+    together, state = run(optimizer, prompt(table), map(prompt, gradients))
     for k in range(3):
         alone, _ = run(
-            optimiser, prompt(table[k : k + 1]), [prompt(g[k : k + 1]) for g in gradients]
+            optimizer, prompt(table[k : k + 1]), [prompt(g[k : k + 1]) for g in gradients]
         )
         a, b = (flat(tree)["encoder/prompt/prompt"] for tree in (together, alone))
         np.testing.assert_array_equal(a[k], b[0])
     # prompt-tuning's own [length, embed] prompt: one prompt, not factored either.
-    single, state = run(optimiser, {"prompt": table[0]}, [{"prompt": g[0]} for g in gradients])
+    single, state = run(optimizer, {"prompt": table[0]}, [{"prompt": g[0]} for g in gradients])
     np.testing.assert_allclose(
         single["prompt"], flat(together)["encoder/prompt/prompt"][0], rtol=1e-6
     )
@@ -368,15 +368,15 @@ def train_20_steps(config, params, batch, described, chunk_tokens):
         )  # fmt: skip
         return sums.total
 
-    optimiser = adafactor(**described["adafactor"])
+    optimizer = adafactor(**described["adafactor"])
 
     @jax.jit
     def step(params, state):
         value, gradients = jax.value_and_grad(loss)(params)
-        updates, state = optimiser.update(gradients, state, params)
+        updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    state, losses = optimiser.init(params), []
+    state, losses = optimizer.init(params), []
     for _ in range(20):
         params, state, value = step(params, state)
         losses.append(float(value))

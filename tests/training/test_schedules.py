@@ -68,12 +68,12 @@ def test_offset_shifts_the_steps_and_the_minimum_holds():
     assert schedule_of("linear_decay", min_learning_rate=1e-4)(600) == np.float32(1e-4)
 
 
-def test_drives_an_optax_optimiser_inside_jit():
+def test_drives_an_optax_optimizer_inside_jit():
     schedule = schedule_of("constant * linear_warmup")
-    for optimiser in (optax.sgd(learning_rate=schedule), optax.adamw(learning_rate=schedule)):
+    for optimizer in (optax.sgd(learning_rate=schedule), optax.adamw(learning_rate=schedule)):
         params = {"w": jnp.ones(3)}
-        state = optimiser.init(params)
-        update = jax.jit(optimiser.update)
+        state = optimizer.init(params)
+        update = jax.jit(optimizer.update)
         first, state = update({"w": jnp.ones(3)}, state, params)
         second, _ = update({"w": jnp.ones(3)}, state, params)
         assert np.all(np.abs(second["w"]) > np.abs(first["w"]))

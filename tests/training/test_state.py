@@ -1,4 +1,4 @@
-"""The state of a run: what trains, what is frozen, and where the optimiser's slots lie."""
+"""The state of a run: what trains, what is frozen, and where the optimizer's slots lie."""
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def test_slots_of_a_chain_of_transformations_are_found_in_it(model, params, part
     assert adam.count == partitioner.replicated
 
 
-def test_a_fresh_optimiser_may_count_from_elsewhere(model, params, partitioner):
+def test_a_fresh_optimizer_may_count_from_elsewhere(model, params, partitioner):
     for optimizer in (small_adafactor(0.1), optax.chain(optax.clip(1.0), optax.adam(0.1))):
         fresh = optimizer.init(params)
         late = state.started_at(1_100_000, fresh)
@@ -168,5 +168,5 @@ def test_a_fresh_optimiser_may_count_from_elsewhere(model, params, partitioner):
         ]
         assert [count for _, count in changed] == [1_100_000]
         assert "count" in str(changed[0][0][-1])
-    with pytest.raises(UserError, match="optimizer_step = 5, but this optimiser keeps no count"):
+    with pytest.raises(UserError, match="optimizer_step = 5, but this optimizer keeps no count"):
         state.started_at(5, optax.sgd(0.1).init(params))

@@ -299,7 +299,7 @@ def test_scanned_and_recomputed_layers_train_as_plain_ones():
 
 
 @pytest.mark.parametrize("trainable", [ONLY_PROMPT, EVERYTHING])
-def test_any_optax_optimiser_fits(trainable):
+def test_any_optax_optimizer_fits(trainable):
     model = tiny_model(loss_normalizing_factor="NUM_REAL_TARGET_TOKENS", **SHALLOW, **PROMPT)
     batch = training_batches(model.config, 1)[0]
     run = Run(

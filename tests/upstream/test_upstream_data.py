@@ -265,7 +265,7 @@ def test_answers_are_decoded_with_their_sentinels(seqio, upstream, vocabulary):
     [
         ({"name": "run_pair", "num_prompts": 1}, "2 tasks but NUM_PROMPTS = 1"),
         ({"name": "run_sgns"}, "Did you mean 'run_signs'"),
-        ({"name": "run_other_vocabulary"}, "tokenises 'inputs' with ByteVocabulary"),
+        ({"name": "run_other_vocabulary"}, "tokenizes 'inputs' with ByteVocabulary"),
     ],
 )
 def test_what_is_refused(upstream, vocabulary, settings, message):

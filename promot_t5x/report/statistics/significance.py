@@ -53,10 +53,10 @@ def tango_interval(gained: int, lost: int, examples: int, level: float = LEVEL) 
         far = gained - lost - examples * d
         return abs(far) - z * error
 
-    # Without a changed example the score is zero at the centre too, which is not the end sought.
-    centre, beside = (gained - lost) / examples, 1e-9
-    low = -1.0 if score(-1.0) <= 0 else float(brentq(score, -1.0, centre - beside))
-    high = 1.0 if score(1.0) <= 0 else float(brentq(score, centre + beside, 1.0))
+    # Without a changed example the score is zero at the center too, which is not the end sought.
+    center, beside = (gained - lost) / examples, 1e-9
+    low = -1.0 if score(-1.0) <= 0 else float(brentq(score, -1.0, center - beside))
+    high = 1.0 if score(1.0) <= 0 else float(brentq(score, center + beside, 1.0))
     return Interval(low, high)
 
 

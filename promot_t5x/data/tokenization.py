@@ -96,7 +96,7 @@ class Pipeline:
             raise unreadable(self.task, self.split, error) from error
 
 
-def tokenised(pipeline: Pipeline, rows: Rows | None) -> Iterator[Tokens]:
+def tokenized(pipeline: Pipeline, rows: Rows | None) -> Iterator[Tokens]:
     """Yield the tokens of a split from its first row to its last, some hundred at a time.
 
     **Arguments:**
