@@ -109,26 +109,26 @@ class _Group:
 
     def wait(self, stall_seconds: float) -> int:
         """Pass on output until all have ended; the run's status. Sets `retried`."""
-        told: list[int] = []
+        received: list[int] = []
         before = {
-            number: signal.signal(number, lambda number, _: told.append(number))
+            number: signal.signal(number, lambda number, _: received.append(number))
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
-            return self._wait(stall_seconds, told)
+            return self._wait(stall_seconds, received)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._signal(signal.SIGKILL)
 
-    def _wait(self, stall_seconds: float, told: list[int]) -> int:
+    def _wait(self, stall_seconds: float, received: list[int]) -> int:
         reading, heard = len(self._processes), time.monotonic()
         end = float("inf")
         stuck, passed_on = False, 0
         while reading:
-            if len(told) > passed_on:
-                passed_on = len(told)
-                self._signal(told[-1])
+            if len(received) > passed_on:
+                passed_on = len(received)
+                self._signal(received[-1])
                 end = min(end, time.monotonic() + _TERM_SECONDS)
             try:
                 index, line = self._lines.get(timeout=0.1)
@@ -151,7 +151,7 @@ class _Group:
                 self._signal(signal.SIGKILL)
         statuses = [process.wait() for process in self._processes]
         status = outcome(statuses)
-        self.retried = status not in FINAL and not told
+        self.retried = status not in FINAL and not received
         return status
 
     def _signal(self, number: int) -> None:

@@ -74,8 +74,8 @@ def _has_avx512() -> bool:
 
 def token_hashes(run: epath.Path) -> dict[str, str]:
     """Read the content hash of each token store that a run trained on, by task and split."""
-    told = [json.loads(path.read_text()) for path in (run / "token_cache").glob("*/store.json")]
-    return {meta["name"]: meta["content_hash"] for meta in told}
+    stores = [json.loads(path.read_text()) for path in (run / "token_cache").glob("*/store.json")]
+    return {meta["name"]: meta["content_hash"] for meta in stores}
 
 
 def scores(suites: Sequence[str] = SUITES) -> Mapping[str, Mapping[str, float]]:

@@ -202,8 +202,8 @@ def _add_task(parser: Parser) -> None:
         "--inputs_length",
         type=_count,
         metavar="TOKENS",
-        help="the room for a question; demonstrations that do not fit are dropped. Needs "
-        "--gin_file (default: all the room that is wanted)",
+        help="tokens that a question may take; demonstrations that do not fit are dropped. Needs "
+        "--gin_file (default: as many as it has)",
     )
     _add_module(parser)
     add_gin_flags(parser)

@@ -20,7 +20,7 @@ from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.format import Format
 
 # Tokens, where nothing is to be cut.
-_ALL_THE_ROOM = 1 << 20
+_UNLIMITED = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Asking:
     Attributes:
         vocabulary: a `seqio.Vocabulary`.
         dialect, format: the model's, or plain ones.
-        room: tokens that a question may take.
+        token_budget: tokens that a question may take.
         unit: what `length` counts: "tokens" of the vocabulary or "words".
 
     """
@@ -38,7 +38,7 @@ class Asking:
     vocabulary: Any
     dialect: Dialect
     format: Format
-    room: int
+    token_budget: int
     unit: str
 
     def tasks(self, name: str, *, shots: int | None, module: str | None) -> Sequence[Any]:
@@ -56,7 +56,13 @@ class Asking:
 
     def questions(self, task: Any, split: str, limit: int) -> list[Question]:
         """Return the first examples of a split, as an evaluation asks them."""
-        return read_questions(task, split, limit=limit, room=self.room, answer_length=self.room)
+        return read_questions(
+            task,
+            split,
+            limit=limit,
+            token_budget=self.token_budget,
+            answer_length=self.token_budget,
+        )
 
     def length(self, tokens: Any, text: str) -> int:
         """Length of a text, its EOS counted, or in words where the tokens mean nothing."""
@@ -66,15 +72,15 @@ class Asking:
 def asking(arguments: argparse.Namespace) -> Asking:
     """Return the asking that the flags `--gin_file`, `--dialect` and `--inputs_length` describe."""
     dialect = _dialect(getattr(arguments, "dialect", None))
-    room = getattr(arguments, "inputs_length", None)
+    token_budget = getattr(arguments, "inputs_length", None)
     if not arguments.gin_file and not arguments.gin_bindings:
-        if room is not None:
+        if token_budget is not None:
             raise UserError("--inputs_length counts tokens of a model: name its --gin_file too.")
         return Asking(
             vocabulary=import_seqio().ByteVocabulary(),
             dialect=dialect or Dialect(),
             format=Format(),
-            room=_ALL_THE_ROOM,
+            token_budget=_UNLIMITED,
             unit="words",
         )
     model = configured_model(arguments)
@@ -82,7 +88,7 @@ def asking(arguments: argparse.Namespace) -> Asking:
         vocabulary=model.vocabulary,
         dialect=dialect or model.dialect,
         format=model.task_format,
-        room=room or _ALL_THE_ROOM,
+        token_budget=token_budget or _UNLIMITED,
         unit="tokens",
     )
 

@@ -31,7 +31,7 @@ class Store(Protocol):
     - `sample`: the examples that stand for all where all would have to be read.
     - `max_token`: the largest id in the sample.
     - `content_hash`: equal on hosts that hold equal data.
-    - `lost`: how many examples of the sample lost what of their prompts.
+    - `truncation_counts`: how many examples of the sample lost what of their prompts.
     """
 
     @property
@@ -60,7 +60,7 @@ class Store(Protocol):
         ...
 
     @property
-    def lost(self) -> Mapping[str, int]:
+    def truncation_counts(self) -> Mapping[str, int]:
         """How many examples of the sample lost what of their prompts."""
         ...
 
@@ -88,7 +88,7 @@ class ExampleStore:
         eos_ids: by feature, the end-of-sequence id, or None if the vocabulary has none.
         max_token: the largest id of all.
         content_hash: SHA-256 of the tokens: equal on hosts that hold equal data.
-        lost: how many examples lost what of their prompts, as in `{"articles cut": 12}`.
+        truncation_counts: how many examples lost what of their prompts: `{"articles cut": 12}`.
 
     """
 
@@ -98,7 +98,7 @@ class ExampleStore:
     eos_ids: Mapping[str, int | None]
     max_token: int
     content_hash: str
-    lost: Mapping[str, int] = field(default_factory=dict)
+    truncation_counts: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets["inputs"]) - 1
@@ -139,13 +139,13 @@ def store_of(
     name: str,
     parts: Mapping[str, Sequence[Ragged]],
     eos_ids: Mapping[str, int | None],
-    lost: Mapping[str, int],
+    truncation_counts: Mapping[str, int],
 ) -> ExampleStore:
     """Return a store of examples that come in parts.
 
     **Arguments:**
 
-    - `name`, `eos_ids`, `lost`: of the store.
+    - `name`, `eos_ids`, `truncation_counts`: of the store.
     - `parts`: by feature, the texts of the examples.
     """
     joined = {feature: joined_texts(parts[feature]) for feature in FEATURES}
@@ -161,7 +161,7 @@ def store_of(
         eos_ids=eos_ids,
         max_token=int(max(array.max(initial=0) for array in tokens.values())),
         content_hash=_content_hash(tokens, offsets),
-        lost=lost,
+        truncation_counts=truncation_counts,
     )
 
 
@@ -195,7 +195,7 @@ def load(folder: Path) -> ExampleStore | None:
         eos_ids=meta["eos_ids"],
         max_token=meta["max_token"],
         content_hash=meta["content_hash"],
-        lost=meta.get("lost", {}),
+        truncation_counts=meta.get("lost", {}),
     )
 
 
@@ -210,7 +210,7 @@ def _write(store: ExampleStore, folder: Path) -> None:
         "eos_ids": dict(store.eos_ids),
         "max_token": store.max_token,
         "content_hash": store.content_hash,
-        "lost": dict(store.lost),
+        "lost": dict(store.truncation_counts),
     }
     cache_folder.write_text(folder / _META, json.dumps(meta, indent=2))
 

@@ -32,7 +32,7 @@ class OnDemandStore:
 
     - `name`, `eos_ids`: as of `example_store.Store`.
     - `sample`: the examples, evenly spread, that stand for all where all would have to be read.
-    - `max_token`, `lost`: of the sample.
+    - `max_token`, `truncation_counts`: of the sample.
     - `content_hash`: SHA-256 of the rows' content and of the sample's tokens.
     """
 
@@ -59,7 +59,7 @@ class OnDemandStore:
           of a host; None keeps them in memory.
         """
         self.name, self.eos_ids, self.sample = sampled.name, sampled.eos_ids, sample
-        self.max_token, self.lost = sampled.max_token, sampled.lost
+        self.max_token, self.truncation_counts = sampled.max_token, sampled.truncation_counts
         content = f"{size} {rows_hash} {sampled.content_hash}"
         self.content_hash = hashlib.sha256(content.encode()).hexdigest()
         self._tokenize = tokenize

@@ -35,7 +35,7 @@ class Question:
 
 
 def read_questions(
-    bound: BoundTask, split: str, *, limit: int | None, room: int, answer_length: int
+    bound: BoundTask, split: str, *, limit: int | None, token_budget: int, answer_length: int
 ) -> list[Question]:
     """Return the examples of a split in the order of the source, the first `limit` if given.
 
@@ -43,14 +43,14 @@ def read_questions(
         bound: the task.
         split: one of its splits.
         limit: how many; None for all.
-        room: tokens that the text may take, for a task whose preprocessors ask for it.
+        token_budget: tokens that the text may take, for a task whose preprocessors ask for it.
         answer_length: likewise of the answer.
 
     Raises `UserError` for a split without examples, and one that cannot be read.
 
     """
     bound.check_split(split)
-    lengths = {"inputs": room, "targets": answer_length}
+    lengths = {"inputs": token_budget, "targets": answer_length}
     data = examples(bound.task, split, lengths if depends_on_lengths(bound.task) else None)
     rows = itertools.islice(data.as_numpy_iterator(), limit)
     try:
@@ -68,12 +68,12 @@ def answer_text(question: Question) -> str:
 
 
 def trim(
-    ids: Int32[np.ndarray, " length"], room: int, eos_id: int | None
+    ids: Int32[np.ndarray, " length"], token_budget: int, eos_id: int | None
 ) -> Int32[np.ndarray, " trimmed"]:
-    """Return the first `room` ids; text that ended in EOS still does."""
-    if len(ids) <= room:
+    """Return the first `token_budget` ids; text that ended in EOS still does."""
+    if len(ids) <= token_budget:
         return ids
-    cut = ids[:room].copy()
+    cut = ids[:token_budget].copy()
     if ids[-1] == eos_id:
         cut[-1] = eos_id
     return cut

@@ -10,6 +10,7 @@ row to its last, or whose preprocessors leave rows out, is tokenized whole too.
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,13 @@ from promot_t5x.data.ragged import FEATURES, Ragged
 from promot_t5x.data.row_tokenizer import RowTokenizer
 from promot_t5x.data.rows import open_rows
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenization import LOSSES, Pipeline, Tokens, depends_on_lengths, tokenized
+from promot_t5x.data.tokenization import (
+    TRUNCATIONS,
+    Pipeline,
+    Tokens,
+    depends_on_lengths,
+    tokenized,
+)
 from promot_t5x.errors import UserError
 
 # Splits of more rows than this are tokenized on demand, and looked at by a sample.
@@ -164,7 +171,7 @@ def _build(
     bound: BoundTask, split: str, chunks: Iterable[Tokens], progress: ProgressFn
 ) -> ExampleStore:
     parts: dict[str, list[Ragged]] = {name: [] for name in FEATURES}
-    lost: dict[str, int] = {}
+    truncation_counts: Counter[str] = Counter()
     name, total = f"{bound.name}/{split}", bound.num_input_examples(split)
     start, examples = time.monotonic(), 0
 
@@ -179,9 +186,8 @@ def _build(
     for chunk in chunks:
         for feature in FEATURES:
             parts[feature].append(chunk[feature])
-        for loss in LOSSES.keys() & chunk.keys():
-            count = int(np.count_nonzero(chunk[loss].tokens))
-            lost[LOSSES[loss]] = lost.get(LOSSES[loss], 0) + count
+        for loss in TRUNCATIONS.keys() & chunk.keys():
+            truncation_counts[TRUNCATIONS[loss]] += int(np.count_nonzero(chunk[loss].tokens))
         examples += len(chunk["inputs"].lengths)
         report(False)
     report(True)
@@ -191,7 +197,7 @@ def _build(
         )
     features = bound.task.output_features
     eos_ids = {feature: features[feature].vocabulary.eos_id for feature in FEATURES}
-    return example_store.store_of(name, parts, eos_ids, lost)
+    return example_store.store_of(name, parts, eos_ids, truncation_counts)
 
 
 def _file_name(task_name: str) -> str:

@@ -26,14 +26,14 @@ from promot_t5x.tasks.encoding import RENDERED, EncodeWhole
 # Counts that the project's tasks give with each example of what its prompt lost, and how an
 # example that lost something is spoken of. Where a task has no article, the longest field of its
 # question counts as one.
-LOSSES = {"dropped_shots": "demonstrations dropped", "cut_articles": "articles cut"}
+TRUNCATIONS = {"dropped_shots": "demonstrations dropped", "cut_articles": "articles cut"}
 EXAMPLES_AT_ONCE = 512
 # Random preprocessors draw from this seed, so that every host and every run gets the same
 # tokens; what differs between epochs is the order, never the text.
 _SEED = 0
 _ROWS_AT_ONCE = 4096
 
-# The inputs and targets of some examples, and, for tasks that give them, the counts in `LOSSES`.
+# Inputs and targets of some examples and, for tasks that give them, the counts in `TRUNCATIONS`.
 Tokens = dict[str, Ragged]
 
 
@@ -68,7 +68,7 @@ class Pipeline:
             return data
         tf = import_tensorflow()
         data = _check(self.task, data)
-        wanted = (*FEATURES, *(name for name in LOSSES if name in data.element_spec))
+        wanted = (*FEATURES, *(name for name in TRUNCATIONS if name in data.element_spec))
         return data.map(
             lambda row: {name: tf.cast(row[name], tf.int32) for name in wanted},
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -84,7 +84,7 @@ class Pipeline:
         return {
             "inputs": _joined([each.inputs + self._ends["inputs"] for each in made]),
             "targets": _joined([each.targets + self._ends["targets"] for each in made]),
-            **{loss: _joined([[getattr(each, loss)] for each in made]) for loss in LOSSES},
+            **{loss: _joined([[getattr(each, loss)] for each in made]) for loss in TRUNCATIONS},
         }
 
     @contextlib.contextmanager

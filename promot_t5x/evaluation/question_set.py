@@ -11,7 +11,7 @@ from jaxtyping import Int32
 from promot_t5x import decoding
 from promot_t5x.data import sources
 from promot_t5x.data.questions import Question, read_questions, trim
-from promot_t5x.data.tokenization import LOSSES
+from promot_t5x.data.tokenization import TRUNCATIONS
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import target_checks
@@ -148,7 +148,7 @@ class QuestionSet:
             task,
             self.split(task),
             limit=self._config.num_examples,
-            room=self._text_budget,
+            token_budget=self._text_budget,
             answer_length=self.answer_length(task),
         )
         target_checks.check_targets(task, self.split(task), questions)
@@ -175,7 +175,7 @@ class QuestionSet:
             **left_out,
             **{
                 said: sum(bool(question.example[name]) for question in questions)
-                for name, said in LOSSES.items()
+                for name, said in TRUNCATIONS.items()
                 if name in questions[0].example
             },
             "inputs cut": sum(len(question.inputs) > self._text_budget for question in questions),

@@ -9,7 +9,7 @@ import numpy as np
 
 from promot_t5x.data.questions import Question
 from promot_t5x.data.sources import BoundTask
-from promot_t5x.data.tokenization import LOSSES
+from promot_t5x.data.tokenization import TRUNCATIONS
 from promot_t5x.evaluation import records
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.evaluation.question_set import TaskQuestions
@@ -155,7 +155,7 @@ def text_of(task: BoundTask, vocabulary: Any, ids: Sequence[int]) -> str:
 
 def demonstrations_and_losses(example: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ids of an example's demonstrations and what its prompt lost, where it says so."""
-    found = {name: int(example[name]) for name in LOSSES if name in example}
+    found = {name: int(example[name]) for name in TRUNCATIONS if name in example}
     if "shots" in example:
         return {"shots": [as_json(shot) for shot in example["shots"]], **found}
     return found

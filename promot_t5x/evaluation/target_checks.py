@@ -86,7 +86,7 @@ def measured_length(task: BoundTask, scored_split: str, text_budget: int) -> int
     trained_on = task.definition.shots_split
     split = trained_on if trained_on in task.splits else scored_split
     read = read_questions(
-        task, split, limit=_ANSWERS_MEASURED, room=text_budget, answer_length=_ANY_LENGTH
+        task, split, limit=_ANSWERS_MEASURED, token_budget=text_budget, answer_length=_ANY_LENGTH
     )
     lengths = [len(question.example["targets"]) for question in read]
     longest = int(np.quantile(lengths, _ANSWERED, method="higher"))

@@ -190,8 +190,8 @@ def same_questions(comparison: RunComparison) -> Section:
     lines = [["task", "question", "right answer", *(row.label for row in comparison.rows)]]
     for each in side_by_side.shared_questions(comparison, SIDE_BY_SIDE):
         answers = zip(each.answers, each.right, strict=True)
-        told = [text + (" ✓" if right else "") for text, right in answers]
-        lines.append([each.column.title, each.inputs, each.target, *told])
+        shown = [text + (" ✓" if right else "") for text, right in answers]
+        lines.append([each.column.title, each.inputs, each.target, *shown])
     several = any(len(row.runs) > 1 for row in comparison.rows)
     explained = (
         f"Of each task the {SIDE_BY_SIDE} questions that the rows answer in the most different "
@@ -238,7 +238,7 @@ def changed_data(comparison: RunComparison, pairs: Sequence[tuple[str, str]]) ->
     labels = [row.label for row in comparison.rows]
     kept: list[dict[str, Any]] = []
     place: dict[tuple[Column, str], int] = {}
-    told = []
+    listed = []
     for pair_labels in pairs:
         at = [labels.index(label) for label in pair_labels]
         groups = []
@@ -262,11 +262,11 @@ def changed_data(comparison: RunComparison, pairs: Sequence[tuple[str, str]]) ->
                     "examples": places,
                 }
             )
-        told.append({"first": at[0], "second": at[1], "groups": groups})
+        listed.append({"first": at[0], "second": at[1], "groups": groups})
     return {
         "labels": labels,
         "tasks": [column.title for column in columns],
-        "pairs": told,
+        "pairs": listed,
         "examples": kept,
     }
 
@@ -276,13 +276,13 @@ def sources(comparison: RunComparison) -> Section:
     lines = [["row", "seed", "answers", "checkpoint", "prompt", "examples", "checkpoint chosen on"]]
     for row in comparison.rows:
         for run in row.runs:
-            told = [a.summary for a in (*run.targets.values(), *run.suite.values())]
+            summaries = [a.summary for a in (*run.targets.values(), *run.suite.values())]
             lines.append(
                 [
                     *(row.label, _seed(run), str(run.path)),
-                    " / ".join(dict.fromkeys(_origin(t.get("checkpoint")) for t in told)),
-                    " / ".join(dict.fromkeys(_origin(t.get("prompt")) for t in told)),
-                    f"{sum(t['examples'] for t in told):,}",
+                    " / ".join(dict.fromkeys(_origin(t.get("checkpoint")) for t in summaries)),
+                    " / ".join(dict.fromkeys(_origin(t.get("prompt")) for t in summaries)),
+                    f"{sum(t['examples'] for t in summaries):,}",
                     _selection(run),
                 ]
             )
@@ -368,13 +368,13 @@ def _example(example: changed.ChangedExample, task: int, rows: int) -> dict[str,
 
 
 def _seed(run: DiscoveredRun) -> str:
-    """Return a run's seed, if it says one; others are told apart by where they lie."""
+    """Return a run's seed, if it says one; others are source apart by where they lie."""
     return "" if "/" in run.seed else run.seed
 
 
-def _origin(told: Mapping[str, Any] | None) -> str:
-    if not told:
+def _origin(source: Mapping[str, Any] | None) -> str:
+    if not source:
         return "–"
-    name = str(told.get("origin") or told.get("path") or "")
-    digest = str(told.get("hash") or "")
+    name = str(source.get("origin") or source.get("path") or "")
+    digest = str(source.get("hash") or "")
     return f"{name} ({digest[:12]})" if digest else name

@@ -221,19 +221,19 @@ def legend(comparison: RunComparison) -> list[str]:
 
 def _selected(comparison: RunComparison) -> list[str]:
     """Return the sentence about scores whose questions chose the checkpoint, if there are any."""
-    told = [
+    scores = [
         f"{row.label}, {column.title}"
         + (f": {signed_number(optimism)}" if not math.isnan(optimism) else ": unknown")
         for row in comparison.rows
         for column in comparison.of_kind(TARGET)
         if (optimism := row.selected(column)) is not None
     ]
-    if not told:
+    if not scores:
         return []
     return [
         f"{SELECTED}: the checkpoint was chosen on the very questions of this score, which is "
         "therefore too high on average, in percentage points (bootstrap over the choice): "
-        f"{'; '.join(told)}."
+        f"{'; '.join(scores)}."
     ]
 
 

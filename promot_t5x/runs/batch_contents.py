@@ -25,7 +25,7 @@ def describe(
     rows = task.num_input_examples(split)
     truncation_counts = {
         "rows left out": max(0, (rows or 0) - len(examples)),
-        **examples.lost,
+        **examples.truncation_counts,
         **{f"{feature} cut": count for feature, count in trimmed.items()},
     }
     said = ", ".join(f"{what}: {count:,}" for what, count in truncation_counts.items() if count)

@@ -97,7 +97,7 @@ def test_labels_are_compared_in_their_normal_form(vocabulary, tmp_path):
     rows = [{"q": "x", "a": 0}, {"q": "y", "a": 1}]
     task(tmp_path, "normal_labels", rows, labels=("a < b", "a b"), normal_form=True)
     (bound,) = resolve_tasks("normal_labels", vocabulary)
-    questions = read_questions(bound, "train", limit=None, room=20, answer_length=20)
+    questions = read_questions(bound, "train", limit=None, token_budget=20, answer_length=20)
     process = bound.task.postprocess_fn
     wanted = [process(q.answer, example=q.example, is_target=True) for q in questions]
     read = [process(text, example=q.example) for q, text in zip(questions, FORMS[1:3], strict=True)]

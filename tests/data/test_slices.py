@@ -39,7 +39,9 @@ def test_a_store_holds_the_rows_of_the_slice(cubes, split, tmp_path):
 
 
 def test_an_evaluation_asks_the_rows_of_the_slice(cubes):
-    questions = read_questions(cubes, "validation[2:4]", limit=None, room=20, answer_length=5)
+    questions = read_questions(
+        cubes, "validation[2:4]", limit=None, token_budget=20, answer_length=5
+    )
     assert [question.answer for question in questions] == ["2", "3"]
 
 

@@ -67,7 +67,7 @@ def seqio_task(vocabulary):
 
 def marked(name, vocabulary, said):
     (task,) = resolve_tasks(name, vocabulary)
-    questions = read_questions(task, "validation", limit=None, room=20, answer_length=8)
+    questions = read_questions(task, "validation", limit=None, token_budget=20, answer_length=8)
     answers = [{"ids": [vocabulary.encode(text)], "log_probs": [-1.0]} for text in said]
     asked = TaskQuestions(
         task=task, split="validation", questions=questions, encoded=[], truncation_counts={}
@@ -179,7 +179,7 @@ def test_an_empty_list_is_what_a_metric_of_the_users_own_may_want(tmp_path, voca
         )
     )
     (task,) = resolve_tasks("own_metric_of_none", vocabulary)
-    questions = read_questions(task, "train", limit=None, room=20, answer_length=8)
+    questions = read_questions(task, "train", limit=None, token_budget=20, answer_length=8)
     target_checks.check_targets(task, "train", questions)
 
 

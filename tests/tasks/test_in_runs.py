@@ -179,16 +179,16 @@ def test_a_store_says_how_many_examples_lost_what(registered, model, tmp_path):
     lengths = {"inputs": 30, "targets": 8}
     built = open_store(task, "train", cache_dir=tmp_path, text_lengths=lengths)
     again = open_store(task, "train", cache_dir=tmp_path, text_lengths=lengths)
-    assert built.lost == again.lost
-    assert built.lost["demonstrations dropped"] > 0
-    assert built.lost["articles cut"] > 0
+    assert built.truncation_counts == again.truncation_counts
+    assert built.truncation_counts["demonstrations dropped"] > 0
+    assert built.truncation_counts["articles cut"] > 0
     assert built.lengths(np.arange(len(built)))["inputs"].max() <= 30
     said = describe(task, "train", built, {"inputs": 0, "targets": 2})
     assert said.startswith("run_wet_1shot/train, 12 examples (")
-    assert f"articles cut: {built.lost['articles cut']}" in said
+    assert f"articles cut: {built.truncation_counts['articles cut']}" in said
     assert said.endswith("targets cut: 2)")
     other = open_store(task, "train", cache_dir=tmp_path, text_lengths=lengths | {"inputs": 400})
-    assert not any(other.lost.values())
+    assert not any(other.truncation_counts.values())
     plain = resolve_tasks("run_wet_1shot", model.vocabulary)[0]
     plain_store = open_store(plain, "train", cache_dir=tmp_path, text_lengths=lengths)
     assert plain_store.content_hash != built.content_hash

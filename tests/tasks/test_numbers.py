@@ -29,7 +29,7 @@ def questions(path, shots=0, **settings):
         definition = registry._with_shots(definition, "numbers_1shot", shots)
     task = definition.build(seqio.ByteVocabulary())
     bound = BoundTask(name="numbers", task=task, splits=("train",), definition=definition)
-    return read_questions(bound, "train", limit=None, room=500, answer_length=50)
+    return read_questions(bound, "train", limit=None, token_budget=500, answer_length=50)
 
 
 def score(question, said, **settings):

@@ -62,7 +62,7 @@ def test_a_module_of_ten_lines_gets_shots_dialects_metrics_and_records(tmp_path)
     dialect = Dialect(kind="span_corruption", sentinel="both")
     (bound,) = resolve_tasks("rain_2shot", vocabulary, module=str(file), dialect=dialect)
     assert (bound.scored_split, bound.splits) == ("validation", ("train", "validation"))
-    found = read_questions(bound, "validation", limit=None, room=200, answer_length=8)
+    found = read_questions(bound, "validation", limit=None, token_budget=200, answer_length=8)
     assert [question.id for question in found] == [f"dev-{n}" for n in range(1, 7)]
     words = ("no", "yes")
     for question, row in zip(found, rows(6, start=8), strict=True):
