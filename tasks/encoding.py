@@ -14,6 +14,7 @@ import numpy as np
 
 from promot_t5x.tasks import dialects
 from promot_t5x.tasks.dialects import Dialect
+from promot_t5x.tasks.rows import map_rows
 from promot_t5x.tasks.shots import Assembler, Row
 
 # What `templates.rendered` makes and this step reads.
@@ -117,7 +118,6 @@ class EncodeWhole:
         )
 
     def _mapped(self, dataset: Any, budget: int | None) -> Any:
-        import seqio
         import tensorflow as tf
 
         def example(*values: Any) -> tuple[Any, ...]:
@@ -156,7 +156,7 @@ class EncodeWhole:
             rest = {name: row[name] for name in row if name not in ("fields", "label")}
             return {**rest, **found}
 
-        return seqio.map_over_dataset(encoded)(dataset)
+        return map_rows(dataset, encoded)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

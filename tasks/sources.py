@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import files
-from promot_t5x.tasks.rows import LeftOut, dataset_of
+from promot_t5x.tasks.rows import LeftOut, dataset_of, map_rows
 
 ROW_ID = "row_id"
 Rows = Sequence[Mapping[str, Any]]
@@ -235,7 +235,7 @@ def with_row_id(dataset: Any) -> Any:
     """Return a preprocessor: TFDS's id of a row, where there is one, under the name `row_id`."""
     if "tfds_id" not in dataset.element_spec:
         return dataset
-    return dataset.map(lambda row: {**row, ROW_ID: row["tfds_id"]})
+    return map_rows(dataset, lambda row: {**row, ROW_ID: row["tfds_id"]})
 
 
 def _tfds_source(name: str, split_map: tuple[tuple[str, str], ...]) -> Any:

@@ -26,6 +26,7 @@ from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.exact_match import squad, trivia_qa
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
 from promot_t5x.tasks.rouge import Rouge
+from promot_t5x.tasks.rows import map_rows
 from promot_t5x.tasks.sources import tfds
 from promot_t5x.tasks.targets import ENTAILMENT_3_WAY, LABEL_LENGTH, SENTENCE_LENGTH, translation
 from promot_t5x.tasks.templates import Choice, Template
@@ -71,7 +72,7 @@ def with_summary(dataset: Any) -> Any:
     """Return a preprocessor: GEM's `target` under XSum's own name for it."""
     if "target" not in dataset.element_spec:
         return dataset
-    return dataset.map(lambda row: {**row, "summary": row["target"]})
+    return map_rows(dataset, lambda row: {**row, "summary": row["target"]})
 
 
 def _suite_task(name: str, description: str, **settings: Any) -> None:

@@ -18,6 +18,7 @@ from promot_t5x.tasks import metrics
 from promot_t5x.tasks.answers import Until, first_word
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
+from promot_t5x.tasks.rows import map_rows
 from promot_t5x.tasks.sources import tfds
 from promot_t5x.tasks.templates import Choice, Template, field_of
 
@@ -82,7 +83,7 @@ class ShuffledLabels:
             def relabeled(row: dict[str, Any]) -> dict[str, Any]:
                 return {**row, self.field: table.lookup(tf.cast(row[self.example_id], tf.int64))}
 
-            return inner.get_dataset(split, shuffle=shuffle_files, seed=seed).map(relabeled)
+            return map_rows(inner.get_dataset(split, shuffle=shuffle_files, seed=seed), relabeled)
 
         source = seqio.FunctionDataSource(dataset, splits=self.splits)
         # For those who look for the data sets behind a source.

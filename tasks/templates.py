@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from promot_t5x.errors import UserError
-from promot_t5x.tasks.rows import WRITTEN, LeftOut
+from promot_t5x.tasks.rows import WRITTEN, LeftOut, map_rows
 
 BREAK = "br"
 
@@ -130,7 +130,6 @@ def rendered(
     - `UserError`: rows lack a field that is named. Reading a row whose label is none of the
       choices', or whose list is too short, raises `tf.errors.InvalidArgumentError`.
     """
-    import seqio
     import tensorflow as tf
 
     def render(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def rendered(
             f"rows, which have {', '.join(sorted(n for n in spec if not n.endswith(WRITTEN)))}"
             + "".join(f"; {reason}" for reason in reasons)
         )
-    return seqio.map_over_dataset(render)(dataset)
+    return map_rows(dataset, render)
 
 
 def fill(template: str, row: Mapping[str, Any], example_id: Any = "") -> Any:

@@ -1,5 +1,7 @@
 """Test session: eight virtual CPU devices, shape checks on, no TensorFlow noise."""
 
+from pathlib import Path
+
 import clean_environment
 from jaxtyping import install_import_hook
 
@@ -10,5 +12,19 @@ from subwords import subwords, vocabulary
 __all__ = ["real_rows", "subwords", "vocabulary"]
 
 clean_environment.clean()  # before JAX is imported
-# Every array annotation in the package is checked on every call that a test makes.
-install_import_hook("promot_t5x", "beartype.beartype")
+
+
+def _modules_with_arrays() -> list[str]:
+    """Return the names of the package's modules that annotate arrays."""
+    root = Path(__file__).parents[1]
+    return [
+        ".".join((package, *path.relative_to(root / folder).with_suffix("").parts))
+        for folder, package in (("promot_t5x", "promot_t5x"), ("tasks", "promot_t5x.tasks"))
+        for path in (root / folder).rglob("*.py")
+        if "jaxtyping" in path.read_text()
+    ]
+
+
+# Every array annotation in the package is checked on every call that a test makes. The other
+# modules are left alone: checks on each of their functions cost more than all that they compute.
+install_import_hook(_modules_with_arrays(), "beartype.beartype")

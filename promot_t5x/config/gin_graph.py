@@ -9,6 +9,7 @@ The walk follows gin's own rules of scope:
 - `%NAME` is evaluated in the scope `NAME`: the caller's scope does not pass through a macro.
 """
 
+import functools
 import heapq
 import inspect
 import math
@@ -56,6 +57,13 @@ class Graph:
             each for each, end in zip(definitions, self._end, strict=True) if end == math.inf
         ]
         self.roots = [Node(root, ()) for root in roots]
+        # A graph does not change, and the checks of a configuration ask the same many times.
+        self._effective: dict[Node, dict[str, Definition]] = {}
+        self._edges: dict[Node, list[Edge]] = {}
+        self._methods: dict[str, list[str]] = defaultdict(list)  # of a class: those with bindings
+        for selector in self._of:
+            if gin_reader.configurable(selector).is_method:
+                self._methods[selector.rpartition(".")[0]].append(selector)
         self._starts = [*self.roots, *self._called_from_anywhere(roots)]
         self._lifetimes = self._reach_over_time()
 
@@ -87,8 +95,10 @@ class Graph:
 
     def effective(self, node: Node) -> dict[str, Definition]:
         """Parameter to the definition that gin uses in one call."""
-        chosen: dict[str, Definition] = {}
-        indices = [i for i in self._of[node.selector] if self._end[i] == math.inf]
+        if node in self._effective:
+            return self._effective[node]
+        chosen = self._effective[node] = {}
+        indices = [i for i in self._of.get(node.selector, ()) if self._end[i] == math.inf]
         for index in sorted(indices, key=lambda i: len(_parts(self._definitions[i].scope))):
             definition = self._definitions[index]
             scope = _parts(definition.scope)
@@ -96,12 +106,14 @@ class Graph:
                 chosen[definition.parameter] = definition
         return chosen
 
-    def walk(self) -> Iterator[tuple[Node, Edge | None, bool]]:
+    @functools.cached_property
+    def calls(self) -> list[tuple[Node, Edge | None, bool]]:
         """Every node of the final configuration, with the reference that first led to it.
 
         The last value says whether gin makes the call itself, with no argument of a caller's:
         true of the roots and of evaluated references.
         """
+        met: list[tuple[Node, Edge | None, bool]] = []
         seen: set[tuple[Node, bool]] = set()
         waiting: list[tuple[Node, Edge | None, bool]] = [
             (node, None, node in self.roots) for node in self._starts
@@ -110,14 +122,20 @@ class Graph:
             node, edge, called = waiting.pop(0)
             if (node, called) not in seen:
                 seen.add((node, called))
-                yield node, edge, called
+                met.append((node, edge, called))
                 waiting.extend((each.target, each, each.evaluated) for each in self.edges(node))
+        return met
 
-    def edges(self, node: Node) -> Iterator[Edge]:
-        """Yield the references that gin resolves in one call of the final configuration."""
-        for selector in [node.selector, *self._methods(node.selector)]:
-            for definition in self.effective(Node(selector, node.scope)).values():
-                yield from _edges_of(definition, node)
+    def edges(self, node: Node) -> list[Edge]:
+        """Return the references that gin resolves in one call of the final configuration."""
+        if node not in self._edges:
+            self._edges[node] = [
+                edge
+                for selector in [node.selector, *self._methods.get(node.selector, ())]
+                for definition in self.effective(Node(selector, node.scope)).values()
+                for edge in _edges_of(definition, node)
+            ]
+        return self._edges[node]
 
     def _called_from_anywhere(self, roots: Sequence[str]) -> Iterator[Node]:
         """Yield what is decorated in its own module: it is configured however it is called."""
@@ -137,7 +155,7 @@ class Graph:
             if node in lifetimes:
                 continue
             lifetimes[node] = -time
-            for selector in self._methods(node.selector):
+            for selector in self._methods.get(node.selector, ()):
                 heapq.heappush(heap, (time, Node(selector, node.scope)))
             for index in self._of.get(node.selector, ()):
                 definition = self._definitions[index]
@@ -146,14 +164,6 @@ class Graph:
                     for edge in _edges_of(definition, node):
                         heapq.heappush(heap, (max(time, -self._end[index]), edge.target))
         return lifetimes
-
-    def _methods(self, selector: str) -> list[str]:
-        """Selectors of the bound methods of a class."""
-        return [
-            each
-            for each in self._of
-            if each.startswith(f"{selector}.") and gin_reader.configurable(each).is_method
-        ]
 
 
 def find_cycle(graph: Graph) -> list[Definition]:
@@ -173,7 +183,7 @@ def find_cycle(graph: Graph) -> list[Definition]:
         finished.add(node)
         return []
 
-    for node, _, _ in graph.walk():
+    for node, _, _ in graph.calls:
         found = visit(node, [], [])
         if found:
             return found

@@ -57,16 +57,16 @@ def _overridden(
       `models/byte_vocabulary.gin`.
     """
     found: dict[tuple[str | None, str | None], list[tuple[Definition, Definition]]] = {}
+    of_key: dict[tuple[str, str, str], list[Definition]] = {}
+    for each in definitions:
+        of_key.setdefault(each.key, []).append(each)
     for later in graph.final:
         if not later.shipped or _is_default(later) != by_default:
             continue
         earlier = [
             each
-            for each in definitions
-            if each.key == later.key
-            and each.time < later.time
-            and (by_default or not each.shipped)
-            and _is_over(later, each)
+            for each in of_key[later.key]
+            if each.time < later.time and (by_default or not each.shipped) and _is_over(later, each)
         ]
         if earlier and repr(earlier[-1].value) != repr(later.value):
             pair = earlier[-1].named, later.named
@@ -142,7 +142,7 @@ def _refuse_missing_model(graph: Graph, definitions: Sequence[Definition]) -> No
             if any(each.endswith(f"_{size}") for each in sized)
         )
         required = sorted(
-            {(d.time, d.written) for n, _, _ in graph.walk() for d in _required_of(graph, n)}
+            {(d.time, d.written) for n, _, _ in graph.calls for d in _required_of(graph, n)}
         )
         later = ", ".join(name for _, name in required)
         raise UserError(
@@ -168,7 +168,7 @@ def _refuse_missing_model(graph: Graph, definitions: Sequence[Definition]) -> No
 
 def _undefined(graph: Graph) -> Iterator[tuple[str, str]]:
     """Yield the names of macros that nothing defines, and where they are used."""
-    for node, edge, _ in graph.walk():
+    for node, edge, _ in graph.calls:
         if node.selector == MACRO and not graph.effective(node):
             yield "/".join(node.scope), _used_at(edge)
 
@@ -189,7 +189,7 @@ def _missing(graph: Graph, lost: set[tuple[str, str, str]]) -> list[str]:
     macros = {each.scope for each in graph.final if each.is_macro}
     for name, where in _undefined(graph):
         problems[f"{where} uses %{name}, which is not defined." + did_you_mean(name, macros)] = None
-    for node, edge, called in graph.walk():
+    for node, edge, called in graph.calls:
         required.update(
             (each.time, _required(each))
             for each in _required_of(graph, node)
@@ -234,7 +234,7 @@ def _unused(graph: Graph) -> list[str]:
         if reference.configurable.selector == MACRO
     }
     live = [each for each in graph.final if graph.lifetime(each) == math.inf]
-    wanted = {"/".join(node.scope) for node, _, _ in graph.walk() if node.selector == MACRO}
+    wanted = {"/".join(node.scope) for node, _, _ in graph.calls if node.selector == MACRO}
     wanted |= {each.scope for each in live if each.is_macro}
     problems = []
     for each in dead:

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from promot_t5x.data import record_index
 from promot_t5x.data.lazy import import_seqio, import_tensorflow
 from promot_t5x.data.record_index import Instruction, ReadOrder, RecordIndex
+from promot_t5x.tasks.rows import map_rows
 
 _FILES_AT_ONCE = 16  # TFDS's own default
 # Settings of `tfds.ReadConfig` that decide which rows come when.
@@ -66,8 +67,9 @@ class TfdsRows:
         if self._at_once:
             rows = tf.vectorized_map(self._features.deserialize_example, columns["example"])
             return tf.data.Dataset.from_tensor_slices({**rows, **ids})
-        return tf.data.Dataset.from_tensor_slices((columns["example"], ids)).map(
-            lambda example, ids: {**self._features.deserialize_example(example), **ids}
+        return map_rows(
+            tf.data.Dataset.from_tensor_slices((columns["example"], ids)),
+            lambda example, ids: {**self._features.deserialize_example(example), **ids},
         )
 
 

@@ -22,6 +22,7 @@ from promot_t5x.data.rows import Rows, type_of_columns
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import pipeline_errors
 from promot_t5x.tasks.encoding import RENDERED, EncodeWhole
+from promot_t5x.tasks.rows import map_rows
 
 # Counts that the project's tasks give with each example of what its prompt lost, and how an
 # example that lost something is spoken of. Where a task has no article, the longest field of its
@@ -69,11 +70,7 @@ class Pipeline:
         tf = import_tensorflow()
         data = _check(self.task, data)
         wanted = (*FEATURES, *(name for name in TRUNCATIONS if name in data.element_spec))
-        return data.map(
-            lambda row: {name: tf.cast(row[name], tf.int32) for name in wanted},
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        return map_rows(data, lambda row: {name: tf.cast(row[name], tf.int32) for name in wanted})
 
     def tokens(self, batch: Mapping[str, Any]) -> Tokens:
         """Return the tokens of a ragged batch."""
