@@ -136,13 +136,12 @@ def test_real_rows_read_as_the_paper_writes_them(real_rows, subwords, name, shot
     assert len({row["id"] for row in made}) == len(made) == len(rows)
     check_scores(task, definition, made, "")
     # In other dialects, too: the same demonstrations, sentinels around the query's answer alone.
-    for kind, begin, end in (
+    others = (
         ("both", "<extra_id_0> ", " <extra_id_0>"),
         ("targets", "<extra_id_0> ", ""),
         ("instruction", "", ""),
-    ):
-        if kind == "targets" and shots != 1:
-            continue
+    )
+    for kind, begin, end in others if shots == 1 else ():
         task = definition.build(subwords, DIALECTS[kind])
         same = examples(task, asked_split(name))
         texts = [row["inputs_pretokenized"].decode() for row in same]
