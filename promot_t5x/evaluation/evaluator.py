@@ -15,6 +15,7 @@ from promot_t5x.checkpoints import hashing
 from promot_t5x.data import sources
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
+from promot_t5x.errors import listed
 from promot_t5x.evaluation import records, scoring
 from promot_t5x.evaluation.answering import Answer, Answerer, primary_process_result
 from promot_t5x.evaluation.eval_config import EvalConfig as EvalConfig
@@ -24,6 +25,8 @@ from promot_t5x.evaluation.records import EvalRun, TaskResult
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.training.state import Tree, flatten, unflatten
+
+_CHECKED = 1_000  # questions of each task that are read before a run trains
 
 
 class Evaluator:
@@ -51,7 +54,7 @@ class Evaluator:
         self.model, self._config = model, config
         self.questions = QuestionSet(model, config, prompt_index)
         self._answerer = Answerer(model, config.decoding_method, config.batch_size, partitioner)
-        self._is_planned = False
+        self._is_checked = self._is_planned = False
 
     @property
     def tasks(self) -> Sequence[sources.BoundTask]:
@@ -62,6 +65,28 @@ class Evaluator:
     def compilations(self) -> Sequence[tuple[int, int]]:
         """(input length, output length) of each program compiled so far."""
         return self._answerer.compilations
+
+    def check(self, label: str) -> None:
+        """Read the questions and score their own right answers: what would fail, fails now.
+
+        **Arguments:**
+
+        - `label`: what lines start with.
+
+        **Raises:** `UserError` for a row that cannot be read and answers that cannot be scored.
+        Of a task with more than 1,000 questions it is the first 1,000, and a line says so.
+        """
+        if self._is_checked:
+            return
+        self._is_checked = True
+        read = self.questions.first(_CHECKED)
+        for asked in read:
+            scoring.check_scoring(
+                asked, self.model.vocabulary, by_likelihood=self._config.scores_targets
+            )
+        cut = [asked.task.name for asked in read if len(asked.questions) == _CHECKED]
+        if cut and processes.is_primary():
+            print(f"{label}: checked the first {_CHECKED:,} questions of {listed(cut)}", flush=True)
 
     def run(self, params: Tree, label: str, run: EvalRun | None = None) -> list[TaskResult]:
         """Answer and score every question with these parameters.

@@ -113,7 +113,15 @@ class QuestionSet:
     @functools.cached_property
     def by_task(self) -> list[TaskQuestions]:
         """The questions of every task, in the order of `tasks`."""
-        return [self._read(task) for task in self.tasks]
+        return [self._read(task, self._config.num_examples) for task in self.tasks]
+
+    def first(self, limit: int) -> list[TaskQuestions]:
+        """Return the first questions of every task: all, where none is known to have more."""
+        asked = self._config.num_examples
+        counts = [asked or task.num_input_examples(self.split(task)) for task in self.tasks]
+        if "by_task" in vars(self) or all(count and count <= limit for count in counts):
+            return self.by_task
+        return [self._read(task, min(asked or limit, limit)) for task in self.tasks]
 
     def _resolve(self) -> list[sources.BoundTask]:
         """Find the tasks of all names, in the order that numbers their prompts."""
@@ -143,16 +151,16 @@ class QuestionSet:
                     "DECODING, or say by which one in RankClassification.others."
                 )
 
-    def _read(self, task: sources.BoundTask) -> TaskQuestions:
+    def _read(self, task: sources.BoundTask, limit: int | None) -> TaskQuestions:
         questions = read_questions(
             task,
             self.split(task),
-            limit=self._config.num_examples,
+            limit=limit,
             token_budget=self._text_budget,
             answer_length=self.answer_length(task),
         )
         target_checks.check_targets(task, self.split(task), questions)
-        counts = self._truncation_counts(task, questions) | target_checks.out_of_reach(
+        counts = self._truncation_counts(task, questions, limit) | target_checks.out_of_reach(
             task, questions, self._model.vocabulary, self.answer_length(task)
         )
         if any(counts.values()) and processes.is_primary():
@@ -167,9 +175,9 @@ class QuestionSet:
         )
 
     def _truncation_counts(
-        self, task: sources.BoundTask, questions: Sequence[Question]
+        self, task: sources.BoundTask, questions: Sequence[Question], limit: int | None
     ) -> dict[str, int]:
-        rows = None if self._config.num_examples else task.num_input_examples(self.split(task))
+        rows = None if limit else task.num_input_examples(self.split(task))
         left_out = {"rows left out": rows - len(questions)} if rows else {}
         return {
             **left_out,

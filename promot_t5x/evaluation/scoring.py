@@ -10,6 +10,7 @@ import numpy as np
 from promot_t5x.data.questions import Question
 from promot_t5x.data.sources import BoundTask
 from promot_t5x.data.tokenization import TRUNCATIONS
+from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.evaluation.question_set import TaskQuestions
@@ -109,6 +110,31 @@ def score_answers(
         labels=labels,
         answer_words=list(definition.answer_words) if definition else [],
     )
+
+
+def check_scoring(asked: TaskQuestions, vocabulary: Any, *, by_likelihood: bool) -> None:
+    """Score the questions' own right answers, as `score_answers` will score a model's.
+
+    **Raises:** `UserError` where the task's post-processing or one of its metrics fails.
+    """
+    right: list[Answer] = []
+    for question, encoded in zip(asked.questions, asked.encoded, strict=True):
+        ids = [int(token) for token in question.example["targets"]]
+        answer: Answer = {"ids": [ids], "log_probs": [0.0]}
+        if encoded.candidates and not by_likelihood:
+            answer["candidates"] = [0.0] * len(encoded.candidates)
+        right.append(answer)
+    try:
+        score_answers(asked, right, vocabulary, by_likelihood=by_likelihood)
+    # The user's own code runs here, and fails in its own ways.
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"Task {asked.task.name!r}, split {asked.split!r}: scoring its own right answers "
+            f"fails: {type(error).__name__}: {error}. See to the task's postprocess and metric "
+            "functions; `promot-t5x tasks check` shows what they make of each split."
+        ) from error
 
 
 def _read(task: BoundTask, vocabulary: Any, question: Question, answer: Answer) -> AnsweredQuestion:

@@ -43,6 +43,16 @@ class ValidationLoss:
         self._questions = questions
         self._batches: dict[str, batches.EvalBatches] = {}
 
+    def open(self, token_cache: epath.Path | None) -> None:
+        """Read the examples, if they have not been; `token_cache` as `measure` takes it.
+
+        **Raises:** `UserError` for a row that cannot be read.
+        """
+        if not self._batches:
+            self._batches = {
+                task.name: self._open(task, token_cache) for task in self._questions.tasks
+            }
+
     def measure(self, params: Tree, token_cache: epath.Path | None) -> dict[str, dict[str, float]]:
         """Return each task's metrics, under T5X's names.
 
@@ -55,10 +65,7 @@ class ValidationLoss:
         `accuracy`, the share of target tokens that are the likeliest; no entry for a task without
         target tokens.
         """
-        if not self._batches:
-            self._batches = {
-                task.name: self._open(task, token_cache) for task in self._questions.tasks
-            }
+        self.open(token_cache)
         found = {}
         with self._partitioner.activate():
             for name, data in self._batches.items():

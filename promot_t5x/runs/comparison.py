@@ -137,6 +137,11 @@ class ComparisonEvaluator:
             )
         self._check_tasks()
 
+    def check(self) -> None:
+        """Read the questions of targets and suite; raises as `Evaluator.check` does."""
+        for pair in [*self._targets, *([self._suite] if self._suite else [])]:
+            pair.plain.check(f"[{pair.name}]")
+
     def evaluate(
         self, row: Row, home: epath.Path, weights: Weights, seed: int | None = None
     ) -> report.ReportRow:

@@ -45,6 +45,14 @@ class Evaluators:
         questions = self.target.questions
         return {task.name: questions.split(task) for task in questions.tasks}
 
+    def check(self, label: str, token_cache: epath.Path | None) -> None:
+        """Read what will be asked, and score its right answers; raises as `Evaluator.check`."""
+        if self.validation_loss is not None:
+            self.validation_loss.open(token_cache)
+        for evaluator in (self.target, self.suite):
+            if evaluator is not None:
+                evaluator.check(label)
+
 
 def evaluators(
     model: EncoderDecoderModel,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from promot_t5x import config
+from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.distributed import preemption, processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -71,6 +72,10 @@ def promot(
             check_growth(by_name, {name: home / name for name in by_name})
 
     run_directory.claim(directory, config.resolved_str(), may_change=SEEDS, check=check)
+
+    # Before anything trains, all that will be asked is read.
+    if any(StageResult.read(home / name) is None for home in homes.values() for name in by_name):
+        evaluator.check()
 
     # What no stage has changed is the same for every seed.
     shared = [row for row in comparison.rows if seeds is not None and not row.stages]

@@ -191,6 +191,9 @@ class Trainer:
             trained = trained_steps(finished)
             self._say(f"finished before at step {trained}; goes on to step {stage.train_steps}")
 
+        # What is asked of the model while it trains is read before it does.
+        self._evaluators.check(self._label, token_cache)
+
         # Where a batch comes from: a function of (tasks, seed, step).
         data, stores = self._open_data(token_cache)
 

@@ -1,5 +1,7 @@
 """Bad input: exit status 2, one message that names the value and the mend, nothing written."""
 
+import json
+
 import numpy as np
 import pytest
 import run_helpers
@@ -8,6 +10,23 @@ LATER_STAGE = """\
 from __gin__ import dynamic_registration
 from promot_t5x.runs import stages
 prompt_tuning/stages.Stage.base = 'stage_two'
+"""
+# Tasks whose training rows are in order, and whose validation fails: in a row, or in the metric.
+FAILING_LATE = """\
+import pathlib
+from promot_t5x.tasks import jsonl, register, text_task
+
+HERE = pathlib.Path(__file__).parent
+TRAIN, LATE = str(HERE / "late_train.jsonl"), str(HERE / "late_validation.jsonl")
+
+def fussy(targets, predictions):
+    return {{"fussy": 100.0 / sum(target == "maybe" for target in targets)}}
+
+SETTINGS = {{"inputs": "{{q}}?", "target": "{{label}}", "labels": ["no", "yes"]}}
+SOURCES = {{"late_row": jsonl(train=TRAIN, validation=LATE), "late_metric": jsonl(train=TRAIN,
+           validation=TRAIN)}}
+METRICS = {{"late_row": None, "late_metric": [fussy]}}
+register(text_task(name="{name}", source=SOURCES["{task}"], metrics=METRICS["{task}"], **SETTINGS))
 """
 OTHER_PROMPT = "include 'prompts/from_file.gin'\nPROMPT_LENGTH = 4\n"
 
@@ -177,6 +196,36 @@ def test_model_dir_that_is_a_file(lab):
     done = run_helpers.here(command(lab, MODEL_DIR=path))
     assert_refused(done, [str(path), "is a file", "name a directory"])
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["target", "suite"])
+@pytest.mark.parametrize(
+    ("task", "wanted"),
+    [
+        ("late_row", ["late_row", "'validation'", "label 2 is none of no, yes", "field 'label'"]),
+        ("late_metric", ["late_metric", "'validation'", "ZeroDivisionError", "tasks check"]),
+    ],
+)
+def test_what_validation_and_suite_ask_is_read_before_step_1(lab, task, wanted, place):
+    rows = [json.dumps({"q": n, "label": n % 2}) for n in range(32)]
+    lab.write("late_train.jsonl", "\n".join(rows))
+    lab.write("late_validation.jsonl", "\n".join([*rows[:2], '{"q": 2, "label": 2}', *rows[3:]]))
+    name = f"{task}_of_{place}"  # modules and tasks are known to the whole process
+    module = lab.write(f"{name}.py", FAILING_LATE.format(name=name, task=task))
+    if place == "target":
+        words = command(lab, MIXTURE_OR_TASK_MODULE=module, MIXTURE_OR_TASK_NAME=name)
+    else:
+        lab.write("suite.gin", run_helpers.SUITE.format(name))
+        words = command(lab, "suite.gin")
+        words.append(f"--gin_bindings=suite/evaluate.EvalConfig.module = '{module}'")
+    done = run_helpers.here(words)
+    assert done.status == 2, done
+    assert "Traceback" not in done.err
+    assert len(messages(done)) == 1
+    for said in wanted:
+        assert said in messages(done)[0]
+    assert not list((lab.directory / "run").rglob("checkpoint_*"))
+    assert "step compiled" not in done.out
 
 
 def test_processes_end_with_status_2_and_one_line(lab):
