@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import clean_environment
+import pytest
 from jaxtyping import install_import_hook
 
 # Fixtures that many files take.
@@ -28,3 +29,9 @@ def _modules_with_arrays() -> list[str]:
 # Every array annotation in the package is checked on every call that a test makes. The other
 # modules are left alone: checks on each of their functions cost more than all that they compute.
 install_import_hook(_modules_with_arrays(), "beartype.beartype")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow files first, so that no worker is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -42,6 +42,7 @@ from promot_t5x.errors import (
 EXIT_BROKEN_PIPE = 141
 # What happens to a path that may not be read or written, and to nothing else.
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MEMORY_IS_FULL = "RESOURCE_EXHAUSTED"  # in what XLA raises on every kind of device
 _PROGRAM = "promot-t5x"
 _FLAGS = (
     "--gin_file",
@@ -108,14 +109,26 @@ def _status_of(words: list[str]) -> int:
         return _fault(words, error)
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(_message(error).strip().splitlines()), "")
+
+
 def _fault(words: list[str], error: Exception) -> int:
     """Report an exception that nothing foresaw: one message here, the traceback in a log file."""
     start = f"{_PROGRAM}{startup.label()}: error: "
     if isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
         print(f"{start}{error.filename}: {error.strerror}.", file=sys.stderr)
         return EXIT_USER_ERROR
+    if _MEMORY_IS_FULL in str(error):
+        print(
+            f"{start}the memory of the devices is too small for this: {_first_line(error)}\n"
+            "Take a smaller BATCH_SIZE, microbatches, remat, a mesh that splits more, or larger "
+            "devices: `promot-t5x plan` says what fits. What was saved is intact.",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     text = f"{_PROGRAM} {' '.join(words)}\n\n{traceback.format_exc()}"
-    said = f"{type(error).__name__}: {_message(error).strip()}".splitlines()[0]
+    said = f"{type(error).__name__}: {_first_line(error)}"
     if startup.joined():
         # What is on the disk of one of several hosts is seldom found; their output is collected.
         print(text, file=sys.stderr)

@@ -26,7 +26,9 @@ RUN = HEADER + (
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     """Commands that run gin_helpers's functions; the current directory holds run.gin."""
-    targets = {"train": "drill"} | {name: name for name in ("letters", "interrupted", "broken")}
+    targets = {"train": "drill"} | {
+        name: name for name in ("letters", "interrupted", "broken", "greedy")
+    }
     commands = tuple(
         Command(name=name, help="a test", target=f"gin_helpers:{target}", macros=COMMANDS[0].macros)
         for name, target in targets.items()
@@ -237,6 +239,14 @@ def test_a_fault_of_the_program_is_one_message_and_a_log(lab, capsys):
     text = log.read_text()
     assert text.startswith("promot-t5x broken --gin_file=empty.gin\n")
     assert 'raise RuntimeError("a fault")' in text
+
+
+def test_too_little_memory_is_said_with_what_helps(lab, capsys):
+    assert main.main(["greedy", "--gin_file=empty.gin"]) == 2
+    err = capsys.readouterr().err
+    assert "the memory of the devices is too small for this: " in err
+    assert "BATCH_SIZE" in err
+    assert "Traceback" not in err
 
 
 def test_a_reader_that_stops_early_is_no_fault():

@@ -57,7 +57,7 @@ def test_packed_rows_of_prompted_rte_are_nearly_full(rte):
     unpacked = Batches(*rte, lengths={"inputs": 512, "targets": 8}, pack=False, **settings)
     means = {}
     for name, batches in (("packed", packed), ("unpacked", unpacked)):
-        assert batches.trimmed == {"seqio_rte/train": {"inputs": 0, "targets": 0}}
+        assert batches.trimmed == {"rte/train": {"inputs": 0, "targets": 0}}
         every = [statistics(batches.batch(step)) for step in range(50)]
         means[name] = {key: np.mean([stats[key] for stats in every]) for key in every[0]}
         print(name, {key: round(float(value), 3) for key, value in means[name].items()})

@@ -5,6 +5,7 @@ that runs `promot-t5x` on the request's words and may be told to die at a certai
 is the other end. JAX starts in the children only, for it must not be forked when it runs.
 """
 
+import ctypes
 import functools
 import importlib
 import json
@@ -76,6 +77,7 @@ class Server:
         number=signal.SIGKILL,
         devices=None,
         file_limit=None,
+        fault=None,
     ):
         """Run a command line to its end.
 
@@ -85,29 +87,43 @@ class Server:
           sign: send the signal `number`, `delay` seconds after this file has appeared.
           devices: so many virtual ones, instead of the server's number.
           file_limit: no file can be longer than so many bytes, as on a full disk.
+          fault: arguments of `fault_arm` in `faulty_calls.c`, which the server has preloaded.
         """
-        request = {
-            "words": words,
-            "death": death,
-            "archive": archive and str(archive),
-            "devices": devices,
-            "file_limit": file_limit,
-        }
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        pid = int(self._process.stdout.readline())
+        pid = self.start(
+            words,
+            death=death,
+            archive=archive and str(archive),
+            devices=devices,
+            file_limit=file_limit,
+            fault=fault,
+        )
         if sign is not None:
             end = time.monotonic() + SLOWEST_SEC
-            while not sign.exists() and self._alive(pid) and time.monotonic() < end:
+            while not sign.exists() and self.alive(pid) and time.monotonic() < end:
                 time.sleep(0.002)
             time.sleep(delay)
-            if self._alive(pid):
+            if self.alive(pid):
                 os.kill(pid, number)
+        return self.finish()
+
+    def start(self, words, **how):
+        """Start a command line, with what `run` takes; return its process id."""
+        self._process.stdin.write(json.dumps({"words": words, **how}) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def finish(self):
+        """Wait for the end of what was started."""
         status, said = json.loads(self._process.stdout.readline())
         return Ended(os.waitstatus_to_exitcode(status), said)
 
+    def children(self):
+        """Ids of the processes that run now."""
+        task = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [int(pid) for pid in task.read_text().split()]
+
     @staticmethod
-    def _alive(pid):
+    def alive(pid):
         try:
             return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
         except FileNotFoundError:
@@ -134,18 +150,24 @@ def serve():
 def obey(request, output):
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if request["devices"]:
+    if request.get("devices"):
         os.environ["XLA_FLAGS"] = clean_environment.xla_flags(request["devices"])
-    if request["file_limit"]:
+    if request.get("file_limit"):
         # What it compiles does not go into the shared cache, where half of it would stay.
         importlib.import_module("jax").config.update(
             "jax_persistent_cache_min_compile_time_secs", 1e9
         )
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
-    if request["archive"]:
+    if request.get("archive"):
         keep_removed(Path(request["archive"]))
-    if request["death"]:
+    if request.get("death"):
         die_at(*request["death"])
+    if request.get("step_fault"):
+        spoil_step(*request["step_fault"])
+    if request.get("fault"):
+        kind, nth, prefix = request["fault"]
+        armed = ctypes.CDLL(None).fault_arm(kind.encode(), ctypes.c_long(nth), prefix.encode())
+        assert armed == 0, kind
     import tensorflow
 
     from promot_t5x.cli import main as cli
@@ -182,6 +204,32 @@ def die_at(place, call, after):
         time.sleep(SLOWEST_SEC)
 
     setattr(holder, name, deadly)
+
+
+def spoil_step(kind, call):
+    """At the nth step of the process, parameters turn into NaN, or memory does not suffice."""
+    import jax
+
+    from promot_t5x.runs.train import Trainer
+
+    inner, calls = Trainer._compiled, []
+
+    def spoiled(train_state, batch, step):
+        calls.append(1)
+        if len(calls) == call and kind == "memory":
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
+            )
+        if len(calls) == call:
+            nan = jax.tree.map(lambda a: a * float("nan"), train_state.trainable)
+            train_state = train_state.replace(trainable=nan)
+        return step(train_state, batch)
+
+    def compiled(self):
+        step = inner(self)
+        return lambda train_state, batch: spoiled(train_state, batch, step)
+
+    Trainer._compiled = compiled
 
 
 def keep_removed(archive):

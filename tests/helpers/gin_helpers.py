@@ -57,6 +57,12 @@ def interrupted():
     raise KeyboardInterrupt
 
 
+def greedy():
+    import jax.numpy as jnp
+
+    jnp.zeros(1 << 50, jnp.uint8).block_until_ready()  # a pebibyte
+
+
 def broken():
     raise RuntimeError("a fault")
 

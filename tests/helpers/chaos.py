@@ -1,0 +1,376 @@
+"""Faults in whole runs, drawn at random: what the same command makes of what they leave.
+
+    python tests/helpers/chaos.py --trials 1000 --seed 0
+
+prints a table of faults and outcomes. A trial runs one of the workloads (both stages with their
+comparison, a stage, an evaluation, answers to a file, a conversion) with one fault, and then the
+same command until it ends well or refuses twice. Its files must then be those of the undisturbed
+run, or the refusal must be in words, with a documented status.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fork_helpers
+import run_helpers
+from fork_helpers import Ended
+
+from promot_t5x import errors
+from promot_t5x.checkpoints.promot_checkpoint import BrokenCheckpointError
+from promot_t5x.progress import duration
+
+SHIM = Path(__file__).with_name("faulty_calls.c")
+HUNG_SEC = 180.0
+STEPS, PERIOD = 6, 2
+MOST_CALLS = 400  # of a kind that a run makes, roughly; later ones never fail
+# What may differ: wall-clock times, and how orbax names and dates its files.
+FREE = ("timing.jsonl", "launches.jsonl", "events.out.tfevents", "/state/", "_CHECKPOINT_METADATA",
+        "owner.json")  # fmt: skip
+DOCUMENTED = (
+    errors.EXIT_USER_ERROR, errors.EXIT_IN_USE, errors.EXIT_NOT_SAVED, errors.EXIT_START_AGAIN,
+    errors.EXIT_NON_FINITE, errors.EXIT_INTERRUPTED, -signal.SIGKILL, -signal.SIGTERM,
+    -signal.SIGINT, 0,
+)  # fmt: skip
+# Outcomes. The last four must not occur.
+SAME, REFUSED, AT_REST = "same bytes", "refused in words", "only the damaged file"
+LOST, DIFFERENT, FAULT, HUNG = "lost", "silently different", "status 1", "hung"
+OUTCOMES = (SAME, REFUSED, AT_REST, LOST, DIFFERENT, FAULT, HUNG)
+
+
+def determined(tree: dict[str, bytes]) -> dict[str, bytes]:
+    """What a run's input alone determines; of a manifest, all but what it says of orbax's files."""
+    found = {}
+    for name, content in tree.items():
+        if any(part in f"/{name}" for part in FREE):
+            continue
+        if name.endswith("manifest.json"):
+            manifest = json.loads(content)
+            content = json.dumps([manifest["arrays"], manifest["metadata"]]).encode()
+        if "inference_eval/" in name and name.endswith(".json"):
+            content = json.dumps({**json.loads(content), "timings": None}).encode()
+        found[name] = content
+    return found
+
+
+@dataclasses.dataclass
+class Workload:
+    """A command line, the directory that it writes, and what an undisturbed run leaves there."""
+
+    name: str
+    words: list[str]
+    directory: Path
+    straight: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def trains(self) -> bool:
+        return self.name in ("promot", "train")
+
+    def compared(self) -> tuple[list[str], list[str]]:
+        """Names of files that are missing, and of those that are different."""
+        found = run_helpers.tree(self.directory)
+        missing, different = [], []
+        readable = {}
+        for name, content in found.items():
+            try:
+                readable |= determined({name: content})
+            except (ValueError, KeyError, TypeError):
+                different.append(name)
+        for name, content in self.straight.items():
+            if name not in found:
+                missing.append(name)
+            elif name in readable and readable[name] != content:
+                different.append(name)
+        for step in self.directory.rglob("checkpoint_*"):
+            try:
+                run_helpers.checkpoint_arrays(step)
+            except (BrokenCheckpointError, OSError, ValueError, KeyError, TypeError):
+                different.append(f"{step.relative_to(self.directory)}/")
+        return missing, sorted({*different, *(readable.keys() - self.straight.keys())})
+
+
+class Trials:
+    """Workloads in a directory of their own, two servers to run them, and a stream of chance."""
+
+    def __init__(self, directory: Path, seed: str):
+        self.directory, self.rng = directory, random.Random(seed)
+        library = directory / "faulty_calls.so"
+        compiler = os.environ.get("CC", "cc")
+        subprocess.run(
+            [compiler, "-O1", "-shared", "-fPIC", "-o", library, SHIM, "-ldl"], check=True
+        )
+        environment = {**run_helpers.environment(), "LD_PRELOAD": str(library)}
+        self._servers = contextlib.ExitStack()
+        self.first, self.second = (
+            self._servers.enter_context(fork_helpers.Server(environment, directory))
+            for _ in range(2)
+        )
+        self.workloads = self._prepared(run_helpers.Lab(directory))
+
+    def __enter__(self) -> "Trials":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._servers.close()
+
+    def _prepared(self, lab: run_helpers.Lab) -> list[Workload]:
+        home = self.directory
+        lab.write("two_stages.gin", run_helpers.TWO_STAGES)
+        (home / "ask.jsonl").write_text(
+            "".join(json.dumps({"inputs": f"sign {n}"}) + "\n" for n in range(16))
+        )
+        base = home / "base"
+        pretrain = lab.words("train", "pretrain", "train", MODEL_DIR=base, TRAIN_STEPS=1)
+        assert self.first.run(pretrain).status == 0
+        macros = {
+            "INITIAL_CHECKPOINT_PATH": base / "checkpoint_1",
+            "TRAIN_STEPS": STEPS,
+            "EVAL_PERIOD": PERIOD,
+            "DROPOUT_RATE": 0.1,
+        }
+        prompted = {"PROMPT_STEPS": STEPS, "PROMPT_EVAL_PERIOD": PERIOD}
+        answering = {"CHECKPOINT_PATH": home / "kept" / "stage_two"}
+        found = [
+            ("promot", lab.words("promot", "promot", "prompt", "two_stages.gin",
+                                 MODEL_DIR=home / "promot", **macros, **prompted)),
+            ("train", lab.words("train", "finetune", "train", MODEL_DIR=home / "train", **macros)),
+            ("eval", lab.words("eval", "eval", "eval", EVAL_OUTPUT_DIR=home / "eval",
+                               **answering)),
+            ("infer", lab.words("infer", "infer", "infer", INFER_OUTPUT_DIR=home / "infer",
+                                INPUT_FILE=home / "ask.jsonl", **answering)),
+            ("convert", ["convert", str(home / "kept" / "stage_two"), str(home / "convert"),
+                         "--to", "t5x"]),
+        ]  # fmt: skip
+        lab.write("infer.gin", INFER)
+        workloads = [Workload(name, words, home / name) for name, words in found]
+        for workload in workloads:
+            for _ in range(2):  # the second time, nothing is compiled
+                shutil.rmtree(workload.directory, ignore_errors=True)
+                began = time.monotonic()
+                ended = self.first.run(workload.words)
+                assert ended.status == 0, (workload.name, ended.said)
+            workload.seconds = time.monotonic() - began
+            workload.straight = determined(run_helpers.tree(workload.directory))
+            if workload.name == "promot":
+                shutil.copytree(workload.directory, home / "kept")
+        return workloads
+
+    def run(self, weights: dict[str, int]) -> dict[str, object]:
+        """One trial: what was done, what came of it, and what was said where that is a surprise."""
+        workload = self.rng.choices(
+            self.workloads, [weights[each.name] for each in self.workloads]
+        )[0]
+        name = self.rng.choice([n for n in FAULTS if workload.trains or n not in OF_TRAINING])
+        shutil.rmtree(workload.directory, ignore_errors=True)
+        said: list[str] = []
+        with self._limited() as hung:
+            damaged = FAULTS[name](self, workload, said)
+            outcome, detail = self._outcome(workload, damaged, said)
+        if hung:
+            outcome = HUNG
+        return {
+            "fault": name,
+            "workload": workload.name,
+            "outcome": outcome,
+            "detail": detail,
+            "said": "" if outcome in (SAME, AT_REST) else "\n".join(said)[-4000:],
+        }
+
+    def launch(self, workload: Workload, said: list[str], **how: object) -> Ended:
+        """Run the command to its end with a fault of `fork_helpers`."""
+        self.first.start(workload.words, **how)
+        return self.ended(said)
+
+    def ended(self, said: list[str]) -> Ended:
+        ended = self.first.finish()
+        said.append(f"--- status {ended.status}\n{ended.said[-3000:]}")
+        return ended
+
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[list[int]]:
+        """Kill what runs longer than a trial may; the list then holds its process ids."""
+        hung: list[int] = []
+
+        def kill() -> None:
+            for server in (self.first, self.second):
+                for pid in server.children():
+                    hung.append(pid)
+                    os.kill(pid, signal.SIGKILL)
+
+        timer = threading.Timer(HUNG_SEC, kill)
+        timer.start()
+        try:
+            yield hung
+        finally:
+            timer.cancel()
+
+    def _outcome(
+        self, workload: Workload, damaged: Path | None, said: list[str]
+    ) -> tuple[str, str]:
+        status = 0
+        for _ in range(3):
+            status = self.launch(workload, said).status
+            if status in (0, errors.EXIT_USER_ERROR):
+                break
+        if status != 0:
+            words = said[-1].splitlines()
+            spoken = any(line.startswith("promot-t5x: error: ") for line in words)
+            refused = spoken and status in DOCUMENTED and "Traceback" not in said[-1]
+            return (REFUSED if refused else FAULT), f"status {status}: {words[-1][:300]}"
+        missing, different = workload.compared()
+        if not missing and not different:
+            return SAME, ""
+        if damaged is not None:
+            name = str(damaged.relative_to(workload.directory))
+            rest = [n for n in (*missing, *different) if not name.startswith(n.rstrip("/"))]
+            if not rest:
+                return AT_REST, name
+        if missing:
+            return LOST, ", ".join(missing[:5])
+        return DIFFERENT, ", ".join(different[:5])
+
+
+INFER = run_helpers.SETTINGS.replace("MIXTURE_OR_TASK_NAME = 'run_signs'\n", "").replace(
+    f"MIXTURE_OR_TASK_MODULE = '{run_helpers.TASKS}'\n", ""
+)
+Fault = Callable[[Trials, Workload, list[str]], Path | None]
+
+
+def _signaled(number: int, trials: Trials, workload: Workload, said: list[str]) -> None:
+    pid = trials.first.start(workload.words)
+    time.sleep(trials.rng.uniform(0, workload.seconds))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        if number == signal.SIGSTOP:
+            time.sleep(trials.rng.uniform(0.1, 1.0))
+            os.kill(pid, signal.SIGCONT)
+    trials.ended(said)
+
+
+def _failing_call(kind: str, trials: Trials, workload: Workload, said: list[str]) -> None:
+    nth = int(MOST_CALLS ** trials.rng.uniform(0, 1))
+    trials.launch(workload, said, fault=[kind, nth, str(workload.directory)])
+
+
+def _clock_set_back(trials: Trials, workload: Workload, said: list[str]) -> None:
+    _signaled(signal.SIGKILL, trials, workload, said)
+    trials.launch(workload, said, fault=["clock", 86_400, str(workload.directory)])
+
+
+def _spoiled_step(kind: str, trials: Trials, workload: Workload, said: list[str]) -> None:
+    trials.launch(workload, said, step_fault=[kind, trials.rng.randint(1, STEPS)])
+
+
+def _damaged(how: str, trials: Trials, workload: Workload, said: list[str]) -> Path | None:
+    """Kill a run, or let it end, and flip a byte of one of its files or cut it."""
+    if trials.rng.random() < 0.8:
+        _signaled(signal.SIGKILL, trials, workload, said)
+    else:
+        trials.launch(workload, said)
+    files = [p for p in sorted(workload.directory.rglob("*")) if p.is_file() and p.stat().st_size]
+    if not files:
+        return None
+    chosen = trials.rng.choice(files)
+    content = bytearray(chosen.read_bytes())
+    place = trials.rng.randrange(len(content))
+    if how == "cut":
+        content = content[:place]
+    else:
+        content[place] ^= 1 << trials.rng.randrange(8)
+    chosen.write_bytes(content)
+    said.append(f"--- {how} {chosen} at {place} of {len(content)}")
+    return chosen
+
+
+def _second_run(trials: Trials, workload: Workload, said: list[str]) -> None:
+    trials.first.start(workload.words)
+    time.sleep(trials.rng.uniform(0, workload.seconds))
+    trials.second.start(workload.words)
+    trials.ended(said)
+    other = trials.second.finish()
+    said.append(f"--- the second: status {other.status}\n{other.said[-2000:]}")
+    assert other.status in (0, errors.EXIT_IN_USE, errors.EXIT_USER_ERROR), other
+
+
+FAULTS: dict[str, Fault] = {
+    **{
+        number.name: functools.partial(_signaled, number)
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
+    },
+    **{
+        kind: functools.partial(_failing_call, kind)
+        for kind in ("write_eio", "write_short", "sync_eio", "read_eio", "disk_full", "read_only")
+    },
+    "clock set back": _clock_set_back,
+    "nan": functools.partial(_spoiled_step, "nan"),
+    "memory": functools.partial(_spoiled_step, "memory"),
+    "flipped bit": functools.partial(_damaged, "flip"),
+    "cut file": functools.partial(_damaged, "cut"),
+    "second run": _second_run,
+}
+OF_TRAINING = ("nan", "memory")
+WEIGHTS = {"promot": 2, "train": 4, "eval": 2, "infer": 1, "convert": 1}
+
+
+def table(results: list[dict[str, object]]) -> str:
+    """Faults by outcomes, in Markdown."""
+    counts = collections.Counter((r["fault"], r["outcome"]) for r in results)
+    lines = [
+        "| fault | trials | " + " | ".join(OUTCOMES) + " |",
+        "|---" * (len(OUTCOMES) + 2) + "|",
+    ]
+    for fault in [*FAULTS, "all"]:
+        row = [
+            sum(n for (f, o), n in counts.items() if fault in (f, "all") and o == outcome)
+            for outcome in OUTCOMES
+        ]
+        lines.append(f"| {fault} | {sum(row)} | " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
+    parser.add_argument("--log", type=Path, help="a line of JSON for each trial")
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    began, results = time.monotonic(), []
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Trials(Path(directory), str(arguments.seed)) as trials,
+    ):
+        for number in range(1, arguments.trials + 1):
+            result = trials.run(WEIGHTS)
+            results.append(result)
+            if arguments.log:
+                with arguments.log.open("a") as log:
+                    log.write(json.dumps(result) + "\n")
+            if result["outcome"] in OUTCOMES[3:]:
+                print({key: result[key] for key in ("fault", "workload", "outcome", "detail")})
+            if number % 20 == 0 or number == arguments.trials:
+                spent = time.monotonic() - began
+                left = spent / number * (arguments.trials - number)
+                print(f"{number}/{arguments.trials}  {duration(left)} left", flush=True)
+    print(table(results))
+    print(f"{len(results):,} trials, seed {arguments.seed}, {duration(time.monotonic() - began)}")
+    return int(any(result["outcome"] in OUTCOMES[3:] for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
