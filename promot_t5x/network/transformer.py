@@ -253,10 +253,12 @@ def initial_params(config: T5Config, rng: jax.Array) -> tuple[dict[str, Any], di
 
 @functools.cache
 def _shapes(config: T5Config) -> dict[str, Any]:
-    """Return the shapes of all variables; tracing a network for them takes a second."""
-    shapes: dict[str, Any] = jax.eval_shape(
-        functools.partial(_initialize, config), jax.random.key(0)
-    )
+    """Return the shapes of all variables; tracing a network for them takes a second.
+
+    Configurations are checked before several processes join, when JAX must not have looked for
+    devices yet: even the random key is made within the tracing.
+    """
+    shapes: dict[str, Any] = jax.eval_shape(lambda: _initialize(config, jax.random.key(0)))
     return shapes
 
 

@@ -57,7 +57,7 @@ class NonFiniteSteps:
                 f"{problem}{said} {self.newest()} Lower the learning rate, use float32 "
                 "activations, look at those examples, or let up to n such steps in a row be "
                 "skipped with SKIP_NON_FINITE_STEPS = n.",
-                self._named(~np.asarray(finite.gradients & finite.parameters)),
+                self._named(~np.asarray(finite.arrays())),
             )
         self.in_a_row += 1
         self.skipped += 1
@@ -74,7 +74,7 @@ class NonFiniteSteps:
             if not is_finite
         ]
         for name, found in (("gradients", finite.gradients), ("parameters", finite.parameters)):
-            flags = np.asarray(found)
+            flags = np.ones(1, bool) if found is None else np.asarray(found)
             if not flags.all():
                 of = f"{np.count_nonzero(~flags)} of {len(flags)} arrays"
                 wrong.append(f"{name} of {of} ({listed(self._named(~flags), 3)})")

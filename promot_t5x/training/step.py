@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from promot_t5x.models import loss
 from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
@@ -27,16 +27,22 @@ class Finite(NamedTuple):
     - `loss`: of the batch.
     - `gradients`: whether each trainable array's gradient has a finite norm, in the order of
       `array_names`.
-    - `parameters`: whether all numbers of each trainable array are finite after the update.
+    - `parameters`: whether all numbers of each trainable array are finite after the update; None
+      where such steps are not skipped. A parameter that is not finite then shows in the loss of
+      the next step, and no save takes it.
     """
 
     loss: Bool[Array, ""]
     gradients: Bool[Array, " arrays"]
-    parameters: Bool[Array, " arrays"]
+    parameters: Bool[Array, " arrays"] | None = None
+
+    def arrays(self) -> Bool[Array, " arrays"]:
+        """Whether all that is known of each trainable array is finite."""
+        return self.gradients if self.parameters is None else self.gradients & self.parameters
 
     def everywhere(self) -> Bool[ArrayLike, ""]:
         """Whether all of them are."""
-        return self.loss & self.gradients.all() & self.parameters.all()
+        return self.loss & self.arrays().all()
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics, Finite]]
@@ -133,19 +139,18 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / factor, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        finite = Finite(
-            loss=jnp.isfinite(sums.total),
-            # The sums that the norm is made of, which the compiler computes once.
-            gradients=_of_each(lambda g: jnp.isfinite(jnp.sum(jnp.square(g))), gradients),
-            parameters=_of_each(lambda p: jnp.all(jnp.isfinite(p)), trainable),
-        )
+        squares = _of_each(lambda g: jnp.sum(jnp.square(g)), gradients)
+        finite = Finite(loss=jnp.isfinite(sums.total), gradients=jnp.isfinite(squares))
         if skip_non_finite:
+            # Asked of every step, this would take memory for an array more (docs/log.md).
+            parameters = _of_each(lambda p: jnp.all(jnp.isfinite(p)), trainable)
+            finite = finite._replace(parameters=parameters)
             kept = _where(finite.everywhere(), (trainable, opt_state), state)
             trainable, opt_state = kept
         new_state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
         metrics = {
             **step_metrics(sums, factor),
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": jnp.sqrt(jnp.sum(squares)),
             "learning_rate": jnp.asarray(learning_rate(state.step + optimizer_step), jnp.float32),
         }
         return new_state, metrics, finite
@@ -159,8 +164,8 @@ def array_names(trainable: Mapping[str, Any]) -> list[str]:
     return ["/".join(str(entry.key) for entry in path) for path, _ in leaves]
 
 
-def _of_each(test: Callable[[Any], Bool[Array, ""]], tree: Any) -> Bool[Array, " arrays"]:
-    return jnp.stack([test(leaf) for leaf in jax.tree.leaves(tree)])
+def _of_each(function: Callable[[Any], Any], tree: Any) -> Shaped[Array, " arrays"]:
+    return jnp.stack([function(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def _where(

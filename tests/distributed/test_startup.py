@@ -35,6 +35,19 @@ GKE = {"TPU_WORKER_HOSTNAMES": "job-0-0.svc,job-0-1.svc", "TPU_WORKER_ID": "1"}
 FLAGS = ("--coordinator_address=a:1", "--process_count=3", "--process_index=1")
 
 
+def test_a_configuration_is_checked_before_jax_looks_for_devices():
+    """`jax.distributed.initialize` must come before that, and the check comes before both."""
+    code = (
+        "from promot_t5x.cli.main import main\n"
+        "from jax._src import xla_bridge\n"
+        "status = main(['promot', '--gin_file=demo/promot.gin', '--dry_run'])\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+        "raise SystemExit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "environ", "place"),
     [

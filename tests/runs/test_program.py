@@ -82,9 +82,9 @@ def test_the_step_lowered_from_shapes_takes_up_what_a_checkpoint_holds(tmp_path,
 
     straight = stage_program.create_state(params, random_seed=0)
     for batch in placed:
-        straight, _ = compiled(straight, batch)
+        straight, *_ = compiled(straight, batch)
 
-    stopped, _ = compiled(stage_program.create_state(params, random_seed=0), placed[0])
+    stopped, *_ = compiled(stage_program.create_state(params, random_seed=0), placed[0])
     with Checkpoints(tmp_path, keep=1) as saver:
         saver.save(1, trainable=stopped.trainable, opt_state=stopped.opt_state, metadata={})
         saver.wait()
@@ -95,5 +95,5 @@ def test_the_step_lowered_from_shapes_takes_up_what_a_checkpoint_holds(tmp_path,
         trainable=read.trainable,
         opt_state=read.opt_state,
     )
-    resumed, _ = compiled(resumed, placed[1])
+    resumed, *_ = compiled(resumed, placed[1])
     assert worst_error(flat(resumed.params), flat(straight.params))[0] == 0
