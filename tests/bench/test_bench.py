@@ -32,6 +32,8 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "SUITE", lengths)
     monkeypatch.setattr(bench, "SHORT", lengths["cb"])
     monkeypatch.setattr(bench, "LONG", lengths["xsum"])
+    stages = {name: training.STAGES[name] for name in ("stage one", "stage two")}
+    monkeypatch.setattr(training, "STAGES", stages)
     monkeypatch.setattr(saves, "REPEATS", 1)
     monkeypatch.setattr(data, "KINDS", ("tfds",))
 
@@ -57,7 +59,7 @@ def test_batches_as_they_come_hold_every_example_once():
 @pytest.mark.parametrize(
     ("table", "shown"),
     [
-        ("training", ["stage one / stage two, packed =", "standard: packed / unpacked ="]),
+        ("training", ["stage one / stage two, packed =", "stage two: packed / unpacked ="]),
         ("saves", ["stage one ", "stage two "]),
         ("data", ["200 pairs", "tfds, unpacked ", "tfds, packed "]),
         ("decoding", ["repeated for each beam:", "in buckets / as they come =", " compilations"]),

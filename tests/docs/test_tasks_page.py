@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from clean_environment import xla_flags
+import run_helpers
 
 from promot_t5x.cli import main
 from promot_t5x.tasks import registry
@@ -62,7 +61,7 @@ def run(text, *more):
         [sys.executable, "-m", "promot_t5x", *words[1:], *more],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": xla_flags()},
+        env=run_helpers.environment(),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -34,8 +34,10 @@ def measured(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("program", plan_helpers.PROGRAMS)
-@pytest.mark.parametrize("slice_", plan_helpers.SLICES)
+@pytest.mark.parametrize(
+    ("slice_", "program"),
+    [(slice_, each) for slice_, programs in plan_helpers.PROGRAMS.items() for each in programs],
+)
 def test_nothing_has_grown(measured, slice_, program):
     recorded = json.loads(plan_helpers.RECORD.read_text())[slice_][program]
     now = measured[slice_][program]
@@ -46,9 +48,8 @@ def test_nothing_has_grown(measured, slice_, program):
         )
 
 
-@pytest.mark.parametrize("slice_", plan_helpers.SLICES)
-def test_stage_one_takes_less_than_stage_two(measured, slice_):
-    one, two = (measured[slice_][name] for name in ("stage_one", "stage_two"))
+def test_stage_one_takes_less_than_stage_two(measured):
+    one, two = (measured["v4-8"][name] for name in ("stage_one", "stage_two"))
     assert one["hbm_bytes"] < 0.7 * two["hbm_bytes"]
     assert one["flops"] < 0.8 * two["flops"]
     assert one["sent_bytes"] < two["sent_bytes"]

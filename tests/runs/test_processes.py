@@ -187,7 +187,7 @@ def test_a_process_that_is_killed_takes_the_others_with_it_and_all_say_where(kil
         "process 0 of 2 was ended at [stage_two] " in survivor
         and "Fatal Python error: Aborted" in survivor  # with its stacks
     ), survivor
-    assert "start all processes again and the run goes on from what is saved" in survivor
+    assert "start it again to resume from what is saved" in survivor
 
 
 def test_two_processes_lose_and_learn_what_one_does(killed):
