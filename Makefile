@@ -10,7 +10,9 @@ TPU_COMPILER := $(VENV)/libtpu/.installed
 HF_VENV := .venv-hf
 T5X_VENV := .venv-t5x
 
-.PHONY: demo demo-pretrain docs test test-fast test-hf test-t5x lint format bench plan-table plan-record install clean
+CHAOS_TRIALS ?= 1000
+
+.PHONY: chaos demo demo-pretrain docs test test-fast test-hf test-t5x lint format bench plan-table plan-record install clean
 
 # The demonstration: docs/demo.md. Whatever is done already is not done again.
 .PHONY: demo-confirm demo-sensitivity
@@ -95,6 +97,9 @@ lint: $(INSTALLED)  ## style, format, types and the direction of imports
 format: $(INSTALLED)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: $(INSTALLED)  ## a thousand faults in whole runs: what the same command makes of them
+	$(BIN)/python tests/helpers/chaos.py --trials $(CHAOS_TRIALS) $(CHAOS_FLAGS)
 
 docs: $(INSTALLED)  ## the pages of docs/ and the reference, as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from promot_t5x.checkpoints import open_checkpoint as open_checkpoint
     from promot_t5x.decoding import BeamSearch as BeamSearch
     from promot_t5x.decoding import Greedy as Greedy
     from promot_t5x.decoding import Likelihood as Likelihood
@@ -51,6 +52,7 @@ _DEFINED_IN = {
     "Transformer": "network",
     "UserError": "errors",
     "jsonl": "tasks",
+    "open_checkpoint": "checkpoints",
     "register": "tasks",
     "text_task": "tasks",
 }

@@ -7,6 +7,7 @@ Locale, time zone, HOME and TMPDIR stay the user's: the suite holds in all of th
 
 import os
 import re
+from importlib.metadata import version
 
 _LEFT_BY_OTHERS = re.compile(
     r"(JAX|TPU|MEGASCALE|SLURM|TF|TFDS|GRPC|GOOGLE)_.*"
@@ -38,4 +39,7 @@ def xla_flags(devices: int = 1, *, optimized: bool = True) -> str:
     if not optimized:
         flags.append("--xla_backend_optimization_level=0")
         flags.append("--xla_llvm_disable_expensive_passes=true")
+        flags.append("--xla_cpu_parallel_codegen_split_count=1")
+        if version("jaxlib").startswith("0.10."):  # later ones do not know the flag
+            flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)
