@@ -1,4 +1,4 @@
-# What a developer types. Needs Python 3.11 or 3.12, a C compiler and make, and nothing else:
+# What a developer types. Needs Python 3.11 to 3.13, a C compiler and make, and nothing else:
 # .venv is made when it is missing, and brought up to date when a file it depends on changes.
 PYTHON ?= python3
 JOBS ?= 2
@@ -117,8 +117,8 @@ plan-record: $(INSTALLED) $(TPU_COMPILER)  ## renew what the tests allow small p
 install: $(INSTALLED)  ## only make .venv
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
-	  echo "promot-t5x needs Python 3.11 or 3.12, and '$(PYTHON)' is" \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "promot-t5x needs Python 3.11, 3.12 or 3.13 (3.14 has no TensorFlow), and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,mecab,tokenizers]'

@@ -23,7 +23,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 chmod 600 environment
 if [ ! -x venv/bin/python ]; then
-  python=$(command -v python3.12 || command -v python3.11 || true)
+  python=$(command -v python3.13 || command -v python3.12 || command -v python3.11 || true)
   if [ -z "$python" ] || ! "$python" -m venv venv 2> /dev/null; then
     rm -rf venv
     python3 -m pip install --quiet --user uv

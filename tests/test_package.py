@@ -166,4 +166,4 @@ def test_version_is_the_packages(wheel):
     text = wheel.read(metadata).decode()
     assert f"\nVersion: {__version__}\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
-    assert "\nRequires-Python: <3.13,>=3.11\n" in text
+    assert "\nRequires-Python: <3.14,>=3.11\n" in text
