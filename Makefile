@@ -12,7 +12,7 @@ T5X_VENV := .venv-t5x
 
 CHAOS_TRIALS ?= 1000
 
-.PHONY: chaos demo demo-pretrain docs test test-fast test-hf test-t5x lint format bench plan-table plan-record install clean
+.PHONY: chaos demo demo-pretrain docs test test-fast test-short test-hf test-t5x lint format bench plan-table plan-record install clean
 
 # The demonstration: docs/demo.md. Whatever is done already is not done again.
 .PHONY: demo-confirm demo-sensitivity
@@ -81,6 +81,13 @@ test: $(INSTALLED) $(TPU_COMPILER)  ## every test
 
 test-fast: $(INSTALLED)  ## the tests that are not marked slow: while you work
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
+
+# Parity with T5X, training after a kill, the demonstration's first steps.
+SHORT := tests/network/test_transformer.py tests/training/test_adafactor.py tests/runs/test_saves.py \
+  tests/demo/test_tiny_base.py
+
+test-short: $(INSTALLED)  ## make test-short PYTHON=python3.13 VENV=.venv-3.13: on another Python
+	$(BIN)/pytest -n $(JOBS) $(SHORT)
 
 test-hf: $(HF_VENV)/.installed  ## converted models and prompts against transformers and peft
 	$(HF_VENV)/bin/pytest tests/hf
