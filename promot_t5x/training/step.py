@@ -36,13 +36,13 @@ class Finite(NamedTuple):
     gradients: Bool[Array, " arrays"]
     parameters: Bool[Array, " arrays"] | None = None
 
-    def arrays(self) -> Bool[Array, " arrays"]:
+    def arrays(self) -> Bool[ArrayLike, " arrays"]:
         """Whether all that is known of each trainable array is finite."""
         return self.gradients if self.parameters is None else self.gradients & self.parameters
 
     def everywhere(self) -> Bool[ArrayLike, ""]:
         """Whether all of them are."""
-        return self.loss & self.arrays().all()
+        return self.loss & jnp.all(self.arrays())
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics, Finite]]

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import fork_helpers
@@ -97,7 +97,8 @@ class Workload:
                 missing.append(name)
             elif name in readable and readable[name] != content:
                 different.append(name)
-        for step in self.directory.rglob("checkpoint_*"):
+        for manifest in self.directory.rglob("checkpoint_*/manifest.json"):
+            step = manifest.parent
             try:
                 run_helpers.checkpoint_arrays(step)
             except (BrokenCheckpointError, OSError, ValueError, KeyError, TypeError):
@@ -108,7 +109,7 @@ class Workload:
 class Trials:
     """Workloads in a directory of their own, two servers to run them, and a stream of chance."""
 
-    def __init__(self, directory: Path, seed: str):
+    def __init__(self, directory: Path, seed: str, names: Collection[str]):
         self.directory, self.rng = directory, random.Random(seed)
         library = directory / "faulty_calls.so"
         compiler = os.environ.get("CC", "cc")
@@ -121,7 +122,7 @@ class Trials:
             self._servers.enter_context(fork_helpers.Server(environment, directory))
             for _ in range(2)
         )
-        self.workloads = self._prepared(run_helpers.Lab(directory))
+        self.workloads = self._prepared(run_helpers.Lab(directory), names)
 
     def __enter__(self) -> "Trials":
         return self
@@ -129,7 +130,7 @@ class Trials:
     def __exit__(self, *exception: object) -> None:
         self._servers.close()
 
-    def _prepared(self, lab: run_helpers.Lab) -> list[Workload]:
+    def _prepared(self, lab: run_helpers.Lab, names: Collection[str]) -> list[Workload]:
         home = self.directory
         lab.write("two_stages.gin", run_helpers.TWO_STAGES)
         (home / "ask.jsonl").write_text(
@@ -145,21 +146,21 @@ class Trials:
             "DROPOUT_RATE": 0.1,
         }
         prompted = {"PROMPT_STEPS": STEPS, "PROMPT_EVAL_PERIOD": PERIOD}
-        answering = {"CHECKPOINT_PATH": home / "kept" / "stage_two"}
+        answering = {"CHECKPOINT_PATH": home / "kept"}
         found = [
+            ("train", lab.words("train", "finetune", "train", MODEL_DIR=home / "train", **macros)),
             ("promot", lab.words("promot", "promot", "prompt", "two_stages.gin",
                                  MODEL_DIR=home / "promot", **macros, **prompted)),
-            ("train", lab.words("train", "finetune", "train", MODEL_DIR=home / "train", **macros)),
             ("eval", lab.words("eval", "eval", "eval", EVAL_OUTPUT_DIR=home / "eval",
                                **answering)),
             ("infer", lab.words("infer", "infer", "infer", INFER_OUTPUT_DIR=home / "infer",
                                 INPUT_FILE=home / "ask.jsonl", **answering)),
-            ("convert", ["convert", str(home / "kept" / "stage_two"), str(home / "convert"),
+            ("convert", ["convert", str(home / "kept"), str(home / "convert"),
                          "--to", "t5x"]),
         ]  # fmt: skip
         lab.write("infer.gin", INFER)
-        workloads = [Workload(name, words, home / name) for name, words in found]
-        for workload in workloads:
+        workloads = [Workload(name, words, home / name) for name, words in found if name in names]
+        for workload in workloads:  # the first one trains, and the others take what it trained
             for _ in range(2):  # the second time, nothing is compiled
                 shutil.rmtree(workload.directory, ignore_errors=True)
                 began = time.monotonic()
@@ -167,14 +168,14 @@ class Trials:
                 assert ended.status == 0, (workload.name, ended.said)
             workload.seconds = time.monotonic() - began
             workload.straight = determined(run_helpers.tree(workload.directory))
-            if workload.name == "promot":
+            if workload.name == "train":
                 shutil.copytree(workload.directory, home / "kept")
         return workloads
 
-    def run(self, weights: dict[str, int]) -> dict[str, object]:
+    def run(self) -> dict[str, object]:
         """One trial: what was done, what came of it, and what was said where that is a surprise."""
         workload = self.rng.choices(
-            self.workloads, [weights[each.name] for each in self.workloads]
+            self.workloads, [WEIGHTS[each.name] for each in self.workloads]
         )[0]
         name = self.rng.choice([n for n in FAULTS if workload.trains or n not in OF_TRAINING])
         shutil.rmtree(workload.directory, ignore_errors=True)
@@ -354,10 +355,10 @@ def main() -> int:
     began, results = time.monotonic(), []
     with (
         tempfile.TemporaryDirectory() as directory,
-        Trials(Path(directory), str(arguments.seed)) as trials,
+        Trials(Path(directory), str(arguments.seed), WEIGHTS) as trials,
     ):
         for number in range(1, arguments.trials + 1):
-            result = trials.run(WEIGHTS)
+            result = trials.run()
             results.append(result)
             if arguments.log:
                 with arguments.log.open("a") as log:
