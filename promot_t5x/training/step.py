@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
@@ -36,13 +37,13 @@ class Finite(NamedTuple):
     gradients: Bool[Array, " arrays"]
     parameters: Bool[Array, " arrays"] | None = None
 
-    def arrays(self) -> Bool[ArrayLike, " arrays"]:
+    def arrays(self) -> Bool[Array | np.ndarray, " arrays"]:
         """Whether all that is known of each trainable array is finite."""
         return self.gradients if self.parameters is None else self.gradients & self.parameters
 
     def everywhere(self) -> Bool[ArrayLike, ""]:
         """Whether all of them are."""
-        return self.loss & jnp.all(self.arrays())
+        return self.loss & self.arrays().all()
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics, Finite]]
