@@ -148,6 +148,8 @@ def serve():
 
 
 def obey(request, output):
+    # A shell's job in the background ignores Ctrl-C, and its children would.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(output, 1)
     os.dup2(output, 2)
     if request.get("devices"):

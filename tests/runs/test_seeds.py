@@ -1,5 +1,6 @@
 """A run with several seeds: each is the run that it would be alone, and what can be is shared."""
 
+import csv
 import json
 
 import pytest
@@ -98,14 +99,16 @@ def test_the_run_can_be_reported(several):
     assert "| pretrained " in printed
     assert "| prompt attached (2 seeds) " in printed
     scores = run_helpers.succeed(["report", str(several), "--format", "csv"])
-    score = "ProMoT,suite,run_ends,share_equal,"
-    (line,) = (li for li in scores.splitlines() if li.startswith(score))
+    wanted = {"row": "ProMoT", "kind": "suite", "task": "run_ends", "score": "share_equal"}
+    (line,) = (
+        each for each in csv.DictReader(scores.splitlines()) if wanted.items() <= each.items()
+    )
     written = [
         json.loads((several / f"seed_{n}" / "comparison" / "ProMoT" / "row.json").read_text())
         for n in (3, 1)
     ]
     mean = sum(row["suite"]["run_ends"] for row in written) / 2
-    assert float(line.split(",")[4]) == pytest.approx(mean)
+    assert float(line["value"]) == pytest.approx(mean)
 
 
 def test_seeds_may_be_added(lab, several):
