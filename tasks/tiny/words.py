@@ -53,7 +53,7 @@ RELATIONS = {
         "cycling archery polo".split()
     ),
     "color": tuple(
-        "red blue green black white purple brown orange pink gray yellow silver golden "
+        "red blue green black white purple brown orange pink grey yellow silver golden "
         "violet beige".split()
     ),
 }
