@@ -70,8 +70,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
     flip_arrays(directory / "checkpoint_4")
     ended = server.run(words)
     assert ended.status == 0
-    (warning,) = [line for line in ended.said.splitlines() if "checkpoint_4 is damaged" in line]
-    assert warning.startswith("[train] warning")
+    start = "[train] warning: checkpoint_4 is damaged"
+    (warning,) = [line for line in ended.said.splitlines() if line.startswith(start)]
     assert "target/" in warning
     assert "resumes after step 2" in ended.said
     again = run_helpers.tree(directory)
