@@ -42,7 +42,7 @@ SAVING = [  # the phases of a save, in order, and of the removals and scores tha
     Death(f"{SAVER}.add_metrics"),
     Death(f"{SAVER}.add_metrics", after=True),
 ]
-AGAIN = [SAVING[3], SAVING[4], SAVING[5], SAVING[9], SAVING[10], SAVING[11]]
+AGAIN = [SAVING[3], SAVING[5], SAVING[10]]
 ENDING = [
     Death("promot_t5x.checkpoints.prompt_file:save_prompt"),
     Death("promot_t5x.checkpoints.stage_result:StageResult.write"),
