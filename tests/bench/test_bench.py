@@ -13,6 +13,8 @@ from promot_t5x.cli import bench as main
 from promot_t5x.decoding import decoder as decoding
 from promot_t5x.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SMALL = dataclasses.replace(
     tiny_config(num_encoder_layers=1, num_decoder_layers=1), vocab_size=training.CONFIG.vocab_size
 )

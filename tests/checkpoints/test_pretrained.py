@@ -25,6 +25,8 @@ from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.errors import UserError
 from promot_t5x.network.transformer import T5Config, param_shapes
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

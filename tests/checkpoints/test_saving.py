@@ -24,6 +24,8 @@ from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.checkpoints.steps import LOSS, best_step, complete_steps
 from promot_t5x.errors import NonFiniteError, SaveError, UserError
 
+pytestmark = pytest.mark.slow
+
 INFO = {"base_path": "/bases/t5", "base_hash": "ab12", "seed": 3}
 
 

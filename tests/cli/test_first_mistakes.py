@@ -10,6 +10,8 @@ import pytest
 
 from promot_t5x.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 MODEL, RUN = "--gin_file=demo/model.gin", "--gin_file=runs/finetune.gin"
 TASK = "--gin.MIXTURE_OR_TASK_NAME='tiny_rte'"
 LENGTHS = "--gin.TASK_FEATURE_LENGTHS={'inputs': 20, 'targets': 4}"

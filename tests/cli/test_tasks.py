@@ -15,6 +15,8 @@ from promot_t5x.cli import main
 from promot_t5x.data import lazy, prepared
 from promot_t5x.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 BYTES = ["--gin_file=models/t5_1_1_small.gin", "--gin_file=models/byte_vocabulary.gin"]
 
 

@@ -15,6 +15,8 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import transformer
 from promot_t5x.runs import promot
 
+pytestmark = pytest.mark.slow
+
 GIN = config.gin_root()
 SIZES = ("small", "base", "large", "xl", "xxl")
 

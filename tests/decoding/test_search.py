@@ -13,6 +13,8 @@ from promot_t5x.decoding import logits, search
 from promot_t5x.decoding.search import BeamSearch, Greedy, Sampling
 from promot_t5x.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 EOS = 1
 STATES = 97
 

@@ -6,6 +6,8 @@ import run_helpers
 
 from promot_t5x.report import comparison, runs
 
+pytestmark = pytest.mark.slow
+
 SHORT = """\
 from __gin__ import dynamic_registration
 from promot_t5x.evaluation import evaluator as evaluate

@@ -16,6 +16,8 @@ from promot_t5x.distributed.startup import ProcessAddress
 from promot_t5x.errors import UserError
 from promot_t5x.runs import run_directory
 
+pytestmark = pytest.mark.slow
+
 
 def found(*words, **environ):
     parser = argparse.ArgumentParser()

@@ -24,6 +24,8 @@ from promot_t5x.tasks.tiny.episodes import target_rows
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 from promot_t5x.training import state
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"inputs": 24, "targets": 5}
 PROMPT_LENGTH = 4
 TOLERANCE = 3e-4  # of a log-probability; batches of other sizes add up in another order

@@ -11,6 +11,8 @@ from launch_helpers import Cloud, launch
 from promot_t5x.launch import commands, retries
 from promot_t5x.launch.commands import Redactor
 
+pytestmark = pytest.mark.slow
+
 AWKWARD = [
     "--gin_file=demo/promot.gin",
     "--gin.MODEL_DIR='gs://b c/$(HOME) $ \"`id`'",

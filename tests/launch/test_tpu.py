@@ -8,6 +8,8 @@ import sys
 import pytest
 from launch_helpers import Cloud, launch
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hf_abcdefghijklmnop"
 # All that a shell might take for its own.
 AWKWARD = [

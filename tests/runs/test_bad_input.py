@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import run_helpers
 
+pytestmark = pytest.mark.slow
+
 LATER_STAGE = """\
 from __gin__ import dynamic_registration
 from promot_t5x.runs import stages

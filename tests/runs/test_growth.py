@@ -5,6 +5,8 @@ import json
 import pytest
 import run_helpers
 
+pytestmark = pytest.mark.slow
+
 # A schedule that depends on TRAIN_STEPS.
 COSINE = """\
 from __gin__ import dynamic_registration

@@ -8,6 +8,8 @@ import run_helpers
 from promot_t5x import errors
 from promot_t5x.checkpoints.steps import complete_steps
 
+pytestmark = pytest.mark.slow
+
 # A learning rate that is infinite for the update of step 3 and one of step 4.
 SPIKE = """\
 from __gin__ import dynamic_registration

@@ -18,6 +18,8 @@ from etils import epath
 from promot_t5x.errors import EXIT_IN_USE, InUseError, UserError
 from promot_t5x.runs import ownership
 
+pytestmark = pytest.mark.slow
+
 
 class Owners:
     """Processes that take directories, forked by `owner_helpers.py`."""

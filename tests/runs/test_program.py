@@ -25,6 +25,8 @@ from promot_t5x.network import scan
 from promot_t5x.runs import program, stages
 from promot_t5x.training import state
 
+pytestmark = pytest.mark.slow
+
 KERNELS = {  # order in memory: layers, then what the products read
     "encoder/encoder/mlp/wi_0/kernel": (1, 0, 2),
     "encoder/encoder/attention/out/kernel": (1, 0, 2),

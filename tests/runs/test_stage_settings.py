@@ -5,6 +5,8 @@ import json
 import pytest
 import run_helpers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):

@@ -17,6 +17,8 @@ from promot_t5x.network.scan import layer_axis
 from promot_t5x.network.transformer import T5Config, Transformer
 from promot_t5x.training.adafactor import HParamMap, adafactor
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES = {
     "encoder/layers_0/mlp/wi_0/kernel": (4, 6),
