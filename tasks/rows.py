@@ -80,7 +80,9 @@ def map_rows(dataset: Any, function: Callable[..., Any]) -> Any:
     """
     import tensorflow as tf
 
-    return dataset.map(tf.autograph.experimental.do_not_convert(function), tf.data.AUTOTUNE)
+    return dataset.map(
+        tf.autograph.experimental.do_not_convert(function), tf.data.AUTOTUNE, deterministic=True
+    )
 
 
 def _kinds_of_columns(

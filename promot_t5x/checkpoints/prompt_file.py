@@ -45,7 +45,7 @@ class PromptInfo:
     - `tasks`: the task of each prompt, in order.
     - `base_hash`: the content hash of the model that it was trained on.
     - `base_path`: where that model was.
-    - `initializer`: how it was initialized.
+    - `initialiser`: how it was initialized; files hold the field under this spelling.
     - `config`: the text of the run's configuration.
     - `step`: the training step.
     """
@@ -53,7 +53,7 @@ class PromptInfo:
     tasks: tuple[str, ...] = ()
     base_hash: str | None = None
     base_path: str | None = None
-    initializer: str | None = None
+    initialiser: str | None = None
     config: str | None = None
     step: int | None = None
 

@@ -42,7 +42,8 @@ from promot_t5x.errors import (
 EXIT_BROKEN_PIPE = 141
 # What happens to a path that may not be read or written, and to nothing else.
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_MEMORY_IS_FULL = "RESOURCE_EXHAUSTED"  # in what XLA raises on every kind of device
+# Of XLA's errors on every kind of device; buckets say so too, of a quota.
+_MEMORY_IS_FULL = ("JaxRuntimeError", "RESOURCE_EXHAUSTED")
 _PROGRAM = "promot-t5x"
 _FLAGS = (
     "--gin_file",
@@ -119,7 +120,8 @@ def _fault(words: list[str], error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
         print(f"{start}{error.filename}: {error.strerror}.", file=sys.stderr)
         return EXIT_USER_ERROR
-    if _MEMORY_IS_FULL in str(error):
+    kind, code = _MEMORY_IS_FULL
+    if type(error).__name__ == kind and code in str(error):
         print(
             f"{start}the memory of the devices is too small for this: {_first_line(error)}\n"
             "Take a smaller BATCH_SIZE, microbatches, remat, a mesh that splits more, or larger "

@@ -389,7 +389,7 @@ class Trainer:
             tasks=tuple(task.name for task in self._tasks),
             base_hash=base_hash,
             base_path=self.stage.base,
-            initializer=str(self.stage.prompt),
+            initialiser=str(self.stage.prompt),
             config=config.resolved_str(),
             step=result.step,
         )

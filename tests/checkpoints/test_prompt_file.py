@@ -15,7 +15,7 @@ INFO = PromptInfo(
     tasks=("rte", "cb"),
     base_hash="ab12",
     base_path="/bases/t5",
-    initializer="sampled vocabulary",
+    initialiser="sampled vocabulary",
     config="TRAIN_STEPS = 5\n# naïve",
     step=5,
 )
@@ -33,6 +33,21 @@ def test_described_file_round_trips(tmp_path):
     assert array.tobytes() == make().tobytes()
     assert info == INFO
     assert [p.name for p in path.parent.iterdir()] == ["prompt.npz"]
+
+
+def test_a_file_of_version_0_1_is_read(tmp_path):
+    """The fields are spelled out here: a name that changes would make older files unreadable."""
+    fields = {
+        "format": "promot_t5x prompt 1", "length": 3, "tasks": ["rte", "cb"], "base_hash": "ab12",
+        "base_path": "/bases/t5", "initialiser": "sampled vocabulary",
+        "config": "TRAIN_STEPS = 5\n# naïve", "step": 5,
+    }  # fmt: skip
+    np.savez(tmp_path / "prompt.npz", prompt=make(), info=np.array(json.dumps(fields)))
+    array, info = load_prompt(tmp_path / "prompt.npz")
+    assert array.tobytes() == make().tobytes()
+    assert info == INFO
+    with np.load(save_prompt(tmp_path / "again.npz", make(), INFO)[0]) as written:
+        assert json.loads(str(written["info"])) == fields
 
 
 def test_one_prompt_as_prompt_tuning_writes_it(tmp_path):

@@ -27,7 +27,7 @@ RUN = HEADER + (
 def lab(tmp_path, monkeypatch):
     """Commands that run gin_helpers's functions; the current directory holds run.gin."""
     targets = {"train": "drill"} | {
-        name: name for name in ("letters", "interrupted", "broken", "greedy")
+        name: name for name in ("letters", "interrupted", "broken", "greedy", "throttled")
     }
     commands = tuple(
         Command(name=name, help="a test", target=f"gin_helpers:{target}", macros=COMMANDS[0].macros)
@@ -247,6 +247,12 @@ def test_too_little_memory_is_said_with_what_helps(lab, capsys):
     assert "the memory of the devices is too small for this: " in err
     assert "BATCH_SIZE" in err
     assert "Traceback" not in err
+
+
+def test_a_bucket_that_throttles_is_not_the_devices_memory(lab, capsys):
+    """A launcher starts a run again after status 1, and never after 2."""
+    assert main.main(["throttled", "--gin_file=empty.gin"]) == 1
+    assert "memory" not in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_early_is_no_fault():

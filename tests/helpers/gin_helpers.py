@@ -63,6 +63,10 @@ def greedy():
     jnp.zeros(1 << 50, jnp.uint8).block_until_ready()  # a pebibyte
 
 
+def throttled():
+    raise ValueError("RESOURCE_EXHAUSTED: Error reading gs://b/x: HTTP response code: 429")
+
+
 def broken():
     raise RuntimeError("a fault")
 
