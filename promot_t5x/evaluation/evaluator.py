@@ -84,7 +84,11 @@ class Evaluator:
             scoring.check_scoring(
                 asked, self.model.vocabulary, by_likelihood=self._config.scores_targets
             )
-        cut = [asked.task.name for asked in read if len(asked.questions) == _CHECKED]
+        cut = [
+            asked.task.name
+            for asked in read
+            if len(asked.questions) == _CHECKED != self._config.num_examples
+        ]
         if cut and processes.is_primary():
             print(f"{label}: checked the first {_CHECKED:,} questions of {listed(cut)}", flush=True)
 

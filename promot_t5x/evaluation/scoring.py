@@ -112,8 +112,12 @@ def score_answers(
     )
 
 
-def check_scoring(asked: TaskQuestions, vocabulary: Any, *, by_likelihood: bool) -> None:
+def check_scoring(asked: TaskQuestions, vocabulary: Any, *, by_likelihood: bool) -> TaskResult:
     """Score the questions' own right answers, as `score_answers` will score a model's.
+
+    **Arguments:** as of `score_answers`.
+
+    **Returns:** the result of a model that is always right, and always sure.
 
     **Raises:** `UserError` where the task's post-processing or one of its metrics fails.
     """
@@ -125,11 +129,11 @@ def check_scoring(asked: TaskQuestions, vocabulary: Any, *, by_likelihood: bool)
             answer["candidates"] = [0.0] * len(encoded.candidates)
         right.append(answer)
     try:
-        score_answers(asked, right, vocabulary, by_likelihood=by_likelihood)
+        return score_answers(asked, right, vocabulary, by_likelihood=by_likelihood)
+    except UserError:
+        raise
     # The user's own code runs here, and fails in its own ways.
     except Exception as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"Task {asked.task.name!r}, split {asked.split!r}: scoring its own right answers "
             f"fails: {type(error).__name__}: {error}. See to the task's postprocess and metric "

@@ -15,11 +15,14 @@ from promot_t5x.data.questions import trim
 from promot_t5x.decoding import decoder
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
+from promot_t5x.evaluation import evaluator as evaluator_module
+from promot_t5x.evaluation import scoring
 from promot_t5x.evaluation.evaluator import EvalConfig, Evaluator
 from promot_t5x.evaluation.validation_loss import ValidationLoss
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.network.transformer import Transformer
+from promot_t5x.tasks import jsonl, register, text_task
 from promot_t5x.tasks.tiny.episodes import target_rows
 from promot_t5x.tasks.tiny.vocabulary import WordVocabulary
 from promot_t5x.training import state
@@ -246,6 +249,52 @@ def test_an_input_that_is_too_long_is_cut_and_counted():
         output, log_prob = answer_alone(model, params, ids)
         assert record["output"] == output
         assert record["log_prob"] == pytest.approx(log_prob, abs=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory):
+    """A task whose answers are labels, eight rows of it."""
+    path = tmp_path_factory.mktemp("labeled") / "rows.jsonl"
+    path.write_text("".join(json.dumps({"q": n, "label": n % 2}) + "\n" for n in range(8)))
+    source = jsonl(train=str(path), validation=str(path))
+    template = {"inputs": "{q}?", "target": "{label}", "labels": ["no", "yes"]}
+    register(text_task(name="evaluator_labeled", source=source, **template))
+    return "evaluator_labeled"
+
+
+@pytest.mark.parametrize(
+    ("method", "best"),
+    [
+        (decoding.Greedy(), {"accuracy": 100.0}),
+        (decoding.RankClassification(), {"accuracy": 100.0}),
+        (decoding.Likelihood(), {"perplexity": 1.0}),
+    ],
+)
+def test_right_answers_score_at_best_by_whatever_method(labeled, method, best):
+    config = config_for(labeled, method=method, num_examples=None)
+    evaluator = Evaluator(model_for(BYTES, 0), config, Partitioner())
+    (asked,) = evaluator.questions.by_task
+    by_likelihood = isinstance(method, decoding.Likelihood)
+    result = scoring.check_scoring(asked, BYTES, by_likelihood=by_likelihood)
+    assert best.items() <= result.metrics.items()
+    assert len(result.records) == 8
+
+
+def test_of_many_questions_the_first_are_checked_and_all_are_asked(words, monkeypatch, capsys):
+    monkeypatch.setattr(evaluator_module, "_CHECKED", 6)
+    evaluator = Evaluator(
+        model_for(words, 0), config_for("tiny_rte", num_examples=None), Partitioner()
+    )
+    evaluator.check("[stage]")
+    said = "[stage]: checked the first 6 questions of tiny_rte"
+    assert said in capsys.readouterr().out
+    evaluator.check("[stage]")
+    assert said not in capsys.readouterr().out
+    (asked,) = evaluator.questions.by_task
+    assert len(asked.questions) == 200
+    few = Evaluator(model_for(words, 0), config_for("tiny_rte", num_examples=6), Partitioner())
+    few.check("[stage]")
+    assert "checked the first" not in capsys.readouterr().out
 
 
 def test_bad_input_is_refused_before_anything_is_read(words):
