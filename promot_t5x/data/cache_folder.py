@@ -21,17 +21,23 @@ _ABANDONED_SEC = 24 * 3600
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder and give it its name; one that is there already stays."""
+    """Let `write` fill a new folder and give it its name; one that is there already stays.
+
+    **Raises:** whatever `write` raises, and `OSError` where the folder cannot be named. What was
+    written until then is removed: it may be what fills the disk.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     building = folder.parent / f".building-{uuid.uuid4().hex}"
     building.mkdir()  # with the user's umask, as everything else
-    write(building)
     try:
+        write(building)
         building.rename(folder)
-    except OSError:
-        # Another builder of the same folder was quicker: its files are the same.
-        shutil.rmtree(building)
+    except BaseException as error:
+        shutil.rmtree(building, ignore_errors=True)
+        # Another builder of the same folder may have been quicker: its files are the same.
+        if not (isinstance(error, OSError) and folder.is_dir()):
+            raise
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
