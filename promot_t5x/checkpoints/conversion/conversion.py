@@ -217,7 +217,8 @@ class Conversion:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             for place in new_parents:
-                with contextlib.suppress(OSError):  # another conversion may write there by now
+                # Another conversion may write there by now; epath says so with a ValueError.
+                with contextlib.suppress(OSError, ValueError):
                     place.rmdir()
             raise
         return names

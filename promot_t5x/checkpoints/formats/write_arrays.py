@@ -4,7 +4,7 @@ Both are written with tensorstore alone, so that a checkpoint never has to be in
 orbax would need it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,9 +69,15 @@ def write_zarr(
         )
         for name, array in arrays.items()
     }
-    writing = [opening[name].result().write(array) for name, array in arrays.items()]
-    for future in writing:
-        future.result()
+    _wait(opening.values())
+    _wait([opening[name].result().write(array) for name, array in arrays.items()])
+
+
+def _wait(futures: Collection[ts.Future[Any] | ts.WriteFutures]) -> None:
+    """Let all end before the first error is raised: the caller may then remove the files."""
+    raised = [error for future in futures if (error := future.exception()) is not None]
+    if raised:
+        raise raised[0]
 
 
 class OrbaxWriter:
