@@ -7,6 +7,7 @@ token stores hundreds of rows at a time (`examples`).
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -83,16 +84,26 @@ class EncodeWhole:
         self.assembler.check(None)
         return None
 
-    def examples(self, rows: Mapping[str, Iterable[Any]], budget: int | None) -> list[Encoded]:
+    def examples(
+        self,
+        rows: Mapping[str, Iterable[Any]],
+        budget: int | None,
+        epochs: Iterable[tuple[int, int] | None] = itertools.repeat(None),
+    ) -> list[Encoded]:
         """Return the examples of rendered rows.
 
         **Arguments:**
 
         - `rows`: by name in `RENDERED`, the values of all rows.
         - `budget`: what `budget` has returned.
+        - `epochs`: in training, of each row the run's seed and the epoch, which choose its
+          demonstrations; without them they are those of evaluation.
         """
         columns = (rows[name] for name in RENDERED)
-        return [self._example(*values, budget=budget) for values in zip(*columns, strict=True)]
+        return [
+            self._example(*values, budget=budget, epoch=epoch)
+            for values, epoch in zip(zip(*columns, strict=True), epochs, strict=False)
+        ]
 
     @functools.cached_property
     def _sentinel(self) -> list[int]:
@@ -100,11 +111,18 @@ class EncodeWhole:
         return [token for token, number in known.items() if number == 0]
 
     def _example(
-        self, fields: Iterable[Any], targets: Any, row_id: Any, label: Any, *, budget: int | None
+        self,
+        fields: Iterable[Any],
+        targets: Any,
+        row_id: Any,
+        label: Any,
+        *,
+        budget: int | None,
+        epoch: tuple[int, int] | None = None,
     ) -> Encoded:
         values = dict(zip(self.assembler.template.fields, map(_text, fields), strict=True))
         query = Row(fields=values, answer="", id=_text(row_id), label=int(label))
-        prompt, answer = self.assembler.prompt(query, budget), _text(targets)
+        prompt, answer = self.assembler.prompt(query, budget, epoch), _text(targets)
         ids, dialect = dialects.text_ids(self.assembler.vocabulary, answer), self.dialect
         return Encoded(
             inputs=[*prompt.ids, *self._sentinel] if dialect.marks_inputs else [*prompt.ids],

@@ -2,9 +2,10 @@
 
 Which ones is a function of (task, seed, example id) and of the rows that may be shown, computed
 with a hash: the same whatever is read before, by however many hosts, in whatever order, for
-every checkpoint. Rows are tried in hashed order; the example's own row, one that asks the same,
-and one that asks what an earlier demonstration asks are passed over. So the n demonstrations of
-an example are the first n of its n + 1.
+every checkpoint. In training it is one of the run's seed and the epoch as well. Rows are tried in
+hashed order; the example's own row, one that asks the same, and one that asks what an earlier
+demonstration asks are passed over. So the n demonstrations of an example are the first n of its
+n + 1.
 
 Nothing is cut from the right. An article that is longer than `article_tokens`, where the format
 sets that, is cut to it. If a prompt is still longer than its token budget:
@@ -114,7 +115,14 @@ def _read(pool: Pool, data_dir: str | None) -> tuple[Row, ...]:
 
 
 def draw(
-    rows: Sequence[Row], query: Row, shots: int, *, task: str, seed: int, balanced: bool = False
+    rows: Sequence[Row],
+    query: Row,
+    shots: int,
+    *,
+    task: str,
+    seed: int,
+    epoch: tuple[int, int] | None = None,
+    balanced: bool = False,
 ) -> list[Row]:
     """Return the demonstrations of one example.
 
@@ -124,6 +132,7 @@ def draw(
     - `query`: the example.
     - `shots`: how many.
     - `task`: the task's name without its number of shots, part of the hash as is `seed`.
+    - `epoch`: in training, the run's seed and the epoch, part of the hash too.
     - `balanced`: take the classes in turn, in an order that is the example's own; of no effect on
       rows without labels.
 
@@ -131,7 +140,7 @@ def draw(
 
     - `UserError`: there are not as many different rows to show.
     """
-    key = f"{task}\0{seed}\0{query.id}"
+    key = "\0".join(map(str, (task, seed, query.id, *(epoch or ()))))
     classes = _by_class(rows, key) if balanced else [rows]
     orders = [_hashed_order(len(members), f"{key}\0{n}") for n, members in enumerate(classes)]
     shown: list[Row] = []
@@ -204,8 +213,16 @@ class Assembler:
     pool: Pool | None = None
     cuts: bool = True
 
-    def prompt(self, query: Row, budget: int | None) -> Prompt:
-        """Return the prompt of `query` in at most `budget` tokens, EOS and sentinels aside."""
+    def prompt(
+        self, query: Row, budget: int | None, epoch: tuple[int, int] | None = None
+    ) -> Prompt:
+        """Return the prompt of `query` in at most `budget` tokens, EOS and sentinels aside.
+
+        **Arguments:**
+
+        - `epoch`: in training, the run's seed and the epoch, each of which has demonstrations of
+          its own; None takes those of evaluation.
+        """
         shown: list[Row] = []
         if self.pool is not None:
             shown = draw(
@@ -214,6 +231,7 @@ class Assembler:
                 self.shots,
                 task=self.task,
                 seed=self.format.shot_seed,
+                epoch=epoch,
                 balanced=self.format.balanced_shots,
             )
         rows = [*shown, query]

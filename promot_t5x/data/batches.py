@@ -13,7 +13,7 @@ import numpy as np
 
 from promot_t5x.data.assembly import Assembler, Batch, Segments
 from promot_t5x.data.example_store import Store
-from promot_t5x.data.order import Stream
+from promot_t5x.data.order import Stream, permutation
 from promot_t5x.data.packing import PackedRows, RowPlan, Windows, best_fit_decreasing
 from promot_t5x.data.sources import BoundTask
 from promot_t5x.errors import UserError
@@ -77,7 +77,9 @@ class Batches:
             rates=rates,
             seed=seed,
             shuffle=shuffle,
+            by_epoch=[store.is_redrawn for store in stores],
         )
+        self._store_sizes = np.array([len(store) for store in stores])
         self._rows = PackedRows(
             sizes=self._sizes,
             windows=_windows(self._assembler, [len(store) for store in stores], rates, batch_size),
@@ -108,7 +110,8 @@ class Batches:
     def examples(self, step: int) -> list[tuple[int, int]]:
         """Return the (task, place in its split) of each example of the batch at `step` (from 0)."""
         segments = self._segments(step, np.arange(self._batch_size))
-        return [(int(t), int(i)) for t, i in zip(segments.tasks, segments.examples, strict=True)]
+        places = segments.examples % self._store_sizes[segments.tasks]
+        return list(zip(segments.tasks.tolist(), places.tolist(), strict=True))
 
     def _segments(self, step: int, chosen: np.ndarray) -> Segments:
         if step < 0:
@@ -152,15 +155,25 @@ class EvalBatches:
         prompt_length: int = 0,
         use_prompts: bool = False,
         limit: int | None = None,
+        seed: int | None = None,
     ):
-        """Arguments and errors are those of `Batches`; of each task the first `limit` examples."""
+        """Arguments and errors are those of `Batches`, but for these.
+
+        **Arguments:**
+
+        - `limit`: so many examples of each task, the first ones.
+        - `seed`: draws them instead, the same ones of tasks that are equally large.
+        """
         _check_batch_size(batch_size)
         self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
         self._batch_size = batch_size
         self._pack = pack
         counts = [min(len(store), limit or len(store)) for store in stores]
         self._tasks = np.repeat(np.arange(len(counts)), counts)
-        self._examples = np.concatenate([np.arange(count) for count in counts])
+        orders = (_order(len(store), seed) for store in stores)
+        self._examples = np.concatenate(
+            [order[:count] for order, count in zip(orders, counts, strict=True)]
+        )
         self._plan = self._packed(lengths) if pack else _one_a_row(0, len(self._tasks))
 
     @property
@@ -205,6 +218,10 @@ class EvalBatches:
             rows.append(opened + best_fit_decreasing(window, capacity))
             opened = int(rows[-1].max()) + 1
         return RowPlan.of_rows(np.concatenate(rows))
+
+
+def _order(size: int, seed: int | None) -> np.ndarray:
+    return np.arange(size) if seed is None else permutation(size, seed, "pass")
 
 
 def counts(batch: Mapping[str, Any]) -> dict[str, Any]:

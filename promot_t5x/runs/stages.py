@@ -39,6 +39,7 @@ class DatasetConfig:
     - `split`: the tasks' split to train on.
     - `batch_size`: rows of a global batch; with packing a row holds several examples.
     - `shuffle`: draw every epoch in an order of its own, by `seed`.
+    - `seed`: of the order and of the demonstrations, which each example has others of each epoch.
     - `pack`: put as many examples into a row as fit; results are those of unpacked rows.
     - `module`: a Python module (dotted name or file) that registers the user's own tasks.
     - `rates`: rates of a mixture's tasks by name, in place of its own for those that are named.
@@ -80,7 +81,8 @@ class Stage:
     - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
       step, every so many steps and after the last: what it can still do in context. Without a
       period they are not asked while the stage trains.
-    - `alignment`: measure gradient alignment at step 0 and with every validation score.
+    - `alignment`: measure gradient alignment at step 0, with every validation score, and at the
+      steps that it names.
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimizer fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
@@ -132,7 +134,7 @@ class Stage:
     random_seed: int = 0
 
     def with_seed(self, seed: int) -> "Stage":
-        """Return the stage with another seed of dropout, of what is new and of the data's order."""
+        """Return the stage with another seed of dropout, of what is new and of the data."""
         data = dataclasses.replace(self.train_dataset, seed=seed)
         return dataclasses.replace(self, random_seed=seed, train_dataset=data)
 

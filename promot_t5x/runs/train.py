@@ -263,7 +263,8 @@ class Trainer:
                     saver.check()
                     due = self._is_due(number)
                     stop = preemption.reached()
-                    if not (due or stop or measurements.suite_is_due(number)):
+                    aligned = measurements.alignment_is_due(number)
+                    if not (due or stop or aligned or measurements.suite_is_due(number)):
                         continue
                     # Raises for a step that is not finite, before anything of it is saved.
                     log.pause()
@@ -284,6 +285,8 @@ class Trainer:
                     with preemption.at_once():
                         if due:
                             measure(saver, measurements, train_state, number)
+                        elif aligned:
+                            measurements.align(train_state, number)
                         measurements.evaluate_suite(train_state, number)
                     log.resume()
             saver.wait()
@@ -347,7 +350,13 @@ class Trainer:
         budget = {**lengths, "inputs": lengths["inputs"] - prompt_length}
         with startup.first_on_host():  # which tokenizes
             stores = [
-                store.open_store(task, dataset.split, cache_dir=token_cache, text_lengths=budget)
+                store.open_store(
+                    task,
+                    dataset.split,
+                    cache_dir=token_cache,
+                    text_lengths=budget,
+                    shot_seed=dataset.seed,
+                )
                 for task in self._tasks
             ]
         data = batches.Batches(
