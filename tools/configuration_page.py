@@ -19,6 +19,7 @@ FILES = (
     "runs/finetune.gin",
     "runs/prompt_settings.gin",
     "runs/promot.gin",
+    "runs/held_back.gin",
     "runs/multitask.gin",
     "runs/sequential.gin",
     "runs/eval.gin",
