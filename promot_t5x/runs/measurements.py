@@ -160,16 +160,21 @@ class Measurements:
         self._write_events(directory, step, results)
         self.report(f"step {step}: suite's mean score {mean_score(results):.2f}")
 
+    def alignment_is_due(self, step: int) -> bool:
+        """Whether gradient alignment is measured at a step without a validation score."""
+        return self.evaluators.alignment is not None and self.evaluators.alignment.is_due(step)
+
     def align(self, train_state: state.TrainState, step: int) -> None:
         """Measure and write down gradient alignment, if the stage asks for it."""
         if self.evaluators.alignment is None:
             return
-        cosines = self.evaluators.alignment.measure(train_state.params, self.token_cache)
+        seed = self.stage.train_dataset.seed
+        cosines = self.evaluators.alignment.measure(train_state.params, self.token_cache, seed)
         if processes.is_primary():
             alignment.write(self.directory, step, cosines)
-            scalars = {f"gradient_alignment/{block}": cosine for block, cosine in cosines.items()}
+            scalars = {f"gradient_alignment/{block}": each.value for block, each in cosines.items()}
             self.events.write(self.directory / "train", step, scalars, ALIGNMENT)
-        shown = "  ".join(f"{block} {cosine:.2f}" for block, cosine in cosines.items())
+        shown = "  ".join(f"{block} {each.value:.2f}" for block, each in cosines.items())
         self.report(f"step {step}: gradient alignment {shown}")
 
     def metric(self, step: int) -> str | None:
