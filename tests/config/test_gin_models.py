@@ -189,3 +189,19 @@ def test_suites_of_the_paper_are_asked_of_every_row(shots, length):
     assert suite.task_feature_lengths == {"inputs": length}
     assert suite.batch_size == 64
     assert gin.query_parameter("format.Format.article_tokens") == 1024
+
+
+def test_rows_of_the_papers_runs_have_labels_of_their_own():
+    labels: list[str] = []
+    for path in sorted(GIN.glob("paper/*_*.gin")):
+        config.configured(promot.promot)
+        config.parse([f"paper/{path.name}"], ["MODEL_DIR = '/tmp/run'", *BYTES], search_paths=[])
+        config.check([promot.promot])
+        comparison = gin.get_configurable(promot.Comparison)()
+        labels += [row.label for row in comparison.rows if row.label != "pretrained"]
+        # A target is reported on the split that its definition scores.
+        assert {target.split for target in comparison.targets} == {None}
+        gin.clear_config()
+    assert "RTE: ProMoT" in labels
+    assert "mT5 XL, RTE: ProMoT" in labels
+    assert len(labels) == len(set(labels)) == 10 * 3 + 4
