@@ -128,7 +128,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	  echo "promot-t5x needs Python 3.11, 3.12 or 3.13 (3.14 has no TensorFlow), and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,mecab,tokenizers]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,languages,mecab,tokenizers]'
 	touch $@
 
 $(TPU_COMPILER): constraints.txt | $(INSTALLED)

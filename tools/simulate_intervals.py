@@ -27,7 +27,7 @@ from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.metrics import Metric
 from promot_t5x.tasks.rouge import Rouge
 
-SAMPLES = 300
+SAMPLES = 1000
 EXAMPLES, SEEDS = (56, 277, 2000), (1, 2, 3, 5, 10)
 ACCURACIES = {0.5: 0.56, 0.9: 0.93, 0.99: 0.995}  # of the first method: of a better second one
 _QUESTION, _METHOD, _LUCK = 1.0, 0.5, 1.0  # standard deviations of the latent variable's parts

@@ -79,6 +79,11 @@ class EncoderDecoderModel:
         """Return the same model with no prompt table: an ordinary T5."""
         return self.with_prompts(0, 0)
 
+    def with_shot_seed(self, seed: int) -> "EncoderDecoderModel":
+        """Return the same model, asked with the demonstrations that another seed draws."""
+        task_format = dataclasses.replace(self.task_format, shot_seed=seed)
+        return dataclasses.replace(self, task_format=task_format)
+
     def unscanned(self) -> "EncoderDecoderModel":
         """Return the same model with its layers one by one, as checkpoints hold them."""
         return self._with(scan_layers=False)

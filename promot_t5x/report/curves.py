@@ -1,7 +1,6 @@
 """The scores that were measured while stages trained: target, suite and format, step by step."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -174,10 +173,14 @@ def _points(stage: epath.Path) -> list[CurvePoint]:
         points.append(
             CurvePoint(
                 step=step,
-                target=_mean({task: _score(at[step]) for task, at in targets.items()})
+                target=_mean(
+                    {task: answers.recorded_score(at[step]) for task, at in targets.items()}
+                )
                 if targets and all(step in at for at in targets.values())
                 else math.nan,
-                tasks={task: _score(at[step]) for task, at in suite.items()} if complete else {},
+                tasks={task: answers.recorded_score(at[step]) for task, at in suite.items()}
+                if complete
+                else {},
                 formats=share(step) if complete else {},
             )
         )
@@ -200,8 +203,3 @@ def _share(targets: Found, suite: Found) -> Callable[[int], dict[str, float]]:
     return lambda step: {
         task: measure.share(answers.read(steps[step])) for task, steps in telling.items()
     }
-
-
-def _score(path: epath.Path) -> float:
-    summary = json.loads(path.read_text())
-    return summary["metrics"][summary["primary"]] if summary["primary"] else math.nan

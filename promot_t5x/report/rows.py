@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from promot_t5x.report.statistics.bootstrap import Interval
 
 FILE = "row.json"
+# Beside it, the suite's answers after the demonstrations that another seed draws.
+REDRAWN = "shot_seed_"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from promot_t5x.checkpoints.stage_result import StageResult
+from promot_t5x.data import tokenization
 from promot_t5x.distributed import preemption, processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
@@ -57,12 +58,23 @@ class Comparison:
     - `rows`: the models.
     - `targets`: the fine-tuned tasks.
     - `suite`: the in-context tasks; none leaves them out.
+    - `suite_shot_seeds`: ask the suite once more with the demonstrations that each of these draws,
+      so that reports can say how much the choice of demonstrations moves the scores.
     """
 
     base: str | None
     rows: Sequence[Row]
     targets: Sequence[EvalConfig]
     suite: EvalConfig | None = None
+    suite_shot_seeds: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.suite_shot_seeds and self.suite is None:
+            raise UserError(
+                f"SUITE_SHOT_SEEDS = {list(self.suite_shot_seeds)} asks the suite with other "
+                "demonstrations, but there is no SUITE; add one, as in "
+                "--gin_file=suites/icl_1shot.gin."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,15 +139,22 @@ class ComparisonEvaluator:
             )
             for target, prompted in zip(comparison.targets, self._prompted(), strict=True)
         ]
-        self._suite = None
-        if (suite := comparison.suite) is not None:
-            attached = any(row.suite_prompt for row in comparison.rows)
-            self._suite = EvaluatorPair(
-                name="suite",
-                plain=Evaluator(plain, suite, partitioner),
-                prompted=Evaluator(model, suite, partitioner, prompt_index=0) if attached else None,
-            )
+        self._suite = None if comparison.suite is None else self._asking(comparison.suite, model)
+        self._redrawn = {
+            seed: self._asking(comparison.suite, model.with_shot_seed(seed))
+            for seed in comparison.suite_shot_seeds
+            if comparison.suite is not None
+        }
         self._check_tasks()
+        self._check_shot_seeds()
+
+    def _asking(self, suite: EvalConfig, model: EncoderDecoderModel) -> EvaluatorPair:
+        attached = any(row.suite_prompt for row in self._comparison.rows)
+        prompted = None
+        if attached:
+            prompted = Evaluator(model, suite, self._partitioner, prompt_index=0)
+        plain = Evaluator(model.without_prompt(), suite, self._partitioner)
+        return EvaluatorPair(name="suite", plain=plain, prompted=prompted)
 
     def check(self) -> None:
         """Read the questions of targets and suite; raises as `Evaluator.check` does."""
@@ -178,6 +197,11 @@ class ComparisonEvaluator:
             for result in self._answer(loaded, pair, prompt)
         ]
         suite = self._answer(loaded, self._suite, row.suite_prompt) if self._suite else []
+        for shot_seed, pair in self._redrawn.items():
+            place = directory / f"{report.REDRAWN}{shot_seed}"
+            said = f"{label} demonstrations {shot_seed}:"
+            redrawn = dataclasses.replace(loaded, directory=place, label=said)
+            self._answer(redrawn, pair, row.suite_prompt)
         asked = [*targets, *suite]
         made = report.ReportRow(
             label=row.label,
@@ -217,6 +241,22 @@ class ComparisonEvaluator:
                 raise UserError(
                     f"The comparison would ask {name!r} twice and keep its answers once: it is in "
                     f"two of the targets or in a target and SUITE; leave it out of one of them."
+                )
+
+    def _check_shot_seeds(self) -> None:
+        seeds = list(self._comparison.suite_shot_seeds)
+        own = self._model.task_format.shot_seed
+        if own in seeds or len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"SUITE_SHOT_SEEDS = {seeds} draws the same demonstrations twice: the suite is "
+                f"asked with format.Format.shot_seed = {own} anyway; name each other seed once."
+            )
+        if self._suite is not None and seeds:
+            tasks = self._suite.plain.tasks
+            if not any(tokenization.shows_demonstrations(task.task) for task in tasks):
+                raise UserError(
+                    f"SUITE_SHOT_SEEDS = {seeds}: no task of the suite shows demonstrations that "
+                    f"are drawn ({', '.join(task.name for task in tasks)})."
                 )
 
     def _prompted(self) -> list[bool]:
