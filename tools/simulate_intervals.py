@@ -138,7 +138,7 @@ def grid(count: int = SAMPLES, *, fixed: bool = False, seed_effect: float = _SEE
     return _table(["n", "accuracy", *(_runs(runs) for runs in SEEDS)], rows)
 
 
-def levels(count: int = 200, resamples: int = 200) -> str:
+def levels(count: int = 1000, resamples: int = 200) -> str:
     """Return the table of coverage of single scores and of the mean of eight tasks."""
     rows = []
     for examples in EXAMPLES[:2]:

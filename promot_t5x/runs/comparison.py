@@ -177,7 +177,7 @@ class ComparisonEvaluator:
         directory = home / "comparison" / re.sub(r"\W+", "_", row.label)
         results = {name: self._result(home, name) for name in sorted(row.stages)}
         chosen = {name: result.step for name, result in results.items()}
-        if (recorded := _recorded(directory, chosen)) is not None:
+        if (recorded := _recorded(directory, chosen, list(self._redrawn))) is not None:
             return recorded
         preemption.stop_if_reached()
         label = f"[{row.label}]" if seed is None else f"[{row.label}, seed {seed}]"
@@ -213,6 +213,7 @@ class ComparisonEvaluator:
             checkpoints=chosen,
             split={task.task: task.split for task in asked},
             selection_split={t.task: loaded.selection_split.get(t.task) for t in asked},
+            shot_seeds=list(self._redrawn),
         )
         if processes.is_primary():
             text = json.dumps(dataclasses.asdict(made), indent=1)
@@ -309,14 +310,17 @@ class ComparisonEvaluator:
             return evaluator.run(params, f"{loaded.label} {pair.name}", run)
 
 
-def _recorded(directory: epath.Path, chosen: Mapping[str, int]) -> report.ReportRow | None:
-    """Return the row on file, unless its stages have chosen other checkpoints since."""
+def _recorded(
+    directory: epath.Path, chosen: Mapping[str, int], shot_seeds: Sequence[int]
+) -> report.ReportRow | None:
+    """Return the row on file, unless it is of other checkpoints or lacks some demonstrations."""
     path = directory / report.FILE
     if not path.exists():
         return None
     row = report.ReportRow(**json.loads(path.read_text()))
     # An older version's rows do not name their checkpoints, and its stages never went on.
-    return row if row.checkpoints in ({}, chosen) else None
+    is_whole = set(shot_seeds) <= set(row.shot_seeds)
+    return row if is_whole and row.checkpoints in ({}, chosen) else None
 
 
 def _selection_split(results: Sequence[StageResult]) -> dict[str, str]:

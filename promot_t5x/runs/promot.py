@@ -26,7 +26,11 @@ from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.train import Trainer
 from promot_t5x.runs.weights import Weights
 
-SEEDS = ("SEEDS", "promot.promot.seeds")  # what the configuration calls them
+# What a run may be asked for later, as the configuration calls it.
+MORE = (
+    *("SEEDS", "promot.promot.seeds"),
+    *("SUITE_SHOT_SEEDS", "promot.Comparison.suite_shot_seeds"),
+)
 
 
 def promot(
@@ -71,7 +75,7 @@ def promot(
         for home in homes.values():
             check_growth(by_name, {name: home / name for name in by_name})
 
-    run_directory.claim(directory, config.resolved_str(), may_change=SEEDS, check=check)
+    run_directory.claim(directory, config.resolved_str(), may_change=MORE, check=check)
 
     # Before anything trains, all that will be asked is read.
     if any(StageResult.read(home / name) is None for home in homes.values() for name in by_name):

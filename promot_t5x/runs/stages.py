@@ -40,7 +40,8 @@ class DatasetConfig:
     - `batch_size`: rows of a global batch; with packing a row holds several examples.
     - `shuffle`: draw every epoch in an order of its own, by `seed`.
     - `seed`: of the order and of the demonstrations, which each example has others of each epoch.
-    - `pack`: put as many examples into a row as fit; results are those of unpacked rows.
+    - `pack`: put as many examples into a row as fit. An example's loss without dropout is the same
+      as in a row of its own; a batch, and thus a step, has more examples.
     - `module`: a Python module (dotted name or file) that registers the user's own tasks.
     - `rates`: rates of a mixture's tasks by name, in place of its own for those that are named.
     """
