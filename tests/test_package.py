@@ -140,7 +140,7 @@ BY_PYTHON = r"(; python_version (<|>=) '3\.12')?"
 
 def requirements():
     """What `make` installs."""
-    extras = ("test", "docs", "mecab", "tokenizers")
+    extras = ("test", "docs", "languages", "mecab", "tokenizers")
     return [
         *PROJECT["dependencies"],
         *(r for e in extras for r in PROJECT["optional-dependencies"][e]),

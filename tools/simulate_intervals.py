@@ -3,7 +3,7 @@
     python -m tools.simulate_intervals docs/reports.md
 
 writes the tables between their marks in that page, `<!-- name -->` and `<!-- end -->`; it takes
-about five minutes on one core. Answers are right where a latent variable is positive: how good
+about fifteen minutes on one core. Answers are right where a latent variable is positive: how good
 the method is, how easy the question, how well the method takes to the question, what the seed
 brings, and luck, all normal. Both methods' true scores are thus known exactly. Where questions are
 *fixed*, all samples are answers to the same ones, which are equally hard for both methods, and the
