@@ -3,7 +3,7 @@
     python -m tools.simulate_intervals docs/reports.md
 
 writes the tables between their marks in that page, `<!-- name -->` and `<!-- end -->`; it takes
-about fifteen minutes on one core. Answers are right where a latent variable is positive: how good
+about ten minutes on one core. Answers are right where a latent variable is positive: how good
 the method is, how easy the question, how well the method takes to the question, what the seed
 brings, and luck, all normal. Both methods' true scores are thus known exactly. Where questions are
 *fixed*, all samples are answers to the same ones, which are equally hard for both methods, and the
@@ -138,7 +138,7 @@ def grid(count: int = SAMPLES, *, fixed: bool = False, seed_effect: float = _SEE
     return _table(["n", "accuracy", *(_runs(runs) for runs in SEEDS)], rows)
 
 
-def levels(count: int = 1000, resamples: int = 200) -> str:
+def levels(count: int = 200, resamples: int = 200) -> str:
     """Return the table of coverage of single scores and of the mean of eight tasks."""
     rows = []
     for examples in EXAMPLES[:2]:
