@@ -26,6 +26,9 @@ examples:
 
   promot-t5x plan --gin_file=paper/mt5_xxl_rte.gin --topology=v5p-16 --search
 
+  promot-t5x plan --gin_file=paper/mt5_xxl_rte.gin --topology=v4-128 \\
+      --gin.PACK='"batch"' --packed=32x612x16
+
   promot-t5x plan --gin_file=paper/mt5_xxl_rte.gin --fit=v5e --only=stage_one"""
 
 
