@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.data.example_store import Store
 from promot_t5x.data.ragged import FEATURES, Ragged, joined_texts, spans
 from promot_t5x.errors import UserError
@@ -32,12 +33,10 @@ _PACKED = (
 )
 
 
-def batch_shapes(
-    *, batch_size: int, lengths: Mapping[str, int], pack: bool
-) -> dict[str, tuple[int, int]]:
+def batch_shapes(shape: Shape, *, packed: bool) -> dict[str, tuple[int, int]]:
     """Shape of every feature of a batch; all are int32."""
-    features = _UNPACKED + (_PACKED if pack else ())
-    return {name: (batch_size, lengths[feature]) for name, feature in features}
+    features = _UNPACKED + (_PACKED if packed else ())
+    return {name: (shape.rows, getattr(shape, feature)) for name, feature in features}
 
 
 class Segments(NamedTuple):
@@ -101,13 +100,12 @@ class Assembler:
             means += rate / sum(rates) * self.sizes(np.full(len(sample), task), sample).mean(axis=0)
         return float(means[0]), float(means[1])
 
-    def assemble(self, segments: Segments, *, rows: int, packed: bool) -> Batch:
-        """Return the features of `rows` rows; a row without segments is all zeros."""
+    def assemble(self, segments: Segments, shape: Shape, *, packed: bool) -> Batch:
+        """Return the features of rows of that shape; a row without segments is all zeros."""
         texts = self._texts(segments)
-        inputs = _Layout(
-            segments, texts["inputs"].lengths + self._prompt_length, rows, self.lengths["inputs"]
-        )
-        targets = _Layout(segments, texts["targets"].lengths, rows, self.lengths["targets"])
+        taken = texts["inputs"].lengths + self._prompt_length
+        inputs = _Layout(segments, taken, shape.rows, shape.inputs)
+        targets = _Layout(segments, texts["targets"].lengths, shape.rows, shape.targets)
         encoder = inputs.empty()
         self._write_prompts(encoder, inputs, segments)
         _write(encoder, inputs.starts + self._prompt_length, texts["inputs"])

@@ -30,6 +30,7 @@ class ValidationLoss:
     - `config`: names the examples: tasks, split, lengths, how many.
     - `questions`: the same evaluation's tasks.
     - `partitioner`: the mesh that the weights lie on.
+    - `pack`: whether a row holds as many examples as fit, as it does in training.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class ValidationLoss:
         config: EvalConfig,
         questions: QuestionSet,
         partitioner: Partitioner,
+        *,
+        pack: bool,
     ):
         self._model, self._config, self._partitioner = model, config, partitioner
-        self._questions = questions
+        self._questions, self._pack = questions, pack
         self._batches: dict[str, batches.EvalBatches] = {}
 
     def open(self, token_cache: epath.Path | None) -> None:
@@ -97,6 +100,7 @@ class ValidationLoss:
             [examples],
             batch_size=self._config.batch_size,
             lengths={"inputs": inputs, "targets": targets},
+            pack=self._pack,
             vocab_size=self._model.config.vocab_size,
             prompt_length=prompt_length,
             use_prompts=prompts > 0,

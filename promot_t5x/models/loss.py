@@ -140,6 +140,7 @@ def normalizer(
     kind: float | int | str | None,
     weights: Num[Array, "batch length"],
     segment_ids: Int[Array, "batch length"] | None = None,
+    total: int | None = None,
 ) -> tuple[Float[Array, ""], Num[Array, "batch length"]]:
     """Return (factor, weights): use these weights in `token_loss` and divide its sums by factor.
 
@@ -159,6 +160,7 @@ def normalizer(
     - `kind`: see above; names in either case.
     - `weights`: the loss weight of every target token, 0 for padding.
     - `segment_ids`: decoder_segment_ids of a packed batch (0 for padding), else None.
+    - `total`: what takes the place of batch * length, where other rows than these are meant.
 
     **Raises:**
 
@@ -171,7 +173,7 @@ def normalizer(
         return jnp.float32(kind), weights
     name = kind.upper()
     if name == "NUM_TOTAL_TARGET_TOKENS":
-        return jnp.float32(weights.size), weights
+        return jnp.float32(weights.size if total is None else total), weights
     if name == "NUM_REAL_TARGET_TOKENS":
         return _one_if_zero(jnp.sum(weights, dtype=jnp.float32)), weights
     weights = weights / _one_if_zero(_sequence_weights(weights, segment_ids))

@@ -5,6 +5,7 @@ stand-in, and arrays are shapes.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 
 from promot_t5x import config
 from promot_t5x.data import sources
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.answering import shared_decoder
@@ -63,7 +65,10 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A configured run. `text` is its configuration, resolved; `macros` are the names in it."""
+    """A configured run. `text` is its configuration, resolved; `macros` are the names in it.
+
+    `packed` is the shape of the batches of stages with `PACK = 'batch'`: their largest if None.
+    """
 
     model: EncoderDecoderModel
     stages: Sequence[Stage]
@@ -71,6 +76,7 @@ class Run:
     partitioner: Partitioner
     text: str
     macros: frozenset[str]
+    packed: Shape | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,12 @@ class Program:
     lower: Callable[[], jax.stages.Lowered]
 
 
-def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> Run:
+def read(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str],
+    packed: Shape | None = None,
+) -> Run:
     """Read a run's gin files as its command would. **Raises** `UserError` as the command would."""
     config.configured(AnyVocabulary)
     for root in ROOTS:
@@ -118,6 +129,11 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
     else:
         stages = []
         asked = [_asked(given["questions"], behind_prompt=bool(given.get("prompt_path")))]
+    if packed and not any(stage.train_dataset.pack == "batch" for stage in stages):
+        raise UserError(
+            f"--packed={packed}: no stage of this run packs its batches; leave it out, or set "
+            "PACK = 'batch'."
+        )
     validated = [
         Asked(
             name=f"{stage.name} validation",
@@ -138,7 +154,8 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
         stages=stages,
         asked=[*validated, *reviewed, *asked],
         partitioner=given["partitioner"],
-        text=config.resolved_str(),
+        text=config.resolved_str() + (f"# batches of {packed}\n" if packed else ""),
+        packed=packed,
         macros=config.macros(),
     )
 
@@ -172,7 +189,7 @@ def programs(run: Run, devices: Sequence[Any]) -> list[Program]:
     Of what it asks, the longest inputs and answers, which need the most.
     """
     partitioner = on_devices(run, devices)
-    found = [_training(run.model, stage, partitioner) for stage in run.stages]
+    found = [_training(run.model, stage, partitioner, run.packed) for stage in run.stages]
     seen: set[Any] = set()
     for asked in run.asked:
         key, program = _decoding(run.model, asked, partitioner)
@@ -194,10 +211,14 @@ def chosen(found: Sequence[Program], only: Sequence[str]) -> list[Program]:
     return [program for program in found if not only or program.name in only]
 
 
-def _training(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner) -> Program:
+def _training(
+    model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner, packed: Shape | None
+) -> Program:
     data = stage.train_dataset
-    partitioner.check_batch(data.batch_size // stage.microbatches, f"stage {stage.name!r}: a batch")
     program = _program(model, stage, partitioner)
+    shape = (packed if data.pack == "batch" else None) or program.whole
+    for rows in {shape.rows, program.whole.rows}:
+        partitioner.check_batch(rows // stage.microbatches, f"stage {stage.name!r}: a batch")
     shapes = program.state_shapes()
     return Program(
         name=stage.name,
@@ -206,12 +227,12 @@ def _training(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner
         flops=flops.training(
             _of_stage(model, stage),
             stage.trainable,
-            batch=data.batch_size,
-            lengths=data.task_feature_lengths,
+            batch=shape.rows,
+            lengths={"inputs": shape.inputs, "targets": shape.targets},
             microbatches=stage.microbatches,
         ),
         steps=stage.train_steps,
-        lower=program.lower,
+        lower=functools.partial(program.lower, shape),
     )
 
 

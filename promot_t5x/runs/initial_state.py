@@ -165,7 +165,7 @@ def run_metadata(stage: Stage, found: InitialState, data: Batches) -> RunMetadat
 
 def position(data: Batches, step: int) -> dict[str, Any]:
     """Return where the data stand after a step: the next batch is a function of its number."""
-    content = json.dumps(hashing.digests(data.batch(step)), sort_keys=True)
+    content = json.dumps(hashing.digests(data.content(step)), sort_keys=True)
     return {"next_batch": step, "content_hash": hashing.hex_digest(content.encode())}
 
 

@@ -70,7 +70,13 @@ def evaluators(
     target, validation_loss = None, None
     if stage.evaluation:
         target = Evaluator(model, stage.evaluation, partitioner)
-        validation_loss = ValidationLoss(trained, stage.evaluation, target.questions, partitioner)
+        validation_loss = ValidationLoss(
+            trained,
+            stage.evaluation,
+            target.questions,
+            partitioner,
+            pack=bool(stage.train_dataset.pack),
+        )
     suite, aligned = None, None
     if stage.suite and stage.suite_period:
         suite = Evaluator(model.without_prompt(), stage.suite, partitioner)

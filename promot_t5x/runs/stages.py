@@ -20,6 +20,7 @@ import optax
 
 from promot_t5x.checkpoints.steps import TIES
 from promot_t5x.config import validation
+from promot_t5x.data import batches
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.training import adafactor
@@ -37,11 +38,12 @@ class DatasetConfig:
     - `mixture_or_task_name`: a registered task or mixture.
     - `task_feature_lengths`: tokens a row of `inputs` (prompt included) and of `targets` holds.
     - `split`: the tasks' split to train on.
-    - `batch_size`: rows of a global batch; with packing a row holds several examples.
+    - `batch_size`: examples of a global batch; with `pack` True rows, which hold several each.
     - `shuffle`: draw every epoch in an order of its own, by `seed`.
     - `seed`: of the order and of the demonstrations, which each example has others of each epoch.
-    - `pack`: put as many examples into a row as fit. An example's loss without dropout is the same
-      as in a row of its own; a batch, and thus a step, has more examples.
+    - `pack`: False puts one example into a row. `'batch'` puts the same examples into as few rows
+      as they need: a step's loss and gradients are those of False, dropout's masks apart. True
+      fills every row with as many examples as fit: more of them a step.
     - `module`: a Python module (dotted name or file) that registers the user's own tasks.
     - `rates`: rates of a mixture's tasks by name, in place of its own for those that are named.
     """
@@ -52,7 +54,7 @@ class DatasetConfig:
     batch_size: int
     shuffle: bool = True
     seed: int = 0
-    pack: bool = False
+    pack: batches.Packing = False
     module: str | None = None
     rates: Mapping[str, float] | None = None
 
@@ -60,6 +62,8 @@ class DatasetConfig:
         validation.check_feature_lengths(self.task_feature_lengths)
         validation.check_positive("BATCH_SIZE", self.batch_size)
         validation.check_seed("RANDOM_SEED", self.seed)
+        if self.pack not in (False, True, "batch"):
+            raise UserError(f"PACK must be False, True or 'batch', got {self.pack!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

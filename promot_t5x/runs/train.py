@@ -16,6 +16,8 @@ from promot_t5x import config
 from promot_t5x.checkpoints import prompt_file, saving
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.data import batches, example_store, sources, store
+from promot_t5x.data.assembly import Batch
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import Preempted, UserError
@@ -230,8 +232,8 @@ class Trainer:
                 measure(saver, measurements, train_state, start)
             measurements.evaluate_suite(train_state, start)
 
-            # What the step does with a batch: compiled once, ahead of the loop.
-            train_step = self._compiled()
+            # What the step does with a batch: compiled ahead of the loop, once for each shape.
+            self._compiled(data.shape(start))
 
             # Where its result goes: metrics every step, a checkpoint and a score every period.
             non_finite = NonFiniteSteps(
@@ -249,15 +251,14 @@ class Trainer:
                 concurrent.futures.ThreadPoolExecutor(1) as reader,
                 preemption.postponed(),
             ):
-                # Each process reads the rows that its own devices hold.
-                rows = partitioner.rows(stage.train_dataset.batch_size)
-                upcoming = reader.submit(data.batch, start, rows)
+                upcoming = reader.submit(self._rows, data, start)
                 if start == 0:
                     measurements.align(train_state, 0)
                 for number in range(start + 1, stage.train_steps + 1):
-                    batch = upcoming.result()
-                    upcoming = reader.submit(data.batch, number, rows)
+                    shape, batch = upcoming.result()
+                    upcoming = reader.submit(self._rows, data, number)
                     placed = partitioner.place_batch(batch)
+                    train_step = self._compiled(shape)
                     train_state, metrics, finite = train_step(train_state, placed)
                     log.add(number, metrics, finite, placed)
                     saver.check()
@@ -332,14 +333,20 @@ class Trainer:
             "train longer, or check the task's answers, DIALECT and DECODING."
         )
 
-    def _compiled(self) -> Any:
+    def _rows(self, data: batches.Batches, step: int) -> tuple[Shape, Batch]:
+        """Read the rows of a batch that this process's own devices hold."""
+        shape = data.shape(step)
+        return shape, data.batch(step, self._partitioner.rows(shape.rows))
+
+    def _compiled(self, shape: Shape) -> Any:
         """Return the step; a stage of several seeds compiles it once."""
-        if not self._program.is_compiled:
+        if not self._program.is_compiled(shape):
             began = time.monotonic()
-            self._program.compile()
+            self._program.compile(shape)
             startup.meet()
-            self._say(f"step compiled in {duration(time.monotonic() - began)}")
-        return self._program.compile()
+            of = f" for {shape}" if self.stage.train_dataset.pack == "batch" else ""
+            self._say(f"step{of} compiled in {duration(time.monotonic() - began)}")
+        return self._program.compile(shape)
 
     def _open_data(
         self, token_cache: epath.Path | None
@@ -365,6 +372,7 @@ class Trainer:
             batch_size=dataset.batch_size,
             lengths=lengths,
             pack=dataset.pack,
+            row_multiple=self._partitioner.batch_ways * self.stage.microbatches,
             seed=dataset.seed,
             shuffle=dataset.shuffle,
             vocab_size=self._model.config.vocab_size,
@@ -374,6 +382,13 @@ class Trainer:
         for task, examples, trimmed in zip(self._tasks, stores, data.trimmed.values(), strict=True):
             described = batch_contents.describe(task, dataset.split, examples, trimmed)
             self._say(f"data: {described}")
+        if dataset.pack == "batch":
+            smallest = data.shapes[0]
+            self._say(
+                f"data: {dataset.batch_size} examples lie in {smallest} (rows, inputs, targets) "
+                f"where they fit, {smallest.tokens / self._program.whole.tokens:.0%} of the "
+                "unpacked tokens"
+            )
         return data, stores
 
     def _is_due(self, step: int) -> bool:

@@ -108,6 +108,7 @@ def make_train_step(
     microbatches: int = 1,
     optimizer_step: int = 0,
     skip_non_finite: bool = False,
+    total_target_tokens: int | None = None,
 ) -> Step:
     """Build the step `(state, batch) -> (state, metrics, finite)`; the caller compiles it.
 
@@ -119,6 +120,8 @@ def make_train_step(
     - `skip_non_finite`: leave parameters and slots as they are where a number of the step is not
       finite. Old and new parameters then exist at the same time; without it the update takes the
       place of the parameters, and it is for the caller not to use such a state.
+    - `total_target_tokens`: padding included, of the batch as if it were unpacked; None takes
+      those that are there.
 
     **Returns:** the step. Its metrics are the step's own, named in `step_metrics`.
     """
@@ -129,6 +132,7 @@ def make_train_step(
             model.loss_normalizing_factor,
             batch["decoder_loss_weights"],
             batch.get("decoder_segment_ids"),
+            total_target_tokens,
         )
         batch = {**batch, "decoder_loss_weights": weights}
         dropout_key = None

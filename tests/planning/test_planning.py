@@ -21,6 +21,7 @@ from engine_helpers import (
 
 from promot_t5x import config, decoding
 from promot_t5x.cli import main
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.errors import UserError
 from promot_t5x.planning import (
@@ -264,7 +265,8 @@ def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, chu
         learning_rate=CONSTANT,
     )
     counted = flops.training(model, trainable, batch=4, lengths=lengths)
-    actual = compiler_count(program.StageProgram(model, stage, one_device_mesh()).lower())
+    step = program.StageProgram(model, stage, one_device_mesh())
+    actual = compiler_count(step.lower(step.whole))
     assert counted.executed == pytest.approx(actual, rel=0.05)
     assert (counted.recomputed > 0) == (remat != "none")
 
@@ -380,6 +382,26 @@ def test_runs_of_every_verb_can_be_planned(run, extra, names):
     assert [each.name for each in planned_runs.programs(found, jax.devices())] == names
 
 
+PACKED = ["PACK = 'batch'", "NUM_PARTITIONS = 2"]
+
+
+def test_a_packed_step_is_planned_at_its_shape_and_without_one_at_its_largest():
+    def stage_two(packed, bindings=PACKED):
+        run = planned_runs.read(["paper/mt5_xl_rte.gin"], bindings, [], packed)
+        return run, planned_runs.programs(run, jax.devices())[1].flops.model
+
+    whole, packed = stage_two(None), stage_two(Shape(24, 612, 16))
+    assert packed[1] == pytest.approx(whole[1] * 24 / 64, rel=0.05)
+    assert packed[0].text != whole[0].text  # so that neither is remembered as the other
+    assert whole[1] == stage_two(None, PACKED[1:])[1]
+    with pytest.raises(UserError, match="stage 'stage_one': a batch = 6 is not divisible"):
+        stage_two(Shape(6, 612, 16))
+    with pytest.raises(UserError, match="no stage of this run packs its batches"):
+        stage_two(Shape(24, 612, 16), PACKED[1:])
+    with pytest.raises(UserError, match="PACK must be False, True or 'batch', got 'rows'"):
+        stage_two(None, ["PACK = 'rows'"])
+
+
 def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimizer():
     bindings = ["NUM_PARTITIONS = 2", "SUITE_EVAL_PERIOD = 100"]
     found = planned_runs.programs(
@@ -491,6 +513,8 @@ def test_plans_are_remembered_by_everything_that_they_depend_on(tmp_path, monkey
         (["--gin_file=paper/mt5_xl_rte.gin"], "either --topology"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--topology=v4-8", "--fit=v4"], "either --topology"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--topology=v4-9"], "no such slice"),
+        (["--gin_file=x.gin", "--topology=v4-8", "--packed=24x612"], "--packed=24x612: give rows"),
+        (["--gin_file=x.gin", "--topology=v4-8", "--packed=0x6x6"], "--packed=0x6x6: give rows"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--fit=v4", "--search"], "leave out --search"),
         (["--gin_file=x", "--topolgy=v4-8"], "unrecognized"),
     ],

@@ -56,6 +56,8 @@ def runs(tmp_path_factory):
         MODEL_DIR=model_dir,
         INITIAL_CHECKPOINT_PATH=base / "checkpoint_1",
         DROPOUT_RATE=0.1,
+        PACK="batch",
+        TASK_FEATURE_LENGTHS={"inputs": 32, "targets": 6},
         TRAIN_STEPS=STEPS,
         EVAL_PERIOD=PERIOD,
         PROMPT_STEPS=STEPS,
