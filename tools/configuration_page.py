@@ -21,6 +21,7 @@ FILES = (
     "runs/promot.gin",
     "runs/multitask.gin",
     "runs/sequential.gin",
+    "runs/rivals.gin",
     "runs/eval.gin",
     "runs/infer.gin",
     "runs/mesh.gin",

@@ -82,6 +82,7 @@ class StageProgram:
             microbatches=stage.microbatches,
             optimizer_step=stage.optimizer_step,
             skip_non_finite=stage.skip_non_finite_steps > 0,
+            objective=stage.objective,
         )
         shapes = self.state_shapes()
         formats = jax.tree.map(lambda a: a.format, shapes)
@@ -90,7 +91,7 @@ class StageProgram:
         with self._partitioner.activate():
             return jitted.lower(shapes, self.batch_shapes())
 
-    def _layout(self) -> tuple[Any, Any, Any, Any, Any]:
+    def _layout(self) -> tuple[Any, Any, Any, Any, Any, Any]:
         stage = self._stage
         return (
             self.model.param_axes(),
@@ -98,4 +99,5 @@ class StageProgram:
             self._optimizer,
             self._partitioner,
             stage.frozen_dtype,
+            stage.keeps_base,
         )

@@ -22,6 +22,7 @@ from promot_t5x.checkpoints.steps import TIES
 from promot_t5x.config import validation
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
+from promot_t5x.models.objectives import Objective
 from promot_t5x.training import adafactor
 from promot_t5x.training.alignment import AlignmentConfig
 
@@ -84,6 +85,7 @@ class Stage:
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimizer fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
+    - `objective`: what is minimized in place of plain cross-entropy, see `objectives`.
     - `dropout_rate`, `label_smoothing`: of this stage; none takes the model's.
     - `microbatches`: parts that a batch is taken in.
     - `skip_non_finite_steps`: how many steps in a row may be left out because a loss, gradient or
@@ -118,6 +120,7 @@ class Stage:
     train_steps: int
     optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
     learning_rate: Callable[[Any], Any]
+    objective: Objective | None = None
     dropout_rate: float | None = None
     label_smoothing: float | None = None
     microbatches: int = 1
@@ -130,6 +133,11 @@ class Stage:
     best_mode: Literal["max", "min"] = "max"
     optimizer_step: int = 0
     random_seed: int = 0
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether what trains is kept as it was at the stage's beginning, beside what it is."""
+        return self.objective is not None and self.objective.needs_base
 
     def with_seed(self, seed: int) -> "Stage":
         """Return the stage with another seed of dropout, of what is new and of the data's order."""
