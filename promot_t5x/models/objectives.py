@@ -137,6 +137,20 @@ class KLToBase:
         return Terms(jnp.ones_like(divergence), self.weight * divergence)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """The divergence from the base alone, which is measured and not trained on."""
+
+    needs_base: ClassVar[bool] = True
+
+    def __call__(self, logits: Logits, targets: Targets, base_logits: Logits | None) -> Terms:
+        """Return the divergences in place of the loss."""
+        del targets
+        assert base_logits is not None
+        divergence = kl_divergence(base_logits, logits)
+        return Terms(jnp.zeros_like(divergence), divergence)
+
+
 def kl_divergence(logits: Logits, other: Logits) -> Float[Array, "*tokens"]:
     """Return KL(p over q) in nats, p the distribution of `logits` and q that of `other`."""
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)

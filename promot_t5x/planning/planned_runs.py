@@ -209,6 +209,7 @@ def _training(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner
             batch=data.batch_size,
             lengths=data.task_feature_lengths,
             microbatches=stage.microbatches,
+            with_base=stage.objective is not None and stage.objective.needs_base,
         ),
         steps=stage.train_steps,
         lower=program.lower,

@@ -82,6 +82,8 @@ class Stage:
       step, every so many steps and after the last: what it can still do in context. Without a
       period they are not asked while the stage trains.
     - `alignment`: measure gradient alignment at step 0 and with every validation score.
+    - `drift`: measure how far the model has gone from what it was, without its prompt, at step 0
+      and with every validation score; needs an `evaluation`.
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimizer fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
@@ -117,6 +119,7 @@ class Stage:
     suite: EvalConfig | None = None
     suite_period: int | None = None
     alignment: AlignmentConfig | None = None
+    drift: bool = False
     train_steps: int
     optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
     learning_rate: Callable[[Any], Any]
@@ -137,7 +140,7 @@ class Stage:
     @property
     def keeps_base(self) -> bool:
         """Whether what trains is kept as it was at the stage's beginning, beside what it is."""
-        return self.objective is not None and self.objective.needs_base
+        return self.drift or (self.objective is not None and self.objective.needs_base)
 
     def with_seed(self, seed: int) -> "Stage":
         """Return the stage with another seed of dropout, of what is new and of the data's order."""
@@ -174,6 +177,11 @@ class Stage:
                     f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
                     "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
                 )
+        if self.drift and self.evaluation is None:
+            raise UserError(
+                f"stage {self.name!r}: drift is measured on the examples of its evaluation, and it "
+                "has none; bind stages.Stage.evaluation, or leave drift out."
+            )
         for field, choices in (("frozen_dtype", DTYPES), ("best_ties", TIES)):
             value = getattr(self, field)
             if value not in choices:

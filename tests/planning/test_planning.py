@@ -23,6 +23,7 @@ from promot_t5x import config, decoding
 from promot_t5x.cli import main
 from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.errors import UserError
+from promot_t5x.models.objectives import KLToBase
 from promot_t5x.planning import (
     cache,
     chips,
@@ -240,17 +241,18 @@ def compiler_count(lowered):
 
 
 @pytest.mark.parametrize(
-    ("trainable", "remat", "chunk"),
+    ("trainable", "remat", "objective"),
     [
-        (ONLY_PROMPT, "none", 4096),
-        (ALL_BUT_PROMPT, "none", 4096),
-        (EVERYTHING, "full", 4096),
-        (ALL_BUT_PROMPT, "minimal", 4096),
+        (ONLY_PROMPT, "none", None),
+        (ALL_BUT_PROMPT, "none", None),
+        (EVERYTHING, "full", None),
+        (ALL_BUT_PROMPT, "minimal", None),
+        (EVERYTHING, "none", KLToBase()),
     ],
 )
-def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, chunk):
+def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, objective):
     shape = wide_config(num_prompts=1, prompt_length=8, remat_policy=remat)
-    model = model_of(shape, loss_chunk_tokens=chunk)
+    model = model_of(shape, loss_chunk_tokens=4096)
     lengths = {"inputs": 192, "targets": 64}
     stage = stages.Stage(
         trainable=trainable,
@@ -262,8 +264,11 @@ def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, chu
         eval_period=1,
         optimizer=small_adafactor,
         learning_rate=CONSTANT,
+        objective=objective,
     )
-    counted = flops.training(model, trainable, batch=4, lengths=lengths)
+    counted = flops.training(
+        model, trainable, batch=4, lengths=lengths, with_base=objective is not None
+    )
     actual = compiler_count(program.StageProgram(model, stage, one_device_mesh()).lower())
     assert counted.executed == pytest.approx(actual, rel=0.05)
     assert (counted.recomputed > 0) == (remat != "none")

@@ -18,6 +18,12 @@ ROWS = [@pretrained/promot.Row(), @standard/promot.Row(), @wise_ft/promot.Row()]
 WISE_FT_SHARES = [0.0, 0.25, 1.0]
 KL_WEIGHT = 5.0
 """
+FIXED = """\
+from __gin__ import dynamic_registration
+from promot_t5x.runs import promot
+ROWS = [@pretrained/promot.Row()]
+KEEP = 2
+"""
 ALONE = """
 STAGES = [@kl/stages.Stage()]
 ROWS = [@kl/promot.Row()]
@@ -94,3 +100,20 @@ def test_shares_that_mean_nothing_are_refused(lab, shares, message):
     done = run_helpers.here(words(lab, "few.gin", name="no", WISE_FT_SHARES=shares))
     assert done.status == 2
     assert message in done.err
+
+
+def test_the_drift_is_none_at_first_and_grows_behind_a_prompt_that_it_leaves_out(lab):
+    directory = lab.directory / "drift"
+    given = {"MODEL_DIR": directory, "INITIAL_CHECKPOINT_PATH": None, "TRAIN_STEPS": 2}
+    given |= {"EVAL_PERIOD": 1, "EVAL_NUM_EXAMPLES": 2}
+    files = ("analyses/drift.gin", "fixed.gin")
+    lab.write("fixed.gin", FIXED)
+    out = run_helpers.succeed(lab.words("promot", "fixed_random_prompt", "joint", *files, **given))
+    stage = directory / "fixed_random_prompt"
+    rows = run_helpers.json_lines(stage / "drift.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert rows[0]["run_signs"] == 0.0
+    assert 0.0 < rows[1]["run_signs"] < rows[2]["run_signs"]
+    assert "step 0: drift run_signs 0.0000 nats per target token" in out
+    metrics = json.loads((stage / "checkpoint_2" / "metrics.json").read_text())
+    assert metrics["run_signs/drift"] == rows[2]["run_signs"]
