@@ -22,6 +22,7 @@ FILES = (
     "runs/held_back.gin",
     "runs/multitask.gin",
     "runs/sequential.gin",
+    "runs/rivals.gin",
     "runs/eval.gin",
     "runs/infer.gin",
     "runs/mesh.gin",

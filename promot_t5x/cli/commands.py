@@ -121,6 +121,7 @@ promot-t5x train --gin_file=/data/rte/config.gin --gin.MODEL_DIR='"/data/rte_low
             "runs/sequential.gin",
             "runs/joint.gin",
             "runs/fixed_random_prompt.gin",
+            "runs/rivals.gin",
         ),
         description="""\
 Runs the stages of a method in order, then measures every model of the comparison: on the

@@ -5,6 +5,7 @@ way. Of checkpoints with equal scores the one with the least loss is the best.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.question_set import QuestionSet
 from promot_t5x.models import loss
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
 from promot_t5x.training.state import Tree
 
 
@@ -68,6 +69,19 @@ class ValidationLoss:
         `accuracy`, the share of target tokens that are the likeliest; no entry for a task without
         target tokens.
         """
+        sums = self.sums(lambda batch: self._sums(params, batch), token_cache)
+        return {name: _per_token(each) for name, each in sums.items()}
+
+    def sums(
+        self, of_batch: Callable[[Batch], loss.LossSums], token_cache: epath.Path | None
+    ) -> dict[str, loss.LossSums]:
+        """Return each task's sums over all batches; no entry for one without target tokens.
+
+        **Arguments:**
+
+        - `of_batch`: the sums of a batch that lies on the mesh.
+        - `token_cache`: as `measure` takes it.
+        """
         self.open(token_cache)
         found = {}
         with self._partitioner.activate():
@@ -76,11 +90,10 @@ class ValidationLoss:
                 sums = loss.LossSums(*np.zeros(len(loss.LossSums._fields)))
                 for index in range(len(data)):
                     batch = self._partitioner.place_batch(data.batch(index, rows))
-                    of_batch = jax.device_get(self._sums(params, batch))
                     # Added up in float64, so that many batches lose no digits.
-                    sums = loss.LossSums(*np.add(sums, np.float64(of_batch)))
+                    sums = loss.LossSums(*np.add(sums, np.float64(jax.device_get(of_batch(batch)))))
                 if sums.weight_sum:
-                    found[name] = _per_token(sums)
+                    found[name] = sums
         return found
 
     @functools.cached_property

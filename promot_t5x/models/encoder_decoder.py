@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Shaped
 
 from promot_t5x.errors import UserError
 from promot_t5x.models import loss
+from promot_t5x.models.objectives import Objective
 from promot_t5x.network import transformer
 from promot_t5x.network.config import T5Config
 from promot_t5x.tasks import dialects, format
@@ -110,12 +111,12 @@ class EncoderDecoderModel:
         config = dataclasses.replace(self.config, **changes)
         return dataclasses.replace(self, module=transformer.Transformer(config=config))
 
-    def loss_sums(self, params: Any, batch: Batch, dropout_key: Any | None = None) -> loss.LossSums:
-        """Sum the loss over the batch's target tokens; dropout is off without a key."""
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        module, variables = self.module, {"params": params}
-        hidden: Any = module.apply(
-            variables,
+    def hidden(
+        self, params: Any, batch: Batch, dropout_key: Any | None = None
+    ) -> Float[Array, "batch length embed"]:
+        """Return the decoder's final activations; dropout is off without a key."""
+        hidden: Array = self.module.apply(  # type: ignore[assignment]
+            {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
             batch["decoder_target_tokens"],
@@ -124,24 +125,52 @@ class EncoderDecoderModel:
             encoder_positions=batch.get("encoder_positions"),
             decoder_positions=batch.get("decoder_positions"),
             enable_dropout=dropout_key is not None,
-            rngs=rngs,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
             method=transformer.Transformer.hidden,
         )
+        return hidden
+
+    def projection(self, params: Any) -> loss.Projection:
+        """Return the function from final activations to logits."""
 
         def project(chunk: Float[Array, "batch t embed"]) -> Float[Array, "batch t vocab"]:
-            logits: Array = module.apply(  # type: ignore[assignment]
-                variables, chunk, method=transformer.Transformer.logits
+            logits: Array = self.module.apply(  # type: ignore[assignment]
+                {"params": params}, chunk, method=transformer.Transformer.logits
             )
             return logits
 
+        return project
+
+    def loss_sums(
+        self,
+        params: Any,
+        batch: Batch,
+        dropout_key: Any | None = None,
+        objective: Objective | None = None,
+        base: Any | None = None,
+    ) -> loss.LossSums:
+        """Sum the loss over the batch's target tokens.
+
+        **Arguments:**
+
+        - `dropout_key`: dropout is off without one.
+        - `objective`: in place of cross-entropy and z-loss.
+        - `base`: the parameters that an objective compares with, if it needs any.
+        """
+        reference = None
+        if objective is not None and objective.needs_base:
+            hidden = jax.lax.stop_gradient(self.hidden(base, batch))
+            reference = loss.Base(self.projection(base), hidden)
         return loss.token_loss(
-            project,
-            hidden,
+            self.projection(params),
+            self.hidden(params, batch, dropout_key),
             batch["decoder_target_tokens"],
             batch["decoder_loss_weights"],
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
             chunk_tokens=self.loss_chunk_tokens,
+            objective=objective,
+            base=reference,
         )
 
     def initial_params(self, rng: jax.Array) -> Any:

@@ -52,6 +52,7 @@ def training(
     batch: int,
     lengths: Mapping[str, int],
     microbatches: int = 1,
+    with_base: bool = False,
 ) -> Flops:
     """One training step.
 
@@ -59,6 +60,7 @@ def training(
 
     - `trainable`: as a `Stage` has it.
     - `batch`, `lengths`: of the global batch; padding counts as much as text.
+    - `with_base`: whether the objective asks the base too, forward only.
     """
     config, shapes = model.config, model.param_shapes()
     encoded, decoded = batch * lengths["inputs"], batch * lengths["targets"]
@@ -70,7 +72,7 @@ def training(
     logits = _logits(weights)
     again = 0.0
     if decoded // microbatches > model.loss_chunk_tokens:
-        again += logits
+        again += (1 + with_base) * logits
     if config.remat_policy == "minimal":
         again += attention
     elif config.remat_policy == "full":
@@ -78,7 +80,7 @@ def training(
         last = sum(cost for path, cost in weights.items() if path.endswith("mlp/wo/kernel"))
         again += forward - logits - last
     return Flops(
-        forward=forward,
+        forward=(1 + with_base) * forward,
         backward=sum(weights.values()) + gradients + 2 * attention,
         recomputed=again,
     )

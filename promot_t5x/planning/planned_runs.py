@@ -222,7 +222,7 @@ def _training(
     shapes = program.state_shapes()
     return Program(
         name=stage.name,
-        parameter_bytes=bytes_a_chip(shapes.params),
+        parameter_bytes=bytes_a_chip((shapes.params, shapes.base)),
         optimizer_bytes=bytes_a_chip(shapes.opt_state),
         flops=flops.training(
             _of_stage(model, stage),
@@ -230,6 +230,7 @@ def _training(
             batch=shape.rows,
             lengths={"inputs": shape.inputs, "targets": shape.targets},
             microbatches=stage.microbatches,
+            with_base=stage.objective is not None and stage.objective.needs_base,
         ),
         steps=stage.train_steps,
         lower=functools.partial(program.lower, shape),
@@ -252,7 +253,7 @@ def _decoding(
     waiting = 0
     if asked.stage is not None:
         state = _program(model, asked.stage, partitioner).state_shapes()
-        held, waiting = flatten(state.params), bytes_a_chip(state.opt_state)
+        held, waiting = flatten(state.params), bytes_a_chip((state.opt_state, state.base))
         params = unflatten(
             {p: leaf for p, leaf in held.items() if asked.behind_prompt or p != PROMPT_PATH}
         )

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 from etils import epath
 
 from promot_t5x.checkpoints.stage_result import StageResult
@@ -20,7 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.report import rows as report
 from promot_t5x.runs.stages import Stage
-from promot_t5x.runs.weights import Weights
+from promot_t5x.runs.weights import Loaded, Weights
 from promot_t5x.training.state import Tree, flatten, laid_out, unflatten, with_prompt
 
 
@@ -35,12 +37,38 @@ class Row:
     - `prompts`: for each target, the stage whose prompt is attached, or none.
     - `suite_prompt`: the stage whose prompt is attached to the suite too, where the row is to show
       what the prompt holds; the method removes it.
+    - `shares`: as many rows in place of this one, each with the weights a · tuned + (1 − a) · base
+      for one of these a: WiSE-FT (2109.01903). The base is the comparison's.
     """
 
     label: str
     stage: str | None = None
     prompts: Sequence[str | None] = ()
     suite_prompt: str | None = None
+    shares: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if self.shares and self.stage is None:
+            raise UserError(
+                f"Row {self.label!r} of the comparison has shares = {list(self.shares)}, but no "
+                "stage whose weights they could be a share of."
+            )
+        for share in self.shares:
+            if not 0.0 <= share <= 1.0:
+                raise UserError(
+                    f"Row {self.label!r} of the comparison: shares has {share!r}; a share of the "
+                    "stage's weights is a number from 0 (the base) to 1 (the stage)."
+                )
+
+    @property
+    def each(self) -> "list[Row]":
+        """The row itself, or a row for each of its shares."""
+        if len(self.shares) < 2:
+            return [self]
+        return [
+            dataclasses.replace(self, label=f"{self.label} {share:g}", shares=(share,))
+            for share in self.shares
+        ]
 
     @property
     def stages(self) -> set[str]:
@@ -75,6 +103,15 @@ class Comparison:
                 "demonstrations, but there is no SUITE; add one, as in "
                 "--gin_file=suites/icl_1shot.gin."
             )
+        rows = [each for row in self.rows for each in row.each]
+        object.__setattr__(self, "rows", rows)
+        labels = {_folder(row.label): row.label for row in reversed(rows)}
+        for row in rows:
+            if (other := labels[_folder(row.label)]) is not row.label:
+                raise UserError(
+                    f"The comparison has the rows {other!r} and {row.label!r}, whose answers would "
+                    "lie in one directory; give one of them another label."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +211,7 @@ class ComparisonEvaluator:
 
         **Returns:** the scores, as `row.json` holds them.
         """
-        directory = home / "comparison" / re.sub(r"\W+", "_", row.label)
+        directory = home / "comparison" / _folder(row.label)
         results = {name: self._result(home, name) for name in sorted(row.stages)}
         chosen = {name: result.step for name, result in results.items()}
         if (recorded := _recorded(directory, chosen, list(self._redrawn))) is not None:
@@ -281,11 +318,21 @@ class ComparisonEvaluator:
         """Read the row's model without a prompt onto the mesh, and say where it came from."""
         model = self._model.without_prompt()
         wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
-        loaded = weights.read(self._base_of(row), flatten(wanted), seed=0)
+        loaded = self._read(self._base_of(row), wanted, weights, label)
+        if not row.shares:
+            return unflatten(loaded.arrays), loaded.origin
+        (share,) = row.shares
+        base = self._read(self._comparison.base, wanted, weights, label)
+        mixed = _interpolated(loaded.arrays, base.arrays, share)
+        origin = f"{share:g} of {loaded.origin}; {1 - share:g} of {base.origin}"
+        return unflatten(mixed), origin
+
+    def _read(self, base: str | None, wanted: Tree, weights: Weights, label: str) -> Loaded:
+        loaded = weights.read(base, flatten(wanted), seed=0)
         if processes.is_primary():
             for line in loaded.summary():
                 print(f"{label} {line}", flush=True)
-        return unflatten(loaded.arrays), loaded.origin
+        return loaded
 
     def _answer(
         self, loaded: _LoadedRow, pair: EvaluatorPair, prompt: str | None
@@ -308,6 +355,26 @@ class ComparisonEvaluator:
         with self._partitioner.activate():
             evaluator = pair.for_prompt(prompt)
             return evaluator.run(params, f"{loaded.label} {pair.name}", run)
+
+
+def _folder(label: str) -> str:
+    """Return the name of the directory of a row's answers."""
+    return re.sub(r"\W+", "_", label)
+
+
+def _interpolated(
+    tuned: Mapping[str, jax.Array], base: Mapping[str, jax.Array], share: float
+) -> dict[str, jax.Array]:
+    """Return share · tuned + (1 − share) · base of each array, in place of `tuned`."""
+
+    def mix(tuned: Any, base: Any, share: Any) -> Any:
+        return jax.tree.map(lambda t, b: share * t + (1.0 - share) * b, tuned, base)
+
+    formats = jax.tree.map(lambda array: array.format, dict(tuned))
+    mixed: dict[str, jax.Array] = jax.jit(mix, out_shardings=formats, donate_argnums=0)(
+        dict(tuned), dict(base), share
+    )
+    return mixed
 
 
 def _recorded(

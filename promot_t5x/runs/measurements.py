@@ -12,7 +12,7 @@ from promot_t5x.checkpoints.steps import LOSS
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.evaluation import records
+from promot_t5x.evaluation import drift, records
 from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult, mean_score
 from promot_t5x.evaluation.validation_loss import ValidationLoss
@@ -36,6 +36,7 @@ class Evaluators:
     validation_loss: ValidationLoss | None
     suite: Evaluator | None
     alignment: alignment.Alignment | None
+    drift: drift.Drift | None
 
     @property
     def selection_split(self) -> dict[str, str]:
@@ -67,16 +68,16 @@ def evaluators(
     - `model`: with a prompt table if the stage has a prompt.
     - `trained`: the same with the stage's own label smoothing.
     """
-    target, validation_loss = None, None
+    target, validation_loss, drifted = None, None, None
     if stage.evaluation:
         target = Evaluator(model, stage.evaluation, partitioner)
+        pack = bool(stage.train_dataset.pack)
+        questions = target.questions
         validation_loss = ValidationLoss(
-            trained,
-            stage.evaluation,
-            target.questions,
-            partitioner,
-            pack=bool(stage.train_dataset.pack),
+            trained, stage.evaluation, questions, partitioner, pack=pack
         )
+        if stage.drift:
+            drifted = drift.Drift(model, stage.evaluation, questions, partitioner, pack=pack)
     suite, aligned = None, None
     if stage.suite and stage.suite_period:
         suite = Evaluator(model.without_prompt(), stage.suite, partitioner)
@@ -89,6 +90,7 @@ def evaluators(
         validation_loss=validation_loss,
         suite=suite,
         alignment=aligned,
+        drift=drifted,
     )
 
 
@@ -156,9 +158,7 @@ class Measurements:
         suite = self.evaluators.suite
         if suite is None or not self.suite_is_due(step):
             return
-        flat = state.flatten(train_state.params)
-        flat.pop(PROMPT_PATH, None)
-        params = state.unflatten(flat)
+        params = _without_prompt(train_state.params)
         directory = self.directory / SUITE_DIRECTORY
         run = self._eval_run(directory, step, params)
         with self.evaluators.partitioner.activate():
@@ -182,6 +182,25 @@ class Measurements:
             self.events.write(self.directory / "train", step, scalars, ALIGNMENT)
         shown = "  ".join(f"{block} {each.value:.2f}" for block, each in cosines.items())
         self.report(f"step {step}: gradient alignment {shown}")
+
+    def drift(self, train_state: state.TrainState, step: int) -> dict[str, float]:
+        """Measure and write down how far the model has gone, if the stage asks for it.
+
+        **Returns:** the metrics of the step's checkpoint.
+        """
+        if self.evaluators.drift is None:
+            return {}
+        base = state.merge(train_state.base, train_state.frozen)
+        drifts = self.evaluators.drift.measure(
+            _without_prompt(train_state.params), _without_prompt(base), self.token_cache
+        )
+        if processes.is_primary():
+            drift.write(self.directory, step, drifts)
+            for task, value in drifts.items():
+                self.events.write(self.directory / TRAINING_EVAL / task, step, {drift.NAME: value})
+        shown = "  ".join(f"{task} {value:.4f}" for task, value in drifts.items())
+        self.report(f"step {step}: drift {shown} nats per target token")
+        return {f"{task}/{drift.NAME}": value for task, value in drifts.items()}
 
     def metric(self, step: int) -> str | None:
         """Return the name of the score of an evaluated step, as the primary process knows it."""
@@ -212,3 +231,9 @@ class Measurements:
             prompt_origin=origin,
             selection_split=self.evaluators.selection_split,
         )
+
+
+def _without_prompt(params: state.Tree) -> state.Tree:
+    flat = state.flatten(params)
+    flat.pop(PROMPT_PATH, None)
+    return state.unflatten(flat)

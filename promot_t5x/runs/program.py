@@ -89,6 +89,7 @@ class StageProgram:
             optimizer_step=stage.optimizer_step,
             skip_non_finite=stage.skip_non_finite_steps > 0,
             total_target_tokens=self.whole.rows * self.whole.targets if own else None,
+            objective=stage.objective,
         )
         shapes = self.state_shapes()
         formats = jax.tree.map(lambda a: a.format, shapes)
@@ -97,7 +98,7 @@ class StageProgram:
         with self._partitioner.activate():
             return jitted.lower(shapes, self.batch_shapes(shape))
 
-    def _layout(self) -> tuple[Any, Any, Any, Any, Any]:
+    def _layout(self) -> tuple[Any, Any, Any, Any, Any, Any]:
         stage = self._stage
         return (
             self.model.param_axes(),
@@ -105,4 +106,5 @@ class StageProgram:
             self._optimizer,
             self._partitioner,
             stage.frozen_dtype,
+            stage.keeps_base,
         )

@@ -23,6 +23,7 @@ from promot_t5x.config import validation
 from promot_t5x.data import batches
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
+from promot_t5x.models.objectives import Objective
 from promot_t5x.training import adafactor
 from promot_t5x.training.alignment import AlignmentConfig
 
@@ -88,9 +89,12 @@ class Stage:
       period they are not asked while the stage trains.
     - `alignment`: measure gradient alignment at step 0, with every validation score, and at the
       steps that it names.
+    - `drift`: measure how far the model has gone from what it was, without its prompt, at step 0
+      and with every validation score; needs an `evaluation`.
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimizer fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
+    - `objective`: what is minimized in place of plain cross-entropy, see `objectives`.
     - `dropout_rate`, `label_smoothing`: of this stage; none takes the model's.
     - `microbatches`: parts that a batch is taken in.
     - `skip_non_finite_steps`: how many steps in a row may be left out because a loss, gradient or
@@ -122,9 +126,11 @@ class Stage:
     suite: EvalConfig | None = None
     suite_period: int | None = None
     alignment: AlignmentConfig | None = None
+    drift: bool = False
     train_steps: int
     optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
     learning_rate: Callable[[Any], Any]
+    objective: Objective | None = None
     dropout_rate: float | None = None
     label_smoothing: float | None = None
     microbatches: int = 1
@@ -137,6 +143,11 @@ class Stage:
     best_mode: Literal["max", "min"] = "max"
     optimizer_step: int = 0
     random_seed: int = 0
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether what trains is kept as it was at the stage's beginning, beside what it is."""
+        return self.drift or (self.objective is not None and self.objective.needs_base)
 
     def with_seed(self, seed: int) -> "Stage":
         """Return the stage with another seed of dropout, of what is new and of the data."""
@@ -173,6 +184,11 @@ class Stage:
                     f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
                     "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
                 )
+        if self.drift and self.evaluation is None:
+            raise UserError(
+                f"stage {self.name!r}: drift is measured on the examples of its evaluation, and it "
+                "has none; bind stages.Stage.evaluation, or leave drift out."
+            )
         for field, choices in (("frozen_dtype", DTYPES), ("best_ties", TIES)):
             value = getattr(self, field)
             if value not in choices:

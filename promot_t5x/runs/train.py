@@ -82,7 +82,8 @@ def measure(
 ) -> None:
     """Measure what a stage asks for on a saved step; metrics in its checkpoint end it."""
     measurements.align(train_state, step)
-    saver.add_metrics(step, measurements.validate(train_state, step))
+    drifts = measurements.drift(train_state, step)
+    saver.add_metrics(step, {**measurements.validate(train_state, step), **drifts})
 
 
 def newest_checkpoint(saver: saving.Checkpoints) -> str:
@@ -254,6 +255,7 @@ class Trainer:
                 upcoming = reader.submit(self._rows, data, start)
                 if start == 0:
                     measurements.align(train_state, 0)
+                    measurements.drift(train_state, 0)
                 for number in range(start + 1, stage.train_steps + 1):
                     shape, batch = upcoming.result()
                     upcoming = reader.submit(self._rows, data, number)
