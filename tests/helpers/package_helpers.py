@@ -23,7 +23,7 @@ def copy_of_the_clone(directory: Path) -> Path:
 
 def bare_environment(directory: Path) -> Path:
     """Make an environment with all that the tests' own has but this package; returns its `bin`."""
-    site = directory / "others"
+    site = directory / "others" / "site-packages"  # the name tells libraries from users' code
     site.mkdir(parents=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "promot_t5x" not in entry.name and entry.suffix != ".pth":
