@@ -14,6 +14,7 @@ from promot_t5x import __version__
 
 pytestmark = pytest.mark.slow
 
+ALONE = ("--no-deps", "--ignore-installed")
 # The demonstration, cut to a few steps and questions; its table has all its rows.
 SHORT = [
     "promot", "--gin_file=demo/final.gin", "--gin.SEEDS=None", "--gin.MODEL_DIR='run'",
@@ -55,8 +56,10 @@ def test_an_index_would_take_the_archives(archives):
 def test_the_wheel_installs_without_a_network_and_runs_the_demonstration(archives, tmp_path):
     home = bare_environment(tmp_path)
     pip = [home / "python", "-m", "pip", "--isolated"]
+    run([*pip, "install", "--no-index", "--find-links", archives, *ALONE, "promot-t5x"], tmp_path)
     # Whatever the wheel requires must be among what is there, in a version that it allows.
-    run([*pip, "install", "--no-index", "--find-links", archives, "promot-t5x"], tmp_path)
+    check = subprocess.run([*pip, "check"], cwd=tmp_path, capture_output=True, text=True)
+    assert "promot-t5x" not in check.stdout, check.stdout
     where = run([home / "python", "-c", "import promot_t5x; print(promot_t5x.__file__)"], tmp_path)
     assert where.startswith(str(tmp_path / "venv"))
     said = run([home / "promot-t5x", *SHORT], tmp_path)
@@ -81,7 +84,8 @@ def test_the_images_commands_install_the_program(clone, tmp_path):
     """`RUN` in a clone, by the image's shell and without a network; then what the image starts."""
     home = bare_environment(tmp_path)
     path = f"{home}:{os.environ['PATH']}"
-    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull}
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull,
+               "PIP_NO_DEPS": "1", "PIP_IGNORE_INSTALLED": "1"}  # fmt: skip
     instructions = docker_instructions()
     for name, command in instructions:
         if name == "RUN":

@@ -22,14 +22,15 @@ def copy_of_the_clone(directory: Path) -> Path:
 
 
 def bare_environment(directory: Path) -> Path:
-    """Make an environment with all that the tests' own has but this package; returns its `bin`."""
-    site = directory / "others" / "site-packages"  # the name tells libraries from users' code
-    site.mkdir(parents=True)
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "promot_t5x" not in entry.name and entry.suffix != ".pth":
-            (site / entry.name).symlink_to(entry)
+    """Make an environment that sees the tests' own packages and installs into itself alone.
+
+    An editable install in the tests' own is not seen: `.pth` files there are not read.
+
+    Returns its `bin`.
+    """
     home = directory / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    (home / "lib" / version / "site-packages" / "others.pth").write_text(f"{site}\n")
+    others = f"{sysconfig.get_path('purelib')}\n"
+    (home / "lib" / version / "site-packages" / "others.pth").write_text(others)
     return home / "bin"
