@@ -238,6 +238,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         takes_gin=False,
     ),
     Command(
+        name="status",
+        help="show where a run is: its owner, its stages and steps, its last save, the time left",
+        target="promot_t5x.cli.status:main",
+        takes_gin=False,
+    ),
+    Command(
         name="score",
         help="recompute scores from the records of evaluations, without a model",
         target="promot_t5x.cli.score:main",

@@ -6,7 +6,7 @@ stage), `program` (the compiled step), `measurements` (validation, suite, alignm
 `growth` (a larger TRAIN_STEPS), `batch_contents`, `step_log`, `non_finite` and
 `metric_writer` (where a step's numbers go), `run_directory` (a MODEL_DIR belongs to one
 configuration). `promot` runs stages one after the other, `comparison` evaluates what they left.
-`eval` and `infer` use checkpoints that are there.
+`eval` and `infer` use checkpoints that are there. `status` reads where a run is, from anywhere.
 
 Public: the functions and classes that users bind in gin: `stages.Stage`, `stages.DatasetConfig`,
 `train.train`, `promot.promot`, `promot.Row`, `promot.Comparison`, `eval.evaluate`, `infer.infer`,
