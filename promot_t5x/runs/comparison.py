@@ -155,7 +155,7 @@ class ComparisonEvaluator:
 
         **Returns:** the scores, as `row.json` holds them.
         """
-        directory = home / "comparison" / re.sub(r"\W+", "_", row.label)
+        directory = row_directory(home, row)
         results = {name: self._result(home, name) for name in sorted(row.stages)}
         chosen = {name: result.step for name, result in results.items()}
         if (recorded := _recorded(directory, chosen)) is not None:
@@ -267,6 +267,11 @@ class ComparisonEvaluator:
         with self._partitioner.activate():
             evaluator = pair.for_prompt(prompt)
             return evaluator.run(params, f"{loaded.label} {pair.name}", run)
+
+
+def row_directory(home: epath.Path, row: Row) -> epath.Path:
+    """Return where a run keeps what it records of a row."""
+    return home / "comparison" / re.sub(r"\W+", "_", row.label)
 
 
 def _recorded(directory: epath.Path, chosen: Mapping[str, int]) -> report.ReportRow | None:
