@@ -22,6 +22,7 @@ from promot_t5x.runs.comparison import Comparison as Comparison
 from promot_t5x.runs.comparison import ComparisonEvaluator, row_directory
 from promot_t5x.runs.comparison import Row as Row
 from promot_t5x.runs.growth import check_growth, trained_steps
+from promot_t5x.runs.loggers import Logger, attach, running, send
 from promot_t5x.runs.outlook import Outlook
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.train import Trainer
@@ -38,6 +39,7 @@ def promot(
     model_dir: str,
     partitioner: Partitioner,
     seeds: Sequence[int] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> list[report.ReportRow]:
     """Run `stages` in `model_dir` and print the comparison; `promot-t5x promot` calls this.
 
@@ -50,13 +52,14 @@ def promot(
     - `partitioner`: the mesh.
     - `seeds`: run the stages once with each of these in place of their own seeds, in
       `<model_dir>/seed_<n>`; more may be added later.
+    - `loggers`: of `runs.loggers`, get the numbers besides TensorBoard and JSON lines.
 
     **Returns:** the rows of the table, those of each seed one after the other.
 
     **Raises:** `UserError` for bad input to any stage, before the first one starts.
     """
     with goodput.accounted():
-        return _promot(model, stages, comparison, model_dir, partitioner, seeds)
+        return _promot(model, stages, comparison, model_dir, partitioner, seeds, loggers)
 
 
 def _promot(
@@ -66,9 +69,15 @@ def _promot(
     model_dir: str,
     partitioner: Partitioner,
     seeds: Sequence[int] | None,
+    loggers: Sequence[Logger],
 ) -> list[report.ReportRow]:
     preflight.promot(
-        model=model, stages=stages, comparison=comparison, model_dir=model_dir, seeds=seeds
+        model=model,
+        stages=stages,
+        comparison=comparison,
+        model_dir=model_dir,
+        seeds=seeds,
+        loggers=loggers,
     )
     directory = user_path(model_dir, "MODEL_DIR")
     by_name = {stage.name: stage for stage in stages}
@@ -100,10 +109,12 @@ def _promot(
     def evaluate(row: Row, home: epath.Path, weights: Weights, seed: int | None) -> None:
         place = row_directory(home, row)
         with goodput.current().spent(goodput.EVALUATION), outlook.evaluating(str(place)):
-            rows.append(evaluator.evaluate(row, home, weights, seed))
+            made = evaluator.evaluate(row, home, weights, seed)
+        rows.append(made)
+        send(place, 0, {**made.targets, **made.suite})
 
     tokens = run_directory.token_cache(directory)
-    with outlook.shown():
+    with running(loggers, directory, config.resolved_str()), outlook.shown():
         for row in shared:
             evaluate(row, directory, weights, None)
         for seed, home in homes.items():
@@ -119,8 +130,9 @@ def _promot(
             for row in own:
                 evaluate(row, home, weights, seed)
 
-    if processes.is_primary():
-        show_run(directory)
+        if processes.is_primary():
+            show_run(directory)
+            attach("report.md", (directory / "report.md").read_text())
     return rows
 
 

@@ -5,7 +5,7 @@ import contextlib
 import copy
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from promot_t5x.progress import duration
 from promot_t5x.runs import batch_contents, goodput, preflight, run_directory
 from promot_t5x.runs.growth import check_growth, reopen, trained_steps
 from promot_t5x.runs.initial_state import initial_state
+from promot_t5x.runs.loggers import Logger, running
 from promot_t5x.runs.measurements import SCORE, SUITE_DIRECTORY, Measurements, evaluators
 from promot_t5x.runs.metric_writer import EvaluationEvents
 from promot_t5x.runs.non_finite import NonFiniteSteps, newest_checkpoint
@@ -46,6 +47,7 @@ def train(
     stage: Stage,
     model_dir: str,
     partitioner: Partitioner,
+    loggers: Sequence[Logger] = (),
 ) -> StageResult:
     """Train one stage in `model_dir`; `promot-t5x train` calls this.
 
@@ -58,13 +60,14 @@ def train(
     - `stage`: what trains, on what, for how long.
     - `model_dir`: the run's own directory.
     - `partitioner`: the mesh.
+    - `loggers`: of `runs.loggers`, get the numbers besides TensorBoard and JSON lines.
 
     **Returns:** the finished stage.
 
     **Raises:** `UserError` for bad input, before anything is written.
     """
     with goodput.accounted():
-        preflight.train(model=model, stage=stage, model_dir=model_dir)
+        preflight.train(model=model, stage=stage, model_dir=model_dir, loggers=loggers)
         directory = user_path(model_dir, "MODEL_DIR")
         trainer = Trainer(model, stage, Weights(model), partitioner)
         run_directory.claim(
@@ -72,8 +75,9 @@ def train(
             config.resolved_str(),
             check=lambda: check_growth({stage.name: stage}, {stage.name: directory}),
         )
-        # The stage is the whole run: its own time left says all.
-        return trainer.run(directory, run_directory.token_cache(directory), Outlook({}, []))
+        with running(loggers, directory, config.resolved_str()):
+            # The stage is the whole run: its own time left says all.
+            return trainer.run(directory, run_directory.token_cache(directory), Outlook({}, []))
 
 
 class Trainer:
