@@ -211,7 +211,7 @@ class ComparisonEvaluator:
 
         **Returns:** the scores, as `row.json` holds them.
         """
-        directory = home / "comparison" / _folder(row.label)
+        directory = row_directory(home, row)
         results = {name: self._result(home, name) for name in sorted(row.stages)}
         chosen = {name: result.step for name, result in results.items()}
         if (recorded := _recorded(directory, chosen, list(self._redrawn))) is not None:
@@ -357,8 +357,12 @@ class ComparisonEvaluator:
             return evaluator.run(params, f"{loaded.label} {pair.name}", run)
 
 
+def row_directory(home: epath.Path, row: Row) -> epath.Path:
+    """Return where a run keeps what it records of a row."""
+    return home / "comparison" / _folder(row.label)
+
+
 def _folder(label: str) -> str:
-    """Return the name of the directory of a row's answers."""
     return re.sub(r"\W+", "_", label)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX
+from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.checkpoints.steps import LOSS
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
@@ -18,6 +19,7 @@ from promot_t5x.evaluation.records import EvalRun, TaskResult, mean_score
 from promot_t5x.evaluation.validation_loss import ValidationLoss
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.runs import goodput
 from promot_t5x.runs.metric_writer import ALIGNMENT, EvaluationEvents
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training import alignment, state
@@ -115,6 +117,13 @@ class Measurements:
     token_cache: epath.Path | None
     report: Callable[[str], None]
     events: EvaluationEvents
+
+    def measure(self, saver: Checkpoints, train_state: state.TrainState, step: int) -> None:
+        """Measure what the stage asks for on a saved step; metrics in its checkpoint end it."""
+        with goodput.current().spent(goodput.EVALUATION):
+            self.align(train_state, step)
+            drifts = self.drift(train_state, step)
+            saver.add_metrics(step, {**self.validate(train_state, step), **drifts})
 
     def validate(self, train_state: state.TrainState, step: int) -> dict[str, float]:
         """Return the target's validation score and loss and the metrics that they are made of."""

@@ -10,6 +10,7 @@ from etils import epath
 from promot_t5x.data.batches import counts, statistics
 from promot_t5x.distributed import processes
 from promot_t5x.progress import Progress, here
+from promot_t5x.runs import goodput
 from promot_t5x.runs.metric_writer import MetricWriter
 from promot_t5x.runs.non_finite import NonFiniteSteps
 from promot_t5x.training.step import Finite
@@ -86,6 +87,7 @@ class StepLog:
         timing = {
             "steps_per_second": len(self._pending) / elapsed,
             "real_tokens_per_second": tokens / elapsed,
+            **{f"share/{name}": share for name, share in goodput.current().shares().items()},
         }
         if self._writer:
             self._writer.write_timing(step, timing)
