@@ -44,6 +44,7 @@ class Batches:
         vocab_size: int,
         prompt_length: int = 0,
         use_prompts: bool = False,
+        start_id: int = 0,
     ):
         """Plan nothing yet; that happens as batches are asked for.
 
@@ -58,6 +59,7 @@ class Batches:
             vocab_size: rows of the model's embedding; prompt ids start there.
             prompt_length: vectors of a prompt.
             use_prompts: whether prompt ids are put in front of the inputs.
+            start_id: what the decoder begins with; T5's is the padding's.
 
         Raises `UserError` for lengths that leave no room for text, tokens outside the
         embedding, and a batch size or prompt length that is not positive.
@@ -67,7 +69,9 @@ class Batches:
         self._contents: dict[str, dict[str, int | str]] = {
             each.name: {"examples": len(each), "content_hash": each.content_hash} for each in stores
         }
-        self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
+        self._assembler = _assembler(
+            tasks, stores, lengths, vocab_size, prompt_length, use_prompts, start_id
+        )
         self._batch_size = batch_size
         self._pack = pack
         rates = [task.rate for task in tasks]
@@ -151,11 +155,14 @@ class EvalBatches:
         vocab_size: int,
         prompt_length: int = 0,
         use_prompts: bool = False,
+        start_id: int = 0,
         limit: int | None = None,
     ):
         """Arguments and errors are those of `Batches`; of each task the first `limit` examples."""
         _check_batch_size(batch_size)
-        self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
+        self._assembler = _assembler(
+            tasks, stores, lengths, vocab_size, prompt_length, use_prompts, start_id
+        )
         self._batch_size = batch_size
         self._pack = pack
         counts = [min(len(store), limit or len(store)) for store in stores]
@@ -263,6 +270,7 @@ def _assembler(
     vocab_size: int,
     prompt_length: int,
     use_prompts: bool,
+    start_id: int,
 ) -> Assembler:
     if len(tasks) != len(stores) or not tasks:
         raise ValueError(f"{len(tasks)} tasks and {len(stores)} stores")
@@ -278,6 +286,7 @@ def _assembler(
         vocab_size=vocab_size,
         prompt_length=prompt_length,
         use_prompts=use_prompts,
+        start_id=start_id,
     )
 
 

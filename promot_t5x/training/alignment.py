@@ -156,6 +156,7 @@ class Alignment:
             vocab_size=self._model.config.vocab_size,
             prompt_length=prompt_length,
             use_prompts=prompts > 0,
+            start_id=self._model.start_id,
         )
 
 
