@@ -124,8 +124,9 @@ class EncodeWhole:
         query = Row(fields=values, answer="", id=_text(row_id), label=int(label))
         prompt, answer = self.assembler.prompt(query, budget, epoch), _text(targets)
         ids, dialect = dialects.text_ids(self.assembler.vocabulary, answer), self.dialect
+        begin = [dialects.bos_id(self.assembler.vocabulary)] if dialect.bos else []
         return Encoded(
-            inputs=[*prompt.ids, *self._sentinel] if dialect.marks_inputs else [*prompt.ids],
+            inputs=[*begin, *prompt.ids, *(self._sentinel if dialect.marks_inputs else ())],
             targets=[*self._sentinel, *ids] if dialect.marks_targets else [*ids],
             question=dialect.question(prompt.text),
             target=dialect.target(answer),
@@ -194,8 +195,8 @@ class Encode(EncodeWhole):
         return self._mapped(dataset, self.budget(self.sequence_length))
 
     def budget(self, sequence_length: Mapping[str, int] | None) -> int | None:
-        """Return the tokens that a prompt may take: those of `inputs` but EOS and sentinel."""
-        taken = 2 if self.dialect.marks_inputs else 1
+        """Return the tokens that a prompt may take: those of `inputs` but what the dialect adds."""
+        taken = self.dialect.marks_inputs + self.dialect.bos + self.dialect.eos
         budget = None if sequence_length is None else sequence_length["inputs"] - taken
         self.assembler.check(budget)
         return budget

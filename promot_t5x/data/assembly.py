@@ -63,9 +63,11 @@ class Assembler:
         vocab_size: int,
         prompt_length: int,
         use_prompts: bool,
+        start_id: int,
     ):
         """See `batches.Batches` for the arguments and the errors."""
         self.lengths = _checked_lengths(lengths)
+        self._start_id = start_id
         self._stores = tuple(stores)
         self._prompt_length = prompt_length if use_prompts else 0
         self._prompt_starts = vocab_size + np.asarray(prompt_indices, np.int64) * prompt_length
@@ -114,8 +116,9 @@ class Assembler:
         batch = {
             "encoder_input_tokens": inputs.shaped(encoder),
             "decoder_target_tokens": targets.shaped(decoder),
-            "decoder_input_tokens": _shifted(decoder, targets, packed),
-            "decoder_loss_weights": targets.shaped((decoder > 0).astype(np.int32)),
+            "decoder_input_tokens": _shifted(decoder, targets, self._start_id),
+            # By where tokens stand, not by their ids: a target of id 0 is learned like any other.
+            "decoder_loss_weights": targets.shaped(targets.spread(np.ones_like(targets.sizes))),
         }
         if packed:
             for side, layout in (("encoder", inputs), ("decoder", targets)):
@@ -179,16 +182,13 @@ class _Layout:
         return flat
 
 
-def _shifted(flat: np.ndarray, layout: _Layout, packed: bool) -> np.ndarray:
-    """Targets moved one to the right within each example, BOS (0) first, as SeqIO does it."""
-    rows = layout.shaped(flat)
-    shifted = np.zeros_like(rows)
-    shifted[:, 1:] = rows[:, :-1]
-    if packed:
-        ends = layout.starts + layout.sizes
-        boundaries = np.concatenate([layout.starts, ends])
-        shifted.reshape(-1)[boundaries[boundaries < flat.size]] = 0
-    return shifted
+def _shifted(flat: np.ndarray, layout: _Layout, start_id: int) -> np.ndarray:
+    """Targets moved one to the right within each example, the decoder's start first."""
+    shifted = np.zeros_like(flat)
+    standing = np.flatnonzero(layout.spread(np.ones_like(layout.sizes)))
+    shifted[standing] = flat[standing - 1]
+    shifted[layout.starts[layout.sizes > 0]] = start_id
+    return layout.shaped(shifted)
 
 
 def _write(flat: Int32[np.ndarray, " tokens"], starts: np.ndarray, texts: Ragged) -> None:

@@ -51,6 +51,7 @@ class Batches:
         vocab_size: int,
         prompt_length: int = 0,
         use_prompts: bool = False,
+        start_id: int = 0,
     ):
         """Plan nothing yet; that happens as batches are asked for.
 
@@ -68,6 +69,7 @@ class Batches:
             vocab_size: rows of the model's embedding; prompt ids start there.
             prompt_length: vectors of a prompt.
             use_prompts: whether prompt ids are put in front of the inputs.
+            start_id: what the decoder begins with; T5's is the padding's.
 
         Raises `UserError` for lengths that leave no room for text, tokens outside the
         embedding, and a batch size or prompt length that is not positive.
@@ -77,7 +79,9 @@ class Batches:
         self._contents: dict[str, dict[str, int | str]] = {
             each.name: {"examples": len(each), "content_hash": each.content_hash} for each in stores
         }
-        self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
+        self._assembler = _assembler(
+            tasks, stores, lengths, vocab_size, prompt_length, use_prompts, start_id
+        )
         self._batch_size = batch_size
         self._pack = pack
         rates = [task.rate for task in tasks]
@@ -190,6 +194,7 @@ class EvalBatches:
         vocab_size: int,
         prompt_length: int = 0,
         use_prompts: bool = False,
+        start_id: int = 0,
         limit: int | None = None,
         seed: int | None = None,
     ):
@@ -201,7 +206,9 @@ class EvalBatches:
         - `seed`: draws them instead, the same ones of tasks that are equally large.
         """
         _check_batch_size(batch_size)
-        self._assembler = _assembler(tasks, stores, lengths, vocab_size, prompt_length, use_prompts)
+        self._assembler = _assembler(
+            tasks, stores, lengths, vocab_size, prompt_length, use_prompts, start_id
+        )
         self._batch_size = batch_size
         self._pack = pack
         counts = [min(len(store), limit or len(store)) for store in stores]
@@ -321,6 +328,7 @@ def _assembler(
     vocab_size: int,
     prompt_length: int,
     use_prompts: bool,
+    start_id: int,
 ) -> Assembler:
     if len(tasks) != len(stores) or not tasks:
         raise ValueError(f"{len(tasks)} tasks and {len(stores)} stores")
@@ -336,6 +344,7 @@ def _assembler(
         vocab_size=vocab_size,
         prompt_length=prompt_length,
         use_prompts=use_prompts,
+        start_id=start_id,
     )
 
 

@@ -117,6 +117,7 @@ class ValidationLoss:
             vocab_size=self._model.config.vocab_size,
             prompt_length=prompt_length,
             use_prompts=prompts > 0,
+            start_id=self._model.start_id,
             limit=self._config.num_examples,
         )
 

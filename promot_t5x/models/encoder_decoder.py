@@ -7,19 +7,20 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Shaped
 
-from promot_t5x.errors import UserError
+from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.models import loss
 from promot_t5x.models.objectives import Objective
 from promot_t5x.network import transformer
-from promot_t5x.network.config import T5Config
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.tasks import dialects, format
 
+DECODER_STARTS = ("pad", "bos")
 Batch = Mapping[str, Shaped[Array, "_ _"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderDecoderModel:
-    """A T5 network with the loss that trains it; named and bound in gin as T5X's is.
+    """A network with the loss that trains it; named and bound in gin as T5X's is.
 
     **Attributes:**
 
@@ -29,6 +30,8 @@ class EncoderDecoderModel:
     - `label_smoothing`, `z_loss`: coefficients of the loss, see `loss.token_loss`.
     - `loss_normalizing_factor`: what the summed loss is divided by, see `loss.normalizer`.
     - `loss_chunk_tokens`: target tokens whose logits [tokens, vocab] exist at one time.
+    - `decoder_start`: which of the vocabulary's tokens the decoder begins with, `pad` (T5) or
+      `bos` (T5Gemma).
     - `dialect`: how the model is asked and where its answer stands, see `tasks.dialects`.
     - `task_format`: how prompts are put together where the paper is silent, see `tasks.format`.
       Both apply to the project's tasks and the user's, not to those registered with SeqIO.
@@ -41,12 +44,19 @@ class EncoderDecoderModel:
     z_loss: float = 0.0
     loss_normalizing_factor: float | str | None = None
     loss_chunk_tokens: int = 1024
+    decoder_start: str = "pad"
     dialect: dialects.Dialect = dialects.PLAIN
     task_format: format.Format = format.DEFAULT
 
     def __post_init__(self) -> None:
         loss.check_normalizer(self.loss_normalizing_factor)
         loss.check_settings(self.label_smoothing, self.loss_chunk_tokens)
+        if self.decoder_start not in DECODER_STARTS:
+            raise UserError(
+                f"DECODER_START is {self.decoder_start!r}; it must be one of "
+                f"{', '.join(map(repr, DECODER_STARTS))}."
+                + did_you_mean(self.decoder_start, DECODER_STARTS)
+            )
         if self.input_vocabulary != self.output_vocabulary:
             raise UserError(
                 f"input_vocabulary ({self.input_vocabulary}) and output_vocabulary "
@@ -66,7 +76,18 @@ class EncoderDecoderModel:
         return self.input_vocabulary
 
     @property
-    def config(self) -> T5Config:
+    def start_id(self) -> int:
+        """The id that the decoder begins with.
+
+        **Raises:** `UserError` where the vocabulary has no such token.
+        """
+        if self.decoder_start == "pad":
+            pad: int = self.vocabulary.pad_id
+            return pad
+        return dialects.bos_id(self.vocabulary)
+
+    @property
+    def config(self) -> NetworkConfig:
         """The network's configuration."""
         return self.module.config
 
@@ -77,7 +98,7 @@ class EncoderDecoderModel:
         return config.num_prompts, config.prompt_length, config.emb_dim
 
     def without_prompt(self) -> "EncoderDecoderModel":
-        """Return the same model with no prompt table: an ordinary T5."""
+        """Return the same model with no prompt table: an ordinary one."""
         return self.with_prompts(0, 0)
 
     def with_shot_seed(self, seed: int) -> "EncoderDecoderModel":

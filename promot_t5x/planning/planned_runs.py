@@ -265,6 +265,7 @@ def _decoding(
         questions.decoding_method,
         questions.batch_size,
         model.vocabulary.eos_id,
+        model.start_id,
         partitioner.sharding(("batch",)),
     )
 

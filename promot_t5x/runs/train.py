@@ -386,6 +386,7 @@ class Trainer:
             vocab_size=self._model.config.vocab_size,
             prompt_length=prompt_length,
             use_prompts=prompts > 0,
+            start_id=self._model.start_id,
         )
         for task, examples, trimmed in zip(self._tasks, stores, data.trimmed.values(), strict=True):
             described = batch_contents.describe(task, dataset.split, examples, trimmed)

@@ -190,6 +190,7 @@ class Alignment:
             use_prompts=prompts > 0,
             limit=self._config.num_batches * self._config.batch_size,
             seed=seed,
+            start_id=self._model.start_id,
         )
 
 
