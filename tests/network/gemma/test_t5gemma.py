@@ -168,8 +168,8 @@ def test_packed_equals_unpacked_with_prompts(golden):
         examples.append(
             (
                 np.concatenate([prompt_ids(config, row % 2), real]),
-                expected["decoder_inputs"][row][:length],
-                expected["labels"][row][:length],
+                expected["decoder_inputs"][row][:length].copy(),
+                expected["labels"][row][:length].copy(),
             )
         )
     # A token of id 0 inside an example is one: neither masked nor without weight.
