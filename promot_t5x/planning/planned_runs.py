@@ -37,7 +37,9 @@ class AnyVocabulary:
     """Stands where a vocabulary would: no text is read."""
 
     vocab_size: int = 0
+    pad_id: int = 0
     eos_id: int = 1
+    bos_id: int = 2
 
 
 # Macros of what a plan has no use for, and what they are instead.
