@@ -17,7 +17,7 @@ class PrintedRow:
     - `table`: what the table is of.
     - `method`: what the paper calls the row.
     - `files`: gin files of the run that makes it; none where no run makes it yet.
-    - `label`: of the row in the run's comparison.
+    - `label`: of the row in the run's comparison, behind the run's own words (`RTE: `).
     - `targets`: score on each fine-tuned task, where the table has it.
     - `shots`: demonstrations before each question of the suite; none in a table without one.
     - `suite`: scores of the suite's tasks, in the order of `tasks.suite.EIGHT`.

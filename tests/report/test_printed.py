@@ -37,7 +37,7 @@ def test_the_run_of_a_row_has_its_model_targets_and_suite(files):
     config.parse(files, ["MODEL_DIR = '/tmp/run'"], search_paths=[])
     config.check([promot.promot])
     comparison = gin.get_configurable(promot.Comparison)()
-    labels = {each.label for each in comparison.rows}
+    labels = {each.label.rpartition(": ")[2] for each in comparison.rows}
     asked = [target.mixture_or_task_name for target in comparison.targets]
     suites = comparison.suite.mixture_or_task_name
     for row in (row for row in ROWS if row.files == files):
