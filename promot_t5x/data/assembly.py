@@ -116,7 +116,7 @@ class Assembler:
         batch = {
             "encoder_input_tokens": inputs.shaped(encoder),
             "decoder_target_tokens": targets.shaped(decoder),
-            "decoder_input_tokens": _shifted(decoder, targets, self._start_id),
+            "decoder_input_tokens": _shifted(decoder, targets, packed, self._start_id),
             # By where tokens stand, not by their ids: a target of id 0 is learned like any other.
             "decoder_loss_weights": targets.shaped(targets.spread(np.ones_like(targets.sizes))),
         }
@@ -182,13 +182,18 @@ class _Layout:
         return flat
 
 
-def _shifted(flat: np.ndarray, layout: _Layout, start_id: int) -> np.ndarray:
-    """Targets moved one to the right within each example, the decoder's start first."""
-    shifted = np.zeros_like(flat)
-    standing = np.flatnonzero(layout.spread(np.ones_like(layout.sizes)))
-    shifted[standing] = flat[standing - 1]
-    shifted[layout.starts[layout.sizes > 0]] = start_id
-    return layout.shaped(shifted)
+def _shifted(flat: np.ndarray, layout: _Layout, packed: bool, start_id: int) -> np.ndarray:
+    """Targets moved one to the right, the decoder's start first, as SeqIO does it."""
+    rows = layout.shaped(flat)
+    shifted = np.zeros_like(rows)
+    shifted[:, 1:] = rows[:, :-1]
+    places = shifted.reshape(-1)
+    if packed:
+        ends = layout.starts + layout.sizes
+        boundaries = np.concatenate([layout.starts, ends])
+        places[boundaries[boundaries < flat.size]] = 0
+    places[layout.starts[layout.sizes > 0]] = start_id
+    return shifted
 
 
 def _write(flat: Int32[np.ndarray, " tokens"], starts: np.ndarray, texts: Ragged) -> None:
