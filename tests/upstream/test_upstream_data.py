@@ -163,6 +163,7 @@ def test_packed_rows_are_what_the_engine_writes(seqio, upstream, vocabulary, nam
         vocab_size=VOCAB_SIZE,
         prompt_length=PROMPT_LENGTH,
         use_prompts=True,
+        start_id=0,
     )
     known = {}
     for k, store in enumerate(stores):
