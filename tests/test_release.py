@@ -26,7 +26,8 @@ SHORT = [
 def run(words, cwd, **environment):
     done = subprocess.run(
         list(map(str, words)), cwd=cwd, capture_output=True, text=True,
-        env={**run_helpers.environment(), **environment},
+        # A user's PYTHONPATH would come before what is installed.
+        env={**run_helpers.environment(), "PYTHONPATH": "", **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
