@@ -64,7 +64,7 @@ def scores_of(scorer, params, inputs, candidates):
     batches = scorer.plan([len(ids) for ids in inputs], longest)
     found = [None] * len(inputs)
     for batch, scores in scorer.run(params, inputs, candidates, batches):
-        for row, of in zip(batch.rows, scores, strict=True):
+        for row, of in zip(batch.rows, scores.log_probs, strict=True):
             assert found[row] is None
             found[row] = of
     return found
