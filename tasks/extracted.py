@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from promot_t5x.tasks.metrics import MeanOfExamples, References, references
 
@@ -22,8 +23,8 @@ class Extracted(MeanOfExamples):
     - `ignored`: regular expressions that are taken out, one after the other.
     """
 
-    filters: tuple[tuple[str, str, int], ...]
-    ignored: tuple[str, ...] = ()
+    filters: Sequence[Sequence[Any]]
+    ignored: Sequence[str] = ()
     registered = "extracted"
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ class MultipleChoice(MeanOfExamples):
       first is the primary score. Of candidates that are equally likely the first is chosen.
     """
 
-    measures: tuple[str, ...] = ("acc", "acc_norm")
+    measures: Sequence[str] = ("acc", "acc_norm")
     registered = "multiple_choice"
 
     def __post_init__(self) -> None:
@@ -54,10 +54,10 @@ class MultipleChoice(MeanOfExamples):
     @property
     def scores(self) -> tuple[str, ...]:
         """The measures."""
-        return self.measures
+        return tuple(self.measures)
 
     def shares(
-        self, targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
+        self, targets: Sequence[Mapping[str, Any]], predictions: Sequence[Any]
     ) -> Iterable[Sequence[float]]:
         """Whether the right candidate is chosen, by each measure."""
         for target, prediction in zip(targets, predictions, strict=True):
@@ -80,7 +80,7 @@ class Continuation(Metric):
     scores = ("acc", "perplexity")
 
     def example_statistics(
-        self, targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
+        self, targets: Sequence[Mapping[str, Any]], predictions: Sequence[Any]
     ) -> Float64[np.ndarray, "examples k"]:
         """Whether it is said, its log-probability, and 1 to count it."""
         check(targets, predictions)

@@ -24,7 +24,7 @@ from promot_t5x.data.lazy import import_seqio
 from promot_t5x.data.questions import Question, answer_text
 from promot_t5x.errors import UserError, listed
 from promot_t5x.evaluation.target_checks import check_targets
-from promot_t5x.tasks import normal_form, registry
+from promot_t5x.tasks import normal_form, ranking, registry
 from promot_t5x.tasks.metrics import numbers
 from promot_t5x.tasks.templates import Choice
 
@@ -180,7 +180,7 @@ def _check_output_length(
     how: Asking, definition: registry.TaskDef, read: dict[str, list[Question]], report: _Report
 ) -> None:
     limit = definition.output_length
-    if how.unit != "tokens" or limit is None:
+    if how.unit != "tokens" or limit is None or definition.candidates:
         return
     lengths = [len(q.example["targets"]) for questions in read.values() for q in questions]
     beyond = sum(length > limit for length in lengths)
@@ -236,6 +236,9 @@ def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report:
     def written(question: Question) -> str:
         return how.dialect.target(normal_form.normal_form(how.vocabulary, answer_text(question)))
 
+    if definition is not None and definition.candidates:
+        _check_ranking(questions, values, report)
+        return
     compares_forms = definition is not None and definition.normal_form
     right_answer = written if compares_forms else spoken_answer_of
     right = report.call("scoring its own answers fails", lambda: scored(right_answer))
@@ -258,6 +261,32 @@ def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report:
         report.problems.append(
             f"its own answers score {primary} {right[primary]:g}, no better than empty ones "
             f"({empty[primary]:g})"
+        )
+
+
+def _check_ranking(
+    questions: Sequence[Question],
+    values: Callable[[Sequence[Any]], dict[str, float]],
+    report: _Report,
+) -> None:
+    """Score a model that is sure of every right candidate, and one that is sure they are wrong."""
+
+    def scored(right: bool) -> dict[str, float]:
+        return values([ranking.certain(q.example, right=right) for q in questions])
+
+    right = report.call("scoring its right candidates fails", lambda: scored(True))
+    wrong = report.call("scoring its wrong candidates fails", lambda: scored(False))
+    if not right or not wrong:
+        return
+    primary = next(iter(right))
+    report.facts.append(
+        f"{primary} {right[primary]:g} for its right candidates, {wrong[primary]:g} for wrong ones"
+    )
+    if right[primary] != 100.0 or wrong[primary] != 0.0:
+        report.problems.append(
+            f"its right candidates score {primary} {right[primary]:g} instead of 100, or wrong "
+            f"ones {wrong[primary]:g} instead of 0: do its metrics take the likelihoods of "
+            "candidates, as MultipleChoice() and Continuation() do?"
         )
 
 

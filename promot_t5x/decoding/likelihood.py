@@ -113,7 +113,7 @@ def score_candidates(
         cross_key_values=cross,
         method="decode",
     ).astype(jnp.float32)
-    counts = real_tokens(candidates)
+    counts = real_tokens(targets).reshape(candidates.shape)
     if given is not None:
         counts &= jnp.arange(candidates.shape[-1]) >= given[:, None, None]
     token_log_probs = token_log_prob(logits, targets).reshape(candidates.shape)

@@ -164,8 +164,9 @@ class QuestionSet:
             answer_length=self.answer_length(task),
         )
         target_checks.check_targets(task, self.split(task), questions)
+        longest = self.answer_length(task) if self._own_candidates(task) is None else None
         counts = self._truncation_counts(task, questions, limit) | target_checks.out_of_reach(
-            task, questions, self._model.vocabulary, self.answer_length(task)
+            task, questions, self._model.vocabulary, longest
         )
         if any(counts.values()) and processes.is_primary():
             said = ", ".join(f"{what}: {count:,}" for what, count in counts.items() if count)
@@ -196,8 +197,8 @@ class QuestionSet:
     def _encode(
         self, task: sources.BoundTask, questions: Sequence[Question]
     ) -> list[EncodedQuestion]:
-        if task.definition and task.definition.candidates and not self._config.scores_targets:
-            return self._ranked(task, questions, task.definition.candidates)
+        if (own := self._own_candidates(task)) is not None:
+            return self._ranked(task, questions, own)
         limit = self.answer_length(task)
         candidates = self._candidates(task, questions)
         if any(candidates):
@@ -212,6 +213,13 @@ class QuestionSet:
             )
             for row, (question, several) in enumerate(zip(questions, candidates, strict=True))
         ]
+
+    def _own_candidates(self, task: sources.BoundTask) -> Candidates | None:
+        """Return how each question of a task chooses among candidates of its own, if it does."""
+        if task.definition is None or self._config.scores_targets:
+            return None
+        found: Candidates | None = task.definition.candidates
+        return found
 
     def _ranked(
         self, task: sources.BoundTask, questions: Sequence[Question], how: Candidates
