@@ -1,4 +1,4 @@
-"""Scores by likelihood, from numbers that are worked out by hand; from records and in bootstraps."""
+"""Scores by likelihood, from numbers worked out by hand; from records and in bootstraps."""
 
 import numpy as np
 import pytest
