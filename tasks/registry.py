@@ -72,8 +72,8 @@ class TaskDef:
       language that no other task answers in: reports count the answers to other tasks that are
       made of them.
     - `output_length`: how many tokens an answer may take when decoded (EOS and sentinels
-      included). None leaves it to the data: enough for 99% of the first 1,000 training answers, in
-      the model's vocabulary.
+      included); the longest label always fits. None leaves it to the data: enough for 99% of the
+      first 1,000 training answers, in the model's vocabulary.
     - `language`: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
       `trivia_qa` then split words as the language does. None takes them as they are.
     - `normal_form`: compare answers as the model's vocabulary writes them (`tasks.normal_form`),
@@ -119,6 +119,15 @@ class TaskDef:
         """How the task's answers are chosen by likelihood; None where they are given."""
         answer = self.template.answer if self.template else None
         return answer if isinstance(answer, Candidates) else None
+
+    def answer_limit(self, vocabulary: Any, dialect: Dialect) -> int | None:
+        """Return how many tokens an answer may take, EOS and sentinels included.
+
+        That is `output_length`, and what the longest of the labels takes where that is more, as
+        in a vocabulary of bytes; None leaves it to the data.
+        """
+        labels = [len(dialects.target_ids(vocabulary, dialect, label)) for label in self.labels]
+        return None if self.output_length is None else max([self.output_length, *labels])
 
     def reference(self, example: Mapping[str, Any]) -> str | list[str] | dict[str, Any]:
         """Return what the metrics compare the prediction of `example` with.

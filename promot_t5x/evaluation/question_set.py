@@ -104,7 +104,8 @@ class QuestionSet:
                 f"Task {task.name!r} does not say how long its answers are: set "
                 "TASK_FEATURE_LENGTHS['targets']."
             )
-        length: int | None = task.definition.output_length
+        vocabulary, dialect = self._model.vocabulary, self._model.dialect
+        length: int | None = task.definition.answer_limit(vocabulary, dialect)
         if length is not None:
             return length
         if task.name not in self._measured_lengths:
