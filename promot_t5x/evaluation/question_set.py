@@ -266,7 +266,9 @@ class QuestionSet:
             labels = tuple(dialects.target_ids(vocabulary, dialect, label) for label in known)
         return [labels] * len(questions)
 
-    def _input_ids(self, task: sources.BoundTask, inputs: Ids) -> Ids:
+    def _input_ids(
+        self, task: sources.BoundTask, inputs: Int32[np.ndarray, " text"]
+    ) -> Int32[np.ndarray, " prompted"]:
         """Return the encoder's ids: the task's prompt, if there is one, and the question's text."""
         text = trim(inputs, self._text_budget, self._model.vocabulary.eos_id)
         if not self._model.config.num_virtual_ids:
