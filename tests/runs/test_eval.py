@@ -67,7 +67,7 @@ def killed(tmp_path_factory):
     partial = answers / "inference_eval" / "answers-000000.partial"
     with subprocess.Popen(
         run_helpers.command(command),
-        env=run_helpers.environment(devices=8),
+        env=run_helpers.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
