@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import fork_helpers
 import jax
 import jaxtyping
 import numpy as np
@@ -221,16 +221,12 @@ def environment(devices: int = 1) -> dict[str, str]:
     }
 
 
-def command(words: list[str]) -> list[str]:
-    return [sys.executable, "-m", "promot_t5x", *words]
-
-
 def process(words: list[str], *, devices: int = 1, cwd: Path | None = None) -> Done:
     """Run a command line in a process of its own."""
-    done = subprocess.run(
-        command(words), env=environment(devices), cwd=cwd, capture_output=True, text=True
+    started = fork_helpers.shared().start(
+        words, apart=True, cwd=cwd, environ={"XLA_FLAGS": xla_flags(devices)}
     )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Done(started.wait().status, started.said, started.errors)
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
