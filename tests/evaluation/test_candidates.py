@@ -27,6 +27,8 @@ from promot_t5x.tasks import (
 )
 from promot_t5x.tasks.dialects import Dialect
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 3e-4
 EOS, SENTINEL = 1, 383
 ROWS = [

@@ -16,6 +16,8 @@ from promot_t5x.tasks import jsonl, multilingual, registry, squad, templates
 from promot_t5x.tasks.ranking import Continuation, MultipleChoice
 from promot_t5x.tasks.sources import Joined, Tfds, hugging_face, with_row_id
 
+pytestmark = pytest.mark.slow
+
 ACTIVITY = {
     "activity_label": "Baking bread",
     "ctx_a": "[header] How to knead [title] Flour the table.",
