@@ -91,37 +91,46 @@ class EncodeWhole:
         - `rows`: by name in `RENDERED`, the values of all rows.
         - `budget`: what `budget` has returned.
         """
-        columns = (rows[name] for name in RENDERED)
-        return [self._example(*values, budget=budget) for values in zip(*columns, strict=True)]
+        names = self.assembler.template.fields
+        queries = [
+            Row(
+                fields=dict(zip(names, map(_text, fields), strict=True)),
+                answer=_text(answer),
+                id=_text(row_id),
+                label=int(label),
+            )
+            for fields, answer, row_id, label in zip(*(rows[n] for n in RENDERED), strict=True)
+        ]
+        prompts = self.assembler.prompts(queries, budget)
+        answers = dialects.texts_ids(self.assembler.vocabulary, [query.answer for query in queries])
+        dialect = self.dialect
+        last = self._sentinel if dialect.marks_inputs else []
+        first = self._sentinel if dialect.marks_targets else []
+        return [
+            Encoded(
+                inputs=[*prompt.ids, *last],
+                targets=[*first, *ids],
+                question=dialect.question(prompt.text),
+                target=dialect.target(query.answer),
+                answer=query.answer,
+                shots=prompt.shots,
+                dropped_shots=prompt.dropped_shots,
+                cut_articles=prompt.cut_articles,
+            )
+            for query, prompt, ids in zip(queries, prompts, answers, strict=True)
+        ]
 
     @functools.cached_property
     def _sentinel(self) -> list[int]:
         known = dialects.sentinel_ids(self.assembler.vocabulary)
         return [token for token, number in known.items() if number == 0]
 
-    def _example(
-        self, fields: Iterable[Any], targets: Any, row_id: Any, label: Any, *, budget: int | None
-    ) -> Encoded:
-        values = dict(zip(self.assembler.template.fields, map(_text, fields), strict=True))
-        query = Row(fields=values, answer="", id=_text(row_id), label=int(label))
-        prompt, answer = self.assembler.prompt(query, budget), _text(targets)
-        ids, dialect = dialects.text_ids(self.assembler.vocabulary, answer), self.dialect
-        return Encoded(
-            inputs=[*prompt.ids, *self._sentinel] if dialect.marks_inputs else [*prompt.ids],
-            targets=[*self._sentinel, *ids] if dialect.marks_targets else [*ids],
-            question=dialect.question(prompt.text),
-            target=dialect.target(answer),
-            answer=answer,
-            shots=prompt.shots,
-            dropped_shots=prompt.dropped_shots,
-            cut_articles=prompt.cut_articles,
-        )
-
     def _mapped(self, dataset: Any, budget: int | None) -> Any:
         import tensorflow as tf
 
         def example(*values: Any) -> tuple[Any, ...]:
-            made = self._example(*values, budget=budget)
+            rows = {name: [value] for name, value in zip(RENDERED, values, strict=True)}
+            (made,) = self.examples(rows, budget)
             texts = (made.question, made.target, made.answer)
             return (
                 np.array(made.inputs, np.int32),

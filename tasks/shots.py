@@ -204,35 +204,38 @@ class Assembler:
     pool: Pool | None = None
     cuts: bool = True
 
-    def prompt(self, query: Row, budget: int | None) -> Prompt:
-        """Return the prompt of `query` in at most `budget` tokens, EOS and sentinels aside."""
-        shown: list[Row] = []
-        if self.pool is not None:
-            shown = draw(
-                self.pool.rows(),
-                query,
-                self.shots,
-                task=self.task,
-                seed=self.format.shot_seed,
-                balanced=self.format.balanced_shots,
-            )
-        rows = [*shown, query]
+    def prompts(self, queries: Sequence[Row], budget: int | None) -> list[Prompt]:
+        """Return the prompts of rows, each of at most `budget` tokens, EOS and sentinels aside.
+
+        **Arguments:**
+
+        - `queries`: the rows that are asked.
+        - `budget`: None for as many tokens as a prompt has.
+        """
+        shown = [self._shown(query) for query in queries]
+        rows = [[*drawn, query] for drawn, query in zip(shown, queries, strict=True)]
         if self.longest_article is not None:
-            rows = [self._cut(row, self.longest_article) for row in rows]
-        text = self._text(rows)
-        ids = self._ids(text)
-        if budget is not None and len(ids) > budget:
-            rows = self._squeezed(rows, budget)
-            text = self._text(rows)
-            ids = self._ids(text)
-        changed = [row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False)]
-        changed.append(rows[-1] is not query)
-        return Prompt(
-            text=text,
-            ids=ids,
-            shots=tuple(row.id for row in rows[:-1]),
-            dropped_shots=len(shown) - len(rows) + 1,
-            cut_articles=sum(changed),
+            rows = [[self._cut(row, self.longest_article) for row in several] for several in rows]
+        texts = [self._text(several) for several in rows]
+        ids = dialects.texts_ids(self.vocabulary, texts)
+        for place, tokens in enumerate(ids):
+            if budget is not None and len(tokens) > budget:
+                rows[place] = self._squeezed(rows[place], budget)
+                texts[place] = self._text(rows[place])
+                ids[place] = self._ids(texts[place])
+        return [_prompt(*of_one) for of_one in zip(queries, shown, rows, texts, ids, strict=True)]
+
+    def _shown(self, query: Row) -> list[Row]:
+        """Return the demonstrations of an example."""
+        if self.pool is None:
+            return []
+        return draw(
+            self.pool.rows(),
+            query,
+            self.shots,
+            task=self.task,
+            seed=self.format.shot_seed,
+            balanced=self.format.balanced_shots,
         )
 
     @property
@@ -340,6 +343,21 @@ def shortened(text: str, tokens: int, count: Callable[[str], int]) -> str:
     if not text[fits].isspace() and " " in kept:
         kept = kept[: kept.rindex(" ")]
     return kept.rstrip()
+
+
+def _prompt(
+    query: Row, shown: Sequence[Row], rows: Sequence[Row], text: str, ids: Sequence[int]
+) -> Prompt:
+    """Say what a prompt of `rows`, the query last, has lost of what was `shown`."""
+    changed = [row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False)]
+    changed.append(rows[-1] is not query)
+    return Prompt(
+        text=text,
+        ids=ids,
+        shots=tuple(row.id for row in rows[:-1]),
+        dropped_shots=len(shown) - len(rows) + 1,
+        cut_articles=sum(changed),
+    )
 
 
 def _blank(fields: Sequence[str]) -> Row:

@@ -48,12 +48,18 @@ class RowTokenizer:
         self._pipeline, self._rows = pipeline, rows
         self.looks_at_each = False
 
+        # Of one row, outside of the function: a data set within it would be made at each call.
+        source = rows.dataset(rows.columns(np.arange(1)))
+        data = pipeline.dataset(source)
+        maps = _maps(data, source)
+        self.looks_at_each = maps is not None
+        at_once = maps is not None and _is_of_text(maps, source)
+
         def run(columns: Any) -> Any:
             source = rows.dataset(columns)
-            data = pipeline.dataset(source)
-            maps = _maps(data, source)
-            self.looks_at_each = maps is not None
-            return (maps and _at_once(maps, data, source)) or _one_by_one(data)
+            if at_once:
+                return _at_once(maps, data.element_spec, source)
+            return _one_by_one(pipeline.dataset(source))
 
         signature = [type_of_columns(rows)]
         function = import_tensorflow().function
@@ -104,24 +110,24 @@ def _one_by_one(data: Any) -> Any:
     return data.ragged_batch(EXAMPLES_AT_ONCE).get_single_element()
 
 
-def _at_once(functions: list[Any], data: Any, source: Any) -> Any:
-    """Apply functions that only put text together to all rows in one go: a tenth of the time.
-
-    None for others, and for rows with lists.
-    """
-    tf = import_tensorflow()
+def _is_of_text(functions: list[Any], source: Any) -> bool:
+    """Whether functions only put text together, and the rows have no lists."""
     columns = getattr(source, "_tensors", None)
-    if columns is None or any(column.dtype == tf.variant for column in columns):
-        return None
-    if not set(itertools.chain(*map(_operations, functions))) <= _OF_TEXT:
-        return None
+    if columns is None or any(column.dtype == import_tensorflow().variant for column in columns):
+        return False
+    return set(itertools.chain(*map(_operations, functions))) <= _OF_TEXT
+
+
+def _at_once(functions: list[Any], spec: Any, source: Any) -> Any:
+    """Apply functions that only put text together to all rows in one go: a tenth of the time."""
+    tf = import_tensorflow()
 
     def composed(values: list[Any]) -> list[Any]:
         for function in functions:
             values = tf.nest.flatten(function(*values), expand_composites=True)
         return values
 
-    return tf.nest.pack_sequence_as(data.element_spec, tf.vectorized_map(composed, list(columns)))
+    return tf.nest.pack_sequence_as(spec, tf.vectorized_map(composed, list(source._tensors)))
 
 
 def _operations(function: Any) -> Iterator[str]:
