@@ -89,7 +89,7 @@ SHORT := tests/network/test_transformer.py tests/training/test_adafactor.py test
 test-short: $(INSTALLED)  ## make test-short PYTHON=python3.13 VENV=.venv-3.13: on another Python
 	$(BIN)/pytest -n $(JOBS) $(SHORT)
 
-test-hf: $(HF_VENV)/.installed  ## converted models and prompts against transformers and peft
+test-hf: $(HF_VENV)/.installed  ## against the packages themselves: transformers, peft, wandb and trackio
 	$(HF_VENV)/bin/pytest tests/hf
 
 test-t5x: $(T5X_VENV)/.installed  ## runs under upstream T5X: make test-t5x T5X_PATH=… (docs/t5x.md)
@@ -128,7 +128,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	  echo "promot-t5x needs Python 3.11, 3.12 or 3.13 (3.14 has no TensorFlow), and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,mecab,tokenizers]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,languages,mecab,tokenizers]'
 	touch $@
 
 $(TPU_COMPILER): constraints.txt | $(INSTALLED)
@@ -140,8 +140,10 @@ $(TPU_COMPILER): constraints.txt | $(INSTALLED)
 # build is enough (PIP_EXTRA_INDEX_URL or a pip.conf can name where one is).
 $(HF_VENV)/.installed: setup.py pyproject.toml constraints.txt constraints-hf.txt
 	test -x $(HF_VENV)/bin/python || $(PYTHON) -m venv $(HF_VENV)
-	$(HF_VENV)/bin/python -m pip install --quiet --constraint constraints.txt \
-	  --constraint constraints-hf.txt --editable '.[test,test-hf]'
+	# trackio takes an older pillow than the rest.
+	grep -v '^pillow=' constraints.txt > $(HF_VENV)/constraints.txt
+	$(HF_VENV)/bin/python -m pip install --quiet --constraint $(HF_VENV)/constraints.txt \
+	  --constraint constraints-hf.txt --editable '.[test,test-hf,wandb,trackio]'
 	touch $@
 
 $(T5X_VENV)/.installed: setup.py pyproject.toml constraints.txt constraints-t5x.txt

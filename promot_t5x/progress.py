@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 _listeners: list[Callable[[str], None]] = []
 _muted = False
+_outlook: Callable[[], str] = str
 
 
 def tell(listener: Callable[[str], None]) -> None:
@@ -22,6 +23,17 @@ def here(where: str) -> None:
     """Say where this process is, to those who asked by `tell`."""
     for listener in tuple(_listeners):
         listener(where)
+
+
+def foresee(outlook: Callable[[], str]) -> None:
+    """Let lines of progress end with what this returns: the time left of all that is to be done.
+
+    **Arguments:**
+
+    - `outlook`: called for each line that is shown; an empty text adds nothing. `str` ends it.
+    """
+    global _outlook
+    _outlook = outlook
 
 
 def mute() -> None:
@@ -86,6 +98,8 @@ class Progress:
             parts.append(f"{rate:.1f}/s")
             left = (self._total - done) / rate
             parts.append(f"{duration(left)} left" if done < self._total else duration(elapsed))
+        if whole := _outlook():
+            parts.append(whole)
         return "  ".join(parts)
 
     def _show(self, line: str) -> None:

@@ -40,10 +40,14 @@ class Dialect:
       template stands and answer as they stand.
     - `sentinel`: where `<extra_id_0>` goes: 'none'; 'targets', in front of the answer; 'both',
       also at the end of the question. Only for span corruption.
+    - `bos`: the question begins with the vocabulary's BOS, behind a prompt (T5Gemma).
+    - `eos`: the question ends in EOS, as T5's do.
     """
 
     kind: str = "lm"
     sentinel: str = "none"
+    bos: bool = False
+    eos: bool = True
 
     def __post_init__(self) -> None:
         for name, known in (("kind", KINDS), ("sentinel", SENTINELS)):
@@ -85,7 +89,9 @@ class Dialect:
         return output.strip()
 
     def check(self, vocabulary: Any) -> None:
-        """Raise `UserError` unless `vocabulary` has the sentinels that the dialect puts in."""
+        """Raise `UserError` unless `vocabulary` has the tokens that the dialect puts in."""
+        if self.bos:
+            bos_id(vocabulary)
         if self.sentinel != "none" and 0 not in sentinel_ids(vocabulary).values():
             raise UserError(
                 f"The model's dialect puts {FIRST} into its text (SENTINEL = {self.sentinel!r}), "
@@ -95,6 +101,18 @@ class Dialect:
 
 
 PLAIN = Dialect()
+
+
+def bos_id(vocabulary: Any) -> int:
+    """Return the id of a vocabulary's beginning-of-text token; raise `UserError` without one."""
+    found: int | None = vocabulary.bos_id
+    if found is None or found < 0:
+        raise UserError(
+            f"The model begins its text with BOS, and the vocabulary {type(vocabulary).__name__} "
+            "has none: give the model's own VOCABULARY, or set DECODER_START = 'pad' and "
+            "BOS_IN_INPUTS = False."
+        )
+    return found
 
 
 def sentinel_ids(vocabulary: Any) -> dict[int, int]:
@@ -146,8 +164,10 @@ def _encoded(vocabulary: Any, texts: Sequence[str]) -> list[Sequence[int]]:
 
 
 def question_ids(vocabulary: Any, dialect: Dialect, text: str) -> Int32[np.ndarray, " tokens"]:
-    """`text` as the ids that a model is asked it with, EOS included."""
-    return _spoken(vocabulary, text_ids(vocabulary, text), last=dialect.marks_inputs)
+    """`text` as the ids that a model is asked it with, BOS and EOS included where it has them."""
+    ids = _spoken(vocabulary, text_ids(vocabulary, text), last=dialect.marks_inputs)
+    begin = [bos_id(vocabulary)] if dialect.bos else []
+    return np.concatenate([np.array(begin, np.int32), ids if dialect.eos else ids[:-1]])
 
 
 def target_ids(vocabulary: Any, dialect: Dialect, answer: str) -> Int32[np.ndarray, " tokens"]:

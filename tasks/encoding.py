@@ -7,6 +7,7 @@ token stores hundreds of rows at a time (`examples`).
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -83,13 +84,20 @@ class EncodeWhole:
         self.assembler.check(None)
         return None
 
-    def examples(self, rows: Mapping[str, Iterable[Any]], budget: int | None) -> list[Encoded]:
+    def examples(
+        self,
+        rows: Mapping[str, Iterable[Any]],
+        budget: int | None,
+        epochs: Iterable[tuple[int, int] | None] = itertools.repeat(None),
+    ) -> list[Encoded]:
         """Return the examples of rendered rows.
 
         **Arguments:**
 
         - `rows`: by name in `RENDERED`, the values of all rows.
         - `budget`: what `budget` has returned.
+        - `epochs`: in training, of each row the run's seed and the epoch, which choose its
+          demonstrations; without them they are those of evaluation.
         """
         names = self.assembler.template.fields
         queries = [
@@ -101,14 +109,15 @@ class EncodeWhole:
             )
             for fields, answer, row_id, label in zip(*(rows[n] for n in RENDERED), strict=True)
         ]
-        prompts = self.assembler.prompts(queries, budget)
-        answers = dialects.texts_ids(self.assembler.vocabulary, [query.answer for query in queries])
-        dialect = self.dialect
+        prompts = self.assembler.prompts(queries, budget, epochs)
+        vocabulary, dialect = self.assembler.vocabulary, self.dialect
+        answers = dialects.texts_ids(vocabulary, [query.answer for query in queries])
+        begin = [dialects.bos_id(vocabulary)] if dialect.bos else []
         last = self._sentinel if dialect.marks_inputs else []
         first = self._sentinel if dialect.marks_targets else []
         return [
             Encoded(
-                inputs=[*prompt.ids, *last],
+                inputs=[*begin, *prompt.ids, *last],
                 targets=[*first, *ids],
                 question=dialect.question(prompt.text),
                 target=dialect.target(query.answer),
@@ -185,8 +194,8 @@ class Encode(EncodeWhole):
         return self._mapped(dataset, self.budget(self.sequence_length))
 
     def budget(self, sequence_length: Mapping[str, int] | None) -> int | None:
-        """Return the tokens that a prompt may take: those of `inputs` but EOS and sentinel."""
-        taken = 2 if self.dialect.marks_inputs else 1
+        """Return the tokens that a prompt may take: those of `inputs` but what the dialect adds."""
+        taken = self.dialect.marks_inputs + self.dialect.bos + self.dialect.eos
         budget = None if sequence_length is None else sequence_length["inputs"] - taken
         self.assembler.check(budget)
         return budget

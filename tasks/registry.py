@@ -150,13 +150,14 @@ class TaskDef:
         import seqio
 
         dialect.check(vocabulary)
-        feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
+        asked = seqio.Feature(vocabulary=vocabulary, add_eos=dialect.eos)
+        answered = seqio.Feature(vocabulary=vocabulary, add_eos=True)
         kept = {_REFERENCES: self.references} if self.references else {}
         source = self.source()
         return seqio.Task(
             self.name,
             source=source,
-            output_features={"inputs": feature, "targets": feature},
+            output_features={"inputs": asked, "targets": answered},
             preprocessors=[
                 sources.with_row_id,
                 *self.preprocessors,

@@ -2,9 +2,10 @@
 
 Which ones is a function of (task, seed, example id) and of the rows that may be shown, computed
 with a hash: the same whatever is read before, by however many hosts, in whatever order, for
-every checkpoint. Rows are tried in hashed order; the example's own row, one that asks the same,
-and one that asks what an earlier demonstration asks are passed over. So the n demonstrations of
-an example are the first n of its n + 1.
+every checkpoint. In training it is one of the run's seed and the epoch as well. Rows are tried in
+hashed order; the example's own row, one that asks the same, and one that asks what an earlier
+demonstration asks are passed over. So the n demonstrations of an example are the first n of its
+n + 1.
 
 Nothing is cut from the right. An article that is longer than `article_tokens`, where the format
 sets that, is cut to it. If a prompt is still longer than its token budget:
@@ -23,7 +24,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError
@@ -114,7 +115,14 @@ def _read(pool: Pool, data_dir: str | None) -> tuple[Row, ...]:
 
 
 def draw(
-    rows: Sequence[Row], query: Row, shots: int, *, task: str, seed: int, balanced: bool = False
+    rows: Sequence[Row],
+    query: Row,
+    shots: int,
+    *,
+    task: str,
+    seed: int,
+    epoch: tuple[int, int] | None = None,
+    balanced: bool = False,
 ) -> list[Row]:
     """Return the demonstrations of one example.
 
@@ -124,6 +132,7 @@ def draw(
     - `query`: the example.
     - `shots`: how many.
     - `task`: the task's name without its number of shots, part of the hash as is `seed`.
+    - `epoch`: in training, the run's seed and the epoch, part of the hash too.
     - `balanced`: take the classes in turn, in an order that is the example's own; of no effect on
       rows without labels.
 
@@ -131,7 +140,7 @@ def draw(
 
     - `UserError`: there are not as many different rows to show.
     """
-    key = f"{task}\0{seed}\0{query.id}"
+    key = "\0".join(map(str, (task, seed, query.id, *(epoch or ()))))
     classes = _by_class(rows, key) if balanced else [rows]
     orders = [_hashed_order(len(members), f"{key}\0{n}") for n, members in enumerate(classes)]
     shown: list[Row] = []
@@ -204,15 +213,22 @@ class Assembler:
     pool: Pool | None = None
     cuts: bool = True
 
-    def prompts(self, queries: Sequence[Row], budget: int | None) -> list[Prompt]:
+    def prompts(
+        self,
+        queries: Sequence[Row],
+        budget: int | None,
+        epochs: Iterable[tuple[int, int] | None] = itertools.repeat(None),
+    ) -> list[Prompt]:
         """Return the prompts of rows, each of at most `budget` tokens, EOS and sentinels aside.
 
         **Arguments:**
 
         - `queries`: the rows that are asked.
         - `budget`: None for as many tokens as a prompt has.
+        - `epochs`: in training, of each row the run's seed and the epoch, each of which has
+          demonstrations of its own; None takes those of evaluation.
         """
-        shown = [self._shown(query) for query in queries]
+        shown = [self._shown(*each) for each in zip(queries, epochs, strict=False)]
         rows = [[*drawn, query] for drawn, query in zip(shown, queries, strict=True)]
         if self.longest_article is not None:
             rows = [[self._cut(row, self.longest_article) for row in several] for several in rows]
@@ -225,7 +241,7 @@ class Assembler:
                 ids[place] = self._ids(texts[place])
         return [_prompt(*of_one) for of_one in zip(queries, shown, rows, texts, ids, strict=True)]
 
-    def _shown(self, query: Row) -> list[Row]:
+    def _shown(self, query: Row, epoch: tuple[int, int] | None) -> list[Row]:
         """Return the demonstrations of an example."""
         if self.pool is None:
             return []
@@ -235,6 +251,7 @@ class Assembler:
             self.shots,
             task=self.task,
             seed=self.format.shot_seed,
+            epoch=epoch,
             balanced=self.format.balanced_shots,
         )
 

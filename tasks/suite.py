@@ -108,6 +108,7 @@ def _translation(name: str, language: str, code: str) -> None:
         postprocess=Until("Translate"),
         metrics=(Bleu(),),
         output_length=SENTENCE_LENGTH,
+        language=code,
         scored_split="test",
     )
 

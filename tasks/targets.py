@@ -142,6 +142,7 @@ register(
         postprocess=Until("Translate"),
         metrics=(Bleu(),),
         output_length=SENTENCE_LENGTH,
+        language="fr",
         scored_split="test",
         listed_shots=LISTED_SHOTS,
     )

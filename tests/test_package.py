@@ -8,12 +8,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from package_helpers import ROOT, copy_of_the_clone
+from packaging.requirements import Requirement
 
 from promot_t5x import __version__, config
 from promot_t5x.launch import package
 from promot_t5x.launch.commands import Redactor, Shell
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -73,18 +75,6 @@ def test_editable_install_finds_tasks_and_gin_from_anywhere(tmp_path):
     assert done.stdout.split() == [str(package / "gin"), str(package / "tasks/__init__.py")]
 
 
-def copy_of_the_clone(directory: Path) -> Path:
-    """What git would hand out, links included."""
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "promot_t5x", "tasks", "launch", "gin", "setup.py", "README.md"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split("\0")  # fmt: skip
-    names = [name for name in [*names, "pyproject.toml", "LICENSE"] if (ROOT / name).exists()]
-    copy = ["cp", "-P", "--parents", *filter(None, names), str(directory)]
-    subprocess.run(copy, cwd=ROOT, check=True)
-    return directory
-
-
 def test_plain_checkout_imports_from_its_path(tmp_path):
     clone = copy_of_the_clone(tmp_path)
     done = subprocess.run(
@@ -140,7 +130,7 @@ BY_PYTHON = r"(; python_version (<|>=) '3\.12')?"
 
 def requirements():
     """What `make` installs."""
-    extras = ("test", "docs", "mecab", "tokenizers")
+    extras = ("test", "docs", "languages", "mecab", "tokenizers")
     return [
         *PROJECT["dependencies"],
         *(r for e in extras for r in PROJECT["optional-dependencies"][e]),
@@ -153,6 +143,33 @@ def test_requirements_are_bounded_and_name_one_tensorflow():
     names = {re.split(r"[\[<>=]", each)[0] for each in PROJECT["dependencies"]}
     assert "t5" not in names
     assert not names & {"tensorflow-cpu", "tf-nightly", "tfds-nightly", "tensorflow-gpu"}
+
+
+# After jax 0.10 a class was gone that flax was made of until it left it, too: only the pairs that
+# were tested may meet.
+@pytest.mark.parametrize(
+    ("jax", "flax", "pythons"),
+    [
+        ("0.10.2", "0.12.8", {"3.11"}),
+        ("0.12.0.1", "0.12.12", {"3.12", "3.13"}),
+        ("0.11.1", "0.12.8", set()),
+        ("0.12.0.1", "0.12.8", set()),
+        ("0.10.2", "0.12.12", set()),
+    ],
+)
+def test_only_combinations_that_import_are_allowed(jax, flax, pythons):
+    wanted = [Requirement(each) for each in PROJECT["dependencies"]]
+
+    def allows(name, version, python):
+        found = [
+            r for r in wanted if r.name == name and r.marker.evaluate({"python_version": python})
+        ]
+        return all(each.specifier.contains(version) for each in found)
+
+    both = {
+        p for p in ("3.11", "3.12", "3.13") if allows("jax", jax, p) and allows("flax", flax, p)
+    }
+    assert both == pythons
 
 
 def test_constraints_pin_every_requirement_exactly():
@@ -171,3 +188,22 @@ def test_version_is_the_packages(wheel):
     assert f"\nVersion: {__version__}\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
     assert "\nRequires-Python: <3.14,>=3.11\n" in text
+
+
+def test_citation_names_paper_and_software():
+    """By the rules of the format's version 1.2.0, on what the file uses of it."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
+    assert cited["title"] == "promot_t5x"
+    assert cited["license"] == PROJECT["license"]
+    assert "version" not in cited  # it has one place, promot_t5x/__init__.py
+    paper = cited["preferred-citation"]
+    assert {"type", "title", "authors"} <= set(paper)
+    assert (paper["type"], paper["year"]) == ("conference-paper", 2024)
+    assert [each["family-names"] for each in paper["authors"]] == (
+        "Wang Si Li Lukasik Yu Hsieh Dhillon Kumar".split()
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert paper["url"] in readme
+    assert all(set(each) <= {"family-names", "given-names"} for each in paper["authors"])

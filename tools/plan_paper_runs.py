@@ -15,35 +15,31 @@ from promot_t5x.planning import compiler
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planned:
-    """Rows of the table: programs of a run on a slice, with settings that differ from its file's.
+    """Rows of the table: programs of a run, as its file has them, on a slice.
 
     **Attributes:**
 
     - `run`: a file of gin/paper.
     - `topology`: a slice by name; or `fit`, a kind of chip of which the smallest is looked for.
     - `only`: the programs.
-    - `bindings`: gin statements.
     """
 
     run: str
     topology: str | None = None
     fit: str | None = None
     only: tuple[str, ...]
-    bindings: tuple[str, ...] = ()
 
 
-# The paper cuts articles at 1,024 tokens.
-ARTICLES = ("SUITE_LENGTHS = {'inputs': 1024}",)
 TRAINING = ("stage_one", "stage_two", "standard")
 SUITE = ("ask icl_1shot",)
 ON_64_CHIPS = (
-    Planned(run="mt5_xxl_rte", topology="v4-128", only=(*TRAINING, *SUITE), bindings=ARTICLES),
+    Planned(run="mt5_xxl_rte", topology="v4-128", only=(*TRAINING, *SUITE)),
     Planned(run="mt5_xxl_enfr", topology="v4-128", only=(*TRAINING, "ask wmt14_enfr with prompt")),
     Planned(run="t5_1_1_xxl_rte", topology="v4-128", only=("stage_one", "stage_two")),
     Planned(run="mt5_xl_rte", topology="v4-128", only=("stage_one", "stage_two")),
 )
 SMALLEST = tuple(
-    Planned(run=run, fit=kind, only=only, bindings=ARTICLES)
+    Planned(run=run, fit=kind, only=only)
     for run, only in (
         ("mt5_xxl_rte", ("stage_one",)),
         ("mt5_xxl_rte", ("stage_two", "standard")),
@@ -96,7 +92,7 @@ def _rows(planned: Sequence[Planned]) -> Iterator[list[str]]:
     for each in planned:
 
         def read(extra: Sequence[str], each: Planned = each) -> planned_runs.Run:
-            return planned_runs.read([f"paper/{each.run}.gin"], [*each.bindings, *extra], [])
+            return planned_runs.read([f"paper/{each.run}.gin"], extra, [])
 
         if each.fit:
             trial = settings_search.fit(read, chips.find_chip(each.fit), each.only, say)[-1]

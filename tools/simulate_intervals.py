@@ -3,7 +3,7 @@
     python -m tools.simulate_intervals docs/reports.md
 
 writes the tables between their marks in that page, `<!-- name -->` and `<!-- end -->`; it takes
-about five minutes on one core. Answers are right where a latent variable is positive: how good
+about ten minutes on one core. Answers are right where a latent variable is positive: how good
 the method is, how easy the question, how well the method takes to the question, what the seed
 brings, and luck, all normal. Both methods' true scores are thus known exactly. Where questions are
 *fixed*, all samples are answers to the same ones, which are equally hard for both methods, and the
@@ -27,7 +27,7 @@ from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.metrics import Metric
 from promot_t5x.tasks.rouge import Rouge
 
-SAMPLES = 300
+SAMPLES = 1000
 EXAMPLES, SEEDS = (56, 277, 2000), (1, 2, 3, 5, 10)
 ACCURACIES = {0.5: 0.56, 0.9: 0.93, 0.99: 0.995}  # of the first method: of a better second one
 _QUESTION, _METHOD, _LUCK = 1.0, 0.5, 1.0  # standard deviations of the latent variable's parts

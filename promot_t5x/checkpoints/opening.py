@@ -27,7 +27,7 @@ from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.errors import UserError, listed
 from promot_t5x.network import transformer
-from promot_t5x.network.config import T5Config
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.network.scan import layer_axis
 
@@ -55,7 +55,7 @@ class Parameters:
         """The directory that the checkpoint is read from."""
         return self.stored.directory
 
-    def check(self, config: T5Config) -> None:
+    def check(self, config: NetworkConfig) -> None:
         """Compare with the network that is to take the parameters; a prompt is ignored.
 
         **Raises:** `UserError` where arrays are missing, too many, of another shape or integers.
@@ -116,7 +116,7 @@ class Parameters:
 
 def open_checkpoint(
     path: str | os.PathLike[str],
-    config: T5Config | None = None,
+    config: NetworkConfig | None = None,
     *,
     layout: Layout | None = None,
     partial: bool = False,
@@ -152,7 +152,7 @@ def open_checkpoint(
         stored,
         Layout(
             scanned=None if config.scan_layers else False,
-            bias_per_layer=config.relative_bias_per_layer,
+            bias_per_layer=getattr(config, "relative_bias_per_layer", None),
         ),
     )
     parameters.check(config)

@@ -27,6 +27,7 @@ class Command:
       called with the rest of the command line and shows its own help.
     - `check`: `module:function`, which refuses values that the function would refuse, before there
       are devices; it takes the function's arguments but the partitioner.
+    - `trains`: takes `--profile`, which traces training steps.
     - `run_files`: the shipped gin files that configure the function, commonest first.
     - `description`: a paragraph, and where the results go.
     - `macros`: the common settings.
@@ -38,6 +39,7 @@ class Command:
     target: str
     takes_gin: bool = True
     check: str = ""
+    trains: bool = False
     run_files: tuple[str, ...] = ()
     description: str = ""
     macros: tuple[Macro, ...] = ()
@@ -75,6 +77,7 @@ COMMANDS = (
         help="run one stage: prompt tuning, fine-tuning, or a stage of your own",
         target="promot_t5x.runs.train:train",
         check="promot_t5x.runs.preflight:train",
+        trains=True,
         run_files=(
             "runs/finetune.gin",
             "runs/prompt_tune.gin",
@@ -115,12 +118,14 @@ promot-t5x train --gin_file=/data/rte/config.gin --gin.MODEL_DIR='"/data/rte_low
         help="run the whole experiment: both stages, the baseline and the comparison",
         target="promot_t5x.runs.promot:promot",
         check="promot_t5x.runs.preflight:promot",
+        trains=True,
         run_files=(
             "runs/promot.gin",
             "runs/multitask.gin",
             "runs/sequential.gin",
             "runs/joint.gin",
             "runs/fixed_random_prompt.gin",
+            "runs/rivals.gin",
         ),
         description="""\
 Runs the stages of a method in order, then measures every model of the comparison: on the
@@ -234,6 +239,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         name="report",
         help="compare recorded runs: tables, intervals, tests, plots, changed answers",
         target="promot_t5x.cli.report:main",
+        takes_gin=False,
+    ),
+    Command(
+        name="status",
+        help="show where a run is: its owner, its stages and steps, its last save, the time left",
+        target="promot_t5x.cli.status:main",
         takes_gin=False,
     ),
     Command(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from promot_t5x.checkpoints import pretrained_names
 from promot_t5x.checkpoints.conversion import conversion
 from promot_t5x.checkpoints.conversion.conversion import FORMATS, Conversion
+from promot_t5x.checkpoints.formats import shape
 from promot_t5x.cli import flags
 from promot_t5x.errors import UserError
 from promot_t5x.paths import user_path
@@ -148,6 +149,6 @@ def _convert(given: argparse.Namespace) -> None:
         print(
             "without tokenizer files: there are none beside SRC; give --tokenizer", file=sys.stderr
         )
-    if job.to == "hf" and opened.activation is None:
+    if job.to == "hf" and shape.activation_of(opened.described) is None:
         activation = opened.model_shape().mlp_activations[0]
         print(f"T5X does not record the MLP's activation; {activation} it is, as in all of T5")

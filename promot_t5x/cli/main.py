@@ -261,13 +261,14 @@ def _check_run_file(command: Command, files: Sequence[str]) -> None:
 def _run_gin(command: Command, parsed: argparse.Namespace) -> int:
     """Check a command's configuration, and run it or show it."""
     configured = configure(command, parsed)
+    from promot_t5x.runs import ownership, profiling
+
+    profiling.ask(parsed.profile if command.trains else None)
     if parsed.dry_run:
         from promot_t5x import config
 
         print(config.explained_str())
         return 0
-    from promot_t5x.runs import ownership
-
     startup.start(parsed)
     try:
         devices.announce(parsed.require_devices)
@@ -306,10 +307,18 @@ def parse_flags(command: Command, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the configuration, then stop"
     )
+    if command.trains:
+        parser.add_argument(
+            "--profile",
+            metavar="START:STOP",
+            help="trace these steps of each stage, the first and the last, for TensorBoard and "
+            "XProf: into <stage>/train/plugins/profile/",
+        )
     parsed, unknown = parser.parse_known_args(flags.rewrite_gin_flags(words))
     if unknown:
         name = unknown[0].partition("=")[0]
-        hint = did_you_mean(name, _FLAGS) if name.startswith("-") else ""
+        known = (*_FLAGS, "--profile") if command.trains else _FLAGS
+        hint = did_you_mean(name, known) if name.startswith("-") else ""
         raise UserError(
             f"{command.name} does not take {unknown[0]!r}.{hint} "
             f"See `{_PROGRAM} {command.name} --help`."

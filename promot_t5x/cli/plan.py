@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from promot_t5x import quiet
 from promot_t5x.cli import flags
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.errors import UserError
 from promot_t5x.planning import chips, compiler
 from promot_t5x.progress import duration
@@ -25,6 +26,9 @@ examples:
 
   promot-t5x plan --gin_file=paper/mt5_xxl_rte.gin --topology=v5p-16 --search
 
+  promot-t5x plan --gin_file=paper/mt5_xxl_rte.gin --topology=v4-128 \\
+      --gin.PACK='"batch"' --packed=32x612x16
+
   promot-t5x plan --gin_file=paper/mt5_xxl_rte.gin --fit=v5e --only=stage_one"""
 
 
@@ -39,7 +43,7 @@ def main(words: Sequence[str]) -> int:
 
     def read(extra: Sequence[str]) -> planned_runs.Run:
         bindings = [*given.gin_bindings, *extra]
-        return planned_runs.read(given.gin_file, bindings, given.gin_search_paths)
+        return planned_runs.read(given.gin_file, bindings, given.gin_search_paths, given.packed)
 
     if given.fit:
         trials = settings_search.fit(read, chips.find_chip(given.fit), given.only, say)
@@ -92,6 +96,13 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
         metavar="PROGRAM",
         help="plan this program only, as the table names it; may be repeated",
     )
+    add(
+        "--packed",
+        type=_shape,
+        metavar="ROWSxINPUTSxTARGETS",
+        help="plan the steps of PACK = 'batch' at this shape, which a run prints when it starts; "
+        "without it at their largest",
+    )
     add("--json", action="store_true", help="print the programs' numbers as JSON")
     given = parser.parse_args(flags.rewrite_gin_flags(words))
     if not given.gin_file:
@@ -102,6 +113,16 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
         raise UserError("--fit looks for one slice by itself: leave out --search and --slices.")
     given.slice = chips.find_slice(given.topology, given.slices) if given.topology else None
     return given
+
+
+def _shape(text: str) -> Shape:
+    """Read `24x612x16`."""
+    sizes = [int(size) if size.isdecimal() else 0 for size in text.split("x")]
+    if len(sizes) != len(Shape._fields) or min(sizes) < 1:
+        raise UserError(
+            f"--packed={text}: give rows, tokens of inputs and tokens of targets, as in 24x612x16."
+        )
+    return Shape(*sizes)
 
 
 def say(text: str) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.data.example_store import Store
 from promot_t5x.data.ragged import FEATURES, Ragged, joined_texts, spans
 from promot_t5x.errors import UserError
@@ -32,12 +33,10 @@ _PACKED = (
 )
 
 
-def batch_shapes(
-    *, batch_size: int, lengths: Mapping[str, int], pack: bool
-) -> dict[str, tuple[int, int]]:
+def batch_shapes(shape: Shape, *, packed: bool) -> dict[str, tuple[int, int]]:
     """Shape of every feature of a batch; all are int32."""
-    features = _UNPACKED + (_PACKED if pack else ())
-    return {name: (batch_size, lengths[feature]) for name, feature in features}
+    features = _UNPACKED + (_PACKED if packed else ())
+    return {name: (shape.rows, getattr(shape, feature)) for name, feature in features}
 
 
 class Segments(NamedTuple):
@@ -64,9 +63,11 @@ class Assembler:
         vocab_size: int,
         prompt_length: int,
         use_prompts: bool,
+        start_id: int,
     ):
         """See `batches.Batches` for the arguments and the errors."""
         self.lengths = _checked_lengths(lengths)
+        self._start_id = start_id
         self._stores = tuple(stores)
         self._prompt_length = prompt_length if use_prompts else 0
         self._prompt_starts = vocab_size + np.asarray(prompt_indices, np.int64) * prompt_length
@@ -101,13 +102,12 @@ class Assembler:
             means += rate / sum(rates) * self.sizes(np.full(len(sample), task), sample).mean(axis=0)
         return float(means[0]), float(means[1])
 
-    def assemble(self, segments: Segments, *, rows: int, packed: bool) -> Batch:
-        """Return the features of `rows` rows; a row without segments is all zeros."""
+    def assemble(self, segments: Segments, shape: Shape, *, packed: bool) -> Batch:
+        """Return the features of rows of that shape; a row without segments is all zeros."""
         texts = self._texts(segments)
-        inputs = _Layout(
-            segments, texts["inputs"].lengths + self._prompt_length, rows, self.lengths["inputs"]
-        )
-        targets = _Layout(segments, texts["targets"].lengths, rows, self.lengths["targets"])
+        taken = texts["inputs"].lengths + self._prompt_length
+        inputs = _Layout(segments, taken, shape.rows, shape.inputs)
+        targets = _Layout(segments, texts["targets"].lengths, shape.rows, shape.targets)
         encoder = inputs.empty()
         self._write_prompts(encoder, inputs, segments)
         _write(encoder, inputs.starts + self._prompt_length, texts["inputs"])
@@ -116,8 +116,9 @@ class Assembler:
         batch = {
             "encoder_input_tokens": inputs.shaped(encoder),
             "decoder_target_tokens": targets.shaped(decoder),
-            "decoder_input_tokens": _shifted(decoder, targets, packed),
-            "decoder_loss_weights": targets.shaped((decoder > 0).astype(np.int32)),
+            "decoder_input_tokens": _shifted(decoder, targets, packed, self._start_id),
+            # By where tokens stand, not by their ids: a target of id 0 is learned like any other.
+            "decoder_loss_weights": targets.shaped(targets.spread(np.ones_like(targets.sizes))),
         }
         if packed:
             for side, layout in (("encoder", inputs), ("decoder", targets)):
@@ -181,15 +182,17 @@ class _Layout:
         return flat
 
 
-def _shifted(flat: np.ndarray, layout: _Layout, packed: bool) -> np.ndarray:
-    """Targets moved one to the right within each example, BOS (0) first, as SeqIO does it."""
+def _shifted(flat: np.ndarray, layout: _Layout, packed: bool, start_id: int) -> np.ndarray:
+    """Targets moved one to the right, the decoder's start first, as SeqIO does it."""
     rows = layout.shaped(flat)
     shifted = np.zeros_like(rows)
     shifted[:, 1:] = rows[:, :-1]
+    places = shifted.reshape(-1)
     if packed:
         ends = layout.starts + layout.sizes
         boundaries = np.concatenate([layout.starts, ends])
-        shifted.reshape(-1)[boundaries[boundaries < flat.size]] = 0
+        places[boundaries[boundaries < flat.size]] = 0
+    places[layout.starts[layout.sizes > 0]] = start_id
     return shifted
 
 

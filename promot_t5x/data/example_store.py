@@ -32,6 +32,8 @@ class Store(Protocol):
     - `max_token`: the largest id in the sample.
     - `content_hash`: equal on hosts that hold equal data.
     - `truncation_counts`: how many examples of the sample lost what of their prompts.
+    - `is_redrawn`: whether each epoch has other demonstrations: example n of epoch e has the number
+      e * size + n, where size is the length of the store.
     """
 
     @property
@@ -62,6 +64,11 @@ class Store(Protocol):
     @property
     def truncation_counts(self) -> Mapping[str, int]:
         """How many examples of the sample lost what of their prompts."""
+        ...
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether each epoch has other demonstrations."""
         ...
 
     def __len__(self) -> int: ...
@@ -102,6 +109,11 @@ class ExampleStore:
 
     def __len__(self) -> int:
         return len(self.offsets["inputs"]) - 1
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether each epoch has other demonstrations: here, none has."""
+        return False
 
     @property
     def sample(self) -> Int64[np.ndarray, " examples"]:

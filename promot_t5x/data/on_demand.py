@@ -1,4 +1,6 @@
-"""The examples of a split that is too large to be tokenized whole: each when it is asked for.
+"""The examples of a split that is not tokenized whole: each when it is asked for.
+
+Such are splits that are too large, and those whose examples have other demonstrations each epoch.
 
 Tokens are kept as long as there is room for them. The lengths of all that was ever tokenized are
 kept for good, 8 bytes an example, because rows are packed from lengths: a run that resumes finds
@@ -34,6 +36,8 @@ class OnDemandStore:
     - `sample`: the examples, evenly spread, that stand for all where all would have to be read.
     - `max_token`, `truncation_counts`: of the sample.
     - `content_hash`: SHA-256 of the rows' content and of the sample's tokens.
+    - `is_redrawn`: whether each epoch has other demonstrations: example n of epoch e has the number
+      e * size + n.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class OnDemandStore:
         rows_hash: str,
         tokenize: Tokenize,
         lengths_file: Path | None,
+        is_redrawn: bool = False,
     ):
         """Tokenize nothing yet.
 
@@ -57,12 +62,15 @@ class OnDemandStore:
         - `tokenize`: gives the features of some examples, in the order given.
         - `lengths_file`: keeps the lengths from run to run, and shares them between the processes
           of a host; None keeps them in memory.
+        - `is_redrawn`: see above.
         """
+        self.is_redrawn = is_redrawn
         self.name, self.eos_ids, self.sample = sampled.name, sampled.eos_ids, sample
         self.max_token, self.truncation_counts = sampled.max_token, sampled.truncation_counts
         content = f"{size} {rows_hash} {sampled.content_hash}"
         self.content_hash = hashlib.sha256(content.encode()).hexdigest()
         self._tokenize = tokenize
+        self._size, self._lengths_file = size, lengths_file
         self._lengths = _open_lengths(lengths_file, size)
         # By example: inputs and targets, the oldest first.
         self._kept: OrderedDict[int, tuple[np.ndarray, ...]] = OrderedDict()
@@ -71,13 +79,14 @@ class OnDemandStore:
         self._keep(sample, sampled.texts(np.arange(len(sampled))))
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return self._size
 
     def lengths(
         self, examples: Int64[np.ndarray, " examples"]
     ) -> dict[str, Int64[np.ndarray, " examples"]]:
         """Tokens of some examples by feature, EOS counted."""
         with self._lock:
+            self._make_room(examples)
             unknown = np.unique(examples[self._lengths[examples, 0] == 0])
             for start in range(0, len(unknown), _EXAMPLES_AT_ONCE):
                 some = unknown[start : start + _EXAMPLES_AT_ONCE]
@@ -88,6 +97,7 @@ class OnDemandStore:
     def texts(self, examples: Int64[np.ndarray, " examples"]) -> dict[str, Ragged]:
         """Tokens of some examples by feature, untrimmed, in the order given."""
         with self._lock:
+            self._make_room(examples)
             numbers = examples.tolist()
             missing = np.array([n for n in set(numbers) if n not in self._kept], np.int64)
             read = dict(zip(missing.tolist(), _separate(self._tokenize(missing)), strict=True))
@@ -100,6 +110,16 @@ class OnDemandStore:
             )
             for column, name in enumerate(FEATURES)
         }
+
+    def _make_room(self, examples: Int64[np.ndarray, " examples"]) -> None:
+        """Let the lengths of the examples' epochs be kept too, of twice as many each time."""
+        epochs = int(examples.max(initial=0)) // self._size + 1
+        if epochs * self._size <= len(self._lengths):
+            return
+        room = _open_lengths(self._lengths_file, self._size << (epochs - 1).bit_length())
+        if self._lengths_file is None:
+            room[: len(self._lengths)] = self._lengths
+        self._lengths = room
 
     def _check(
         self, examples: Int64[np.ndarray, " examples"], parts: list[tuple[np.ndarray, ...]]

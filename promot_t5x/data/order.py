@@ -92,9 +92,18 @@ class Stream:
         rates: Sequence[float],
         seed: int,
         shuffle: bool = True,
+        by_epoch: Sequence[bool] | None = None,
     ):
-        """Tasks by name, number of examples and rate; `shuffle` False keeps each task's order."""
+        """Plan nothing yet.
+
+        **Arguments:**
+
+        - `names`, `sizes`, `rates`: of the tasks; sizes are numbers of examples.
+        - `shuffle`: False keeps each task's order.
+        - `by_epoch`: by task, whether its example n is number e * size + n in epoch e.
+        """
         self._sizes = tuple(sizes)
+        self._by_epoch = np.asarray(by_epoch or [False] * len(self._sizes))
         self._mixing = Mixing(rates, seed) if len(self._sizes) > 1 else None
         self._epoch_order = _epoch_orders(tuple(names), self._sizes, seed) if shuffle else None
 
@@ -112,15 +121,16 @@ class Stream:
     def _within_epochs(self, tasks, indices):  # type: ignore[no-untyped-def]
         sizes = np.asarray(self._sizes, np.int64)[tasks]
         epochs, offsets = np.divmod(indices, sizes)
+        earlier = np.where(self._by_epoch[tasks], epochs * sizes, 0)
         if self._epoch_order is None:
-            return offsets
+            return earlier + offsets
         examples = np.empty_like(offsets)
         by_epoch = np.lexsort((epochs, tasks))
         changes = np.diff(tasks[by_epoch]) | np.diff(epochs[by_epoch])
         for places in np.split(by_epoch, np.flatnonzero(changes) + 1):
             order = self._epoch_order(int(tasks[places[0]]), int(epochs[places[0]]))
             examples[places] = order[offsets[places]]
-        return examples
+        return earlier + examples
 
 
 def _epoch_orders(

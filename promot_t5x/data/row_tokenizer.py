@@ -67,7 +67,10 @@ class RowTokenizer:
         self._run.get_concrete_function()
 
     def __call__(self, rows: Int64[np.ndarray, " rows"]) -> Tokens:
-        """Return the features of rows, by their places in the split, in the order given."""
+        """Return the features of rows, by their places in the split, in the order given.
+
+        Where epochs have demonstrations of their own, row n of epoch e is number e * rows + n.
+        """
         parts = list(self.chunks(rows))
         return {name: joined_texts([part[name] for part in parts]) for name in FEATURES}
 
@@ -86,7 +89,8 @@ class RowTokenizer:
 
     def _chunk(self, rows: Int64[np.ndarray, " rows"]) -> Tokens:
         with self._pipeline.explained():
-            return self._pipeline.tokens(self._run(self._rows.columns(rows)))
+            epochs, places = np.divmod(rows, len(self._rows))
+            return self._pipeline.tokens(self._run(self._rows.columns(places)), epochs)
 
 
 def _maps(data: Any, source: Any) -> list[Any] | None:

@@ -19,7 +19,8 @@ class Rows(Protocol):
 
     **Attributes:**
 
-    - `content_hash`: SHA-256 of the rows; equal wherever they are equal, under any path.
+    - `content_hash`: SHA-256 of the rows, and a slice's bounds; equal wherever they are equal,
+      under any path.
     """
 
     content_hash: str
@@ -53,10 +54,28 @@ def open_rows(source: Any, split: str, cache_dir: str | os.PathLike[str] | None)
     # Each imports the libraries that it reads with.
     from promot_t5x.data import line_rows, slices, tfds_rows
 
-    if not slices.parse(split).is_whole:
-        return None
-    found: Rows | None = line_rows.open_rows(source, split, cache_dir)
-    return found or tfds_rows.open_rows(source, split, cache_dir)
+    part = slices.parse(split)
+    found: Rows | None = line_rows.open_rows(source, part.name, cache_dir)
+    found = found or tfds_rows.open_rows(source, part.name, cache_dir)
+    if found is None or part.is_whole:
+        return found
+    start, stop = part.bounds(len(found))
+    return _Slice(found, start, stop) if start < stop else None
+
+
+class _Slice:
+    """Some rows of a split that follow one another."""
+
+    def __init__(self, rows: Rows, start: int, stop: int):
+        self._rows, self._start, self._size = rows, start, stop - start
+        self.content_hash = f"{rows.content_hash}[{start}:{stop}]"
+        self.dataset = rows.dataset
+
+    def __len__(self) -> int:
+        return self._size
+
+    def columns(self, rows: Int64[np.ndarray, " rows"]) -> Any:
+        return self._rows.columns(self._start + rows)
 
 
 def type_of_columns(rows: Rows) -> Any:

@@ -5,6 +5,9 @@ by a hash of what defines it (see `fingerprint`). Of a large one, whose rows can
 order and become one example each, only what a run asks for is tokenized (`on_demand`): how many
 examples there are is known without reading them. A large split that is read only from its first
 row to its last, or whose preprocessors leave rows out, is tokenized whole too.
+
+Where demonstrations are drawn anew each epoch, as training does, the first epoch stands for all and
+the others are tokenized when they are asked for.
 """
 
 import os
@@ -22,6 +25,7 @@ from promot_t5x.data.example_store import ExampleStore, Store
 from promot_t5x.data.fingerprint import digest, task_definition
 from promot_t5x.data.on_demand import OnDemandStore
 from promot_t5x.data.ragged import FEATURES, Ragged
+from promot_t5x.data.rendered_rows import RenderedRows
 from promot_t5x.data.row_tokenizer import RowTokenizer
 from promot_t5x.data.rows import open_rows
 from promot_t5x.data.sources import BoundTask
@@ -30,6 +34,7 @@ from promot_t5x.data.tokenization import (
     Pipeline,
     Tokens,
     depends_on_lengths,
+    shows_demonstrations,
     tokenized,
 )
 from promot_t5x.errors import UserError
@@ -90,6 +95,7 @@ def open_store(
     *,
     cache_dir: str | os.PathLike | None = None,  # type: ignore[type-arg]
     text_lengths: Mapping[str, int] | None = None,
+    shot_seed: int | None = None,
     progress: ProgressFn | None = None,
 ) -> Store:
     """Return the examples of a task's split, from the cache or tokenized now.
@@ -100,6 +106,8 @@ def open_store(
         cache_dir: a local directory for stores; None keeps the examples in memory only.
         text_lengths: room for text by feature, the prompt taken off; needed only by tasks with
             a preprocessor that asks for `sequence_length`.
+        shot_seed: in training, draws other demonstrations each epoch; None shows each example
+            those that it has in evaluation.
         progress: called after every few hundred examples; None reports on stderr.
 
     Raises `UserError` for a split that the task does not have, one without examples, a task
@@ -109,21 +117,70 @@ def open_store(
     bound.check_split(split)
     lengths = _lengths_if_needed(bound, text_lengths)
     progress = progress or StderrProgress()
+    seed = shot_seed if shows_demonstrations(bound.task) else None
+    folder = _folder(bound, split, lengths, seed, cache_dir)
+    if seed is None and folder is not None and (store := example_store.load(folder)) is not None:
+        return store
+    pipeline = Pipeline(bound.task, split, lengths, seed)
+    rows = open_rows(bound.task.source, split, folder.parent if folder else None)
+    lengths_file = folder.with_name(f"{folder.name}.lengths") if folder else None
+    is_redrawn = seed is not None
+    if rows is not None and len(rows) > _MOST_ROWS:
+        tokenize = RowTokenizer(pipeline, rows)
+        if tokenize.looks_at_each:
+            sample = np.arange(_SAMPLE) * len(rows) // _SAMPLE
+            return OnDemandStore(
+                sample=sample,
+                sampled=_build(bound, split, tokenize.chunks(sample), progress),
+                size=len(rows),
+                rows_hash=rows.content_hash,
+                tokenize=tokenize,
+                lengths_file=lengths_file,
+                is_redrawn=is_redrawn,
+            )
+    if is_redrawn:
+        held = RenderedRows(pipeline, rows)
+        first = _kept(folder, lambda: _build(bound, split, held.first_epoch(), progress))
+        return OnDemandStore(
+            sample=first.sample,
+            sampled=first,
+            size=len(first),
+            rows_hash="",  # the first epoch's tokens are of all rows
+            tokenize=held,
+            lengths_file=lengths_file,
+            is_redrawn=is_redrawn,
+        )
+    return _kept(folder, lambda: _build(bound, split, tokenized(pipeline, rows), progress))
+
+
+def _folder(
+    bound: BoundTask,
+    split: str,
+    lengths: Mapping[str, int] | None,
+    seed: int | None,
+    cache_dir: str | os.PathLike[str] | None,
+) -> Path | None:
+    """Return where the store is kept in the cache, if there is one."""
     if cache_dir is None:
-        return _made(bound, split, lengths, progress, None)
+        return None
     if "://" in str(cache_dir):
         raise UserError(
             f"The token cache {str(cache_dir)!r} must be a local directory, because the tokens "
             "are mapped into memory: give a path on this host's disk."
         )
     definition = task_definition(bound.task, split, lengths)
-    folder = Path(cache_dir) / f"{_file_name(f'{bound.name}-{split}')}-{digest(definition)}"
-    store = example_store.load(folder)
-    if store is not None:
-        return store
-    made = _made(bound, split, lengths, progress, folder)
-    if not isinstance(made, ExampleStore):
-        return made
+    if seed is not None:
+        definition["shot_seed"] = seed
+    return Path(cache_dir) / f"{_file_name(f'{bound.name}-{split}')}-{digest(definition)}"
+
+
+def _kept(folder: Path | None, make: Callable[[], ExampleStore]) -> ExampleStore:
+    """Return the store in a folder, made and put there where there is none."""
+    if folder is None:
+        return make()
+    if (found := example_store.load(folder)) is not None:
+        return found
+    made = make()
     example_store.save(made, folder)
     # The mapped files rather than the arrays just built, which can then be freed.
     return example_store.load(folder) or made
@@ -140,31 +197,6 @@ def _lengths_if_needed(
             "lengths were given: set TASK_FEATURE_LENGTHS."
         )
     return {name: int(text_lengths[name]) for name in FEATURES}
-
-
-def _made(
-    bound: BoundTask,
-    split: str,
-    lengths: Mapping[str, int] | None,
-    progress: ProgressFn,
-    folder: Path | None,
-) -> Store:
-    """Return the store as it is made: what is kept of it lies in, or beside, the folder."""
-    pipeline = Pipeline(bound.task, split, lengths)
-    rows = open_rows(bound.task.source, split, folder.parent if folder else None)
-    if rows is not None and len(rows) > _MOST_ROWS:
-        tokenize = RowTokenizer(pipeline, rows)
-        if tokenize.looks_at_each:
-            sample = np.arange(_SAMPLE) * len(rows) // _SAMPLE
-            return OnDemandStore(
-                sample=sample,
-                sampled=_build(bound, split, tokenize.chunks(sample), progress),
-                size=len(rows),
-                rows_hash=rows.content_hash,
-                tokenize=tokenize,
-                lengths_file=folder.with_name(f"{folder.name}.lengths") if folder else None,
-            )
-    return _build(bound, split, tokenized(pipeline, rows), progress)
 
 
 def _build(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from promot_t5x.data import slices
 from promot_t5x.data.lazy import PREPARE_TFDS, import_seqio, import_tensorflow
@@ -41,7 +42,13 @@ Tokens = dict[str, Ragged]
 class Pipeline:
     """The steps of a task as functions of a `tf.data.Dataset` of rows and of a batch of it."""
 
-    def __init__(self, task: Any, split: str, lengths: Mapping[str, int] | None):
+    def __init__(
+        self,
+        task: Any,
+        split: str,
+        lengths: Mapping[str, int] | None,
+        shot_seed: int | None = None,
+    ):
         """Take the project's own last step, if the task has it, for whole batches.
 
         **Arguments:**
@@ -49,10 +56,13 @@ class Pipeline:
         - `task`: a `seqio.Task`.
         - `split`: one of its splits.
         - `lengths`: room for text by feature; only for a task that `depends_on_lengths`.
+        - `shot_seed`: draw demonstrations for each epoch anew, with this seed; only for a task that
+          `shows_demonstrations`. None draws those of evaluation.
         """
+        self._shot_seed = shot_seed
         self.task, self.split, self._lengths = task, split, lengths
         steps = list(task.preprocessors)
-        self._encode = next((step for step in steps if isinstance(step, EncodeWhole)), None)
+        self._encode = _encoding_step(task)
         if self._encode is not None:
             steps = steps[: steps.index(self._encode)]
             self._budget = self._encode.budget(lengths)
@@ -72,12 +82,36 @@ class Pipeline:
         wanted = (*FEATURES, *(name for name in TRUNCATIONS if name in data.element_spec))
         return map_rows(data, lambda row: {name: tf.cast(row[name], tf.int32) for name in wanted})
 
-    def tokens(self, batch: Mapping[str, Any]) -> Tokens:
-        """Return the tokens of a ragged batch."""
+    def tokens(
+        self, batch: Mapping[str, Any], epochs: Int64[np.ndarray, " rows"] | None = None
+    ) -> Tokens:
+        """Return the tokens of a ragged batch.
+
+        **Arguments:**
+
+        - `epochs`: of each row, where epochs have demonstrations of their own; None is the first.
+        """
         if self._encode is None:
             return {name: _ragged(values) for name, values in batch.items()}
-        rows = {name: batch[name].numpy() for name in RENDERED}
-        made = self._encode.examples(rows, self._budget)
+        return self.encoded(self.rendered(batch), epochs)
+
+    @staticmethod
+    def rendered(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return what `encoded` takes, of a batch of a task that the project has rendered."""
+        return {name: batch[name].numpy() for name in RENDERED}
+
+    def encoded(
+        self,
+        rows: Mapping[str, np.ndarray],
+        epochs: Int64[np.ndarray, " rows"] | None = None,
+    ) -> Tokens:
+        """Return the tokens of rendered rows; arguments as of `tokens`."""
+        assert self._encode is not None  # rows have been rendered
+        seed, drawn = self._shot_seed, {}
+        if seed is not None:
+            numbers = np.zeros(len(rows["id"]), np.int64) if epochs is None else epochs
+            drawn = {"epochs": [(seed, int(epoch)) for epoch in numbers]}
+        made = self._encode.examples(rows, self._budget, **drawn)
         return {
             "inputs": _joined([each.inputs + self._ends["inputs"] for each in made]),
             "targets": _joined([each.targets + self._ends["targets"] for each in made]),
@@ -100,10 +134,18 @@ def tokenized(pipeline: Pipeline, rows: Rows | None) -> Iterator[Tokens]:
 
     - `rows`: the rows of the split, where they can be had without its source, which is slower.
     """
+    yield from map(pipeline.tokens, _batches(pipeline, rows))
+
+
+def rendered(pipeline: Pipeline, rows: Rows | None) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the rendered rows of a split that `shows_demonstrations`; arguments as `tokenized`."""
+    yield from map(pipeline.rendered, _batches(pipeline, rows))
+
+
+def _batches(pipeline: Pipeline, rows: Rows | None) -> Iterator[Any]:
     source = _opened(pipeline.task, pipeline.split) if rows is None else _streamed(rows)
     with pipeline.explained():
-        for batch in pipeline.dataset(source).ragged_batch(EXAMPLES_AT_ONCE).prefetch(2):
-            yield pipeline.tokens(batch)
+        yield from pipeline.dataset(source).ragged_batch(EXAMPLES_AT_ONCE).prefetch(2)
 
 
 def depends_on_lengths(task: Any) -> bool:
@@ -111,6 +153,16 @@ def depends_on_lengths(task: Any) -> bool:
     seqio = import_seqio()
     own = (seqio.preprocessors.append_eos_after_trim,)
     return any("sequence_length" in _takes(step) for step in task.preprocessors if step not in own)
+
+
+def shows_demonstrations(task: Any) -> bool:
+    """Whether the task's prompts show demonstrations that the project draws."""
+    step = _encoding_step(task)
+    return step is not None and step.assembler.pool is not None
+
+
+def _encoding_step(task: Any) -> EncodeWhole | None:
+    return next((step for step in task.preprocessors if isinstance(step, EncodeWhole)), None)
 
 
 def _takes(step: Any) -> Iterable[str]:

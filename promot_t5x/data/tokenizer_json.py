@@ -14,6 +14,7 @@ from etils import epath
 from promot_t5x.errors import UserError
 
 _END_NAMES = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
+_BEGIN_NAMES = ("<bos>", "<s>", "<|begin_of_text|>")
 _UNKNOWN_NAMES = ("<unk>", "[UNK]")
 
 
@@ -53,8 +54,8 @@ class TokenizerJsonVocabulary(seqio.Vocabulary):  # type: ignore[misc]
 
     @property
     def bos_id(self) -> int | None:
-        """Return None: T5's decoders begin with the padding."""
-        return None
+        """Return the id that begins a text; None where the file has no usual name for one."""
+        return self._id_of(_BEGIN_NAMES)
 
     @property
     def eos_id(self) -> int:

@@ -46,6 +46,7 @@ def decode(
     rng: Key[Array, ""] | None = None,
     example_ids: Int[Array, " batch"] | None = None,
     eos_id: int = 1,
+    start_id: int = 0,
 ) -> Decodes:
     """Decode a batch; traceable, so wrap it in `jax.jit` with all but the arrays bound.
 
@@ -60,6 +61,7 @@ def decode(
     - `method`: `Greedy`, `Sampling` or `BeamSearch`.
     - `rng`: typed key for `Sampling`; without one, it is made from `method.seed`.
     - `example_ids`: what tells the examples' random streams apart; the row number by default.
+    - `eos_id`, `start_id`: what ends an answer and what the decoder begins with; T5's by default.
 
     **Returns** `Decodes` of `method.num_decodes` hypotheses a row, the best last.
     """
@@ -78,6 +80,7 @@ def decode(
             length=max_decode_length,
             limit=limit,
             eos_id=eos_id,
+            start_id=start_id,
         )
     keys = None
     if isinstance(method, Sampling):
@@ -93,6 +96,7 @@ def decode(
         length=max_decode_length,
         limit=limit,
         eos_id=eos_id,
+        start_id=start_id,
         keys=keys,
     )
 
@@ -183,12 +187,13 @@ class Decoder(BatchedProgram):
 
     **Attributes** besides those of `BatchedProgram`:
 
-    - `method`, `eos_id`: see `decode`.
+    - `method`, `eos_id`, `start_id`: see `decode`.
     """
 
     _: dataclasses.KW_ONLY
     method: Method = dataclasses.field(default_factory=Greedy)
     eos_id: int = 1
+    start_id: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -313,4 +318,5 @@ class Decoder(BatchedProgram):
             rng=rng,
             example_ids=example_ids,
             eos_id=self.eos_id,
+            start_id=self.start_id,
         )

@@ -17,6 +17,7 @@ from promot_t5x.decoding.batched import BatchedProgram
 from promot_t5x.decoding.length_buckets import Batch
 from promot_t5x.decoding.logits import NEGATIVE_INFINITY, token_log_prob
 from promot_t5x.decoding.search import Method
+from promot_t5x.network.attention import real_tokens
 
 Params = Mapping[str, Any]
 Tokens = Int[Array | np.ndarray, "batch length"]
@@ -69,6 +70,8 @@ def score_candidates(
     params: Params,
     encoder_input_tokens: Tokens,
     candidates: Int[Array, "batch n tokens"],
+    *,
+    start_id: int = 0,
 ) -> Float[Array, "batch n"]:
     """Log-likelihood of each candidate given its row's inputs; -1e7 for one of padding alone.
 
@@ -76,6 +79,7 @@ def score_candidates(
 
     - `encoder_input_tokens`: ids, 0 where padded.
     - `candidates`: ids, EOS included, 0 where padded.
+    - `start_id`: what the decoder begins with; T5's by default.
     """
     variables = {"params": params}
     encoder_input_tokens = jnp.asarray(encoder_input_tokens)
@@ -86,20 +90,28 @@ def score_candidates(
         variables,
         None,
         encoder_input_tokens,
-        jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        jnp.pad(targets, ((0, 0), (1, 0)), constant_values=start_id)[:, :-1],
         targets,
         enable_dropout=False,
         cross_key_values=cross,
         method="decode",
     ).astype(jnp.float32)
-    log_probs = jnp.sum(token_log_prob(logits, targets) * (targets > 0), axis=-1)
+    log_probs = jnp.sum(token_log_prob(logits, targets) * real_tokens(targets), axis=-1)
     is_padding = ~jnp.any(candidates > 0, axis=-1)
     return jnp.where(is_padding, NEGATIVE_INFINITY, log_probs.reshape(candidates.shape[:2]))
 
 
 @dataclasses.dataclass
 class Scorer(BatchedProgram):
-    """Scores candidates of examples of any lengths, with a few compiled programs."""
+    """Scores candidates of examples of any lengths, with a few compiled programs.
+
+    **Attributes** besides those of `BatchedProgram`:
+
+    - `start_id`: see `score_candidates`.
+    """
+
+    _: dataclasses.KW_ONLY
+    start_id: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,4 +156,4 @@ class Scorer(BatchedProgram):
     ) -> Float[Array, "batch n"]:
         # Python runs this body once per program, when it is traced.
         self.compilations.append((tokens.shape[1], candidates.shape[2]))
-        return score_candidates(self.module, params, tokens, candidates)
+        return score_candidates(self.module, params, tokens, candidates, start_id=self.start_id)

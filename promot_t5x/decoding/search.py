@@ -174,6 +174,7 @@ def sample(
     is_padding: Bool[Array, " batch"],
     length: int,
     eos_id: int,
+    start_id: int = 0,
     limit: Int[Array, ""] | int | None = None,
     keys: Key[Array, " batch"] | None = None,
 ) -> Decodes:
@@ -187,6 +188,7 @@ def sample(
     - `is_padding`: rows to leave alone; they come out as zeros.
     - `length`: room for tokens, EOS included.
     - `eos_id`: the token that ends a hypothesis.
+    - `start_id`: what the decoder begins with; T5's is the padding's.
     - `limit`: most tokens to decode, at most and by default `length`.
     - `keys`: one random key a row, needed by `Sampling` alone.
 
@@ -219,7 +221,7 @@ def sample(
 
     start = _SampleState(
         step=jnp.zeros((), jnp.int32),
-        token=jnp.zeros(shape, jnp.int32),
+        token=jnp.full(shape, start_id, jnp.int32),
         ids=jnp.zeros((*shape, length), jnp.int32),
         ended=jnp.broadcast_to(is_padding[:, None], shape),
         log_prob=jnp.zeros(shape, jnp.float32),
@@ -285,7 +287,7 @@ def _candidates(
     return _Candidates(flat // tokens.shape[-1], token, best)
 
 
-def _start_beams(cache: Cache, batch: int, beams: int, length: int) -> _BeamState:
+def _start_beams(cache: Cache, batch: int, beams: int, length: int, start_id: int) -> _BeamState:
     # All beams start equal, so only one of them may count.
     first = jnp.where(jnp.arange(beams) == 0, 0.0, NEGATIVE_INFINITY)
     ids = jnp.zeros((batch, beams, length), jnp.int32)
@@ -296,7 +298,7 @@ def _start_beams(cache: Cache, batch: int, beams: int, length: int) -> _BeamStat
         ended_ids=ids,
         ended_scores=jnp.full((batch, beams), NEGATIVE_INFINITY),
         ended=jnp.zeros((batch, beams), bool),
-        token=jnp.zeros((batch, beams), jnp.int32),
+        token=jnp.full((batch, beams), start_id, jnp.int32),
         cache=cache,
     )
 
@@ -323,6 +325,7 @@ def beam_search(
     is_padding: Bool[Array, " batch"],
     length: int,
     eos_id: int,
+    start_id: int = 0,
     limit: Int[Array, ""] | int | None = None,
 ) -> Decodes:
     """Beam search for at most `limit` steps.
@@ -340,6 +343,7 @@ def beam_search(
     - `is_padding`: rows to leave alone; they come out as zeros.
     - `length`: room for tokens, EOS included.
     - `eos_id`: the token that ends a hypothesis.
+    - `start_id`: what the decoder begins with; T5's is the padding's.
     - `limit`: most tokens to decode, at most and by default `length`.
 
     **Returns** hypotheses in ascending order of score.
@@ -376,7 +380,8 @@ def beam_search(
             cache=reorder(cache, _pick(found.beam, live)),
         )
 
-    end = lax.while_loop(going, advance, _start_beams(cache, is_padding.shape[0], beams, length))
+    start = _start_beams(cache, is_padding.shape[0], beams, length, start_id)
+    end = lax.while_loop(going, advance, start)
     some_ended = jnp.any(end.ended, axis=1)[:, None]
     ids = jnp.where(some_ended[..., None], end.ended_ids, end.live_ids)
     scores = jnp.where(some_ended, end.ended_scores, end.live_log_probs)

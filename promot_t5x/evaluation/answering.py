@@ -54,6 +54,7 @@ def shared_decoder(
     method: Method,
     batch_size: int,
     eos_id: int,
+    start_id: int,
     batch_sharding: NamedSharding,
 ) -> decoder.Decoder:
     """Return the process's one decoder of these settings: stages and rows share its programs."""
@@ -62,16 +63,22 @@ def shared_decoder(
         method=method,
         batch_size=batch_size,
         eos_id=eos_id,
+        start_id=start_id,
         batch_sharding=batch_sharding,
     )
 
 
 @functools.cache
 def shared_scorer(
-    module: transformer.Transformer, batch_size: int, batch_sharding: NamedSharding
+    module: transformer.Transformer,
+    batch_size: int,
+    start_id: int,
+    batch_sharding: NamedSharding,
 ) -> likelihood.Scorer:
     """Return the process's one scorer of candidates with these settings."""
-    return likelihood.Scorer(module, batch_size=batch_size, batch_sharding=batch_sharding)
+    return likelihood.Scorer(
+        module, batch_size=batch_size, start_id=start_id, batch_sharding=batch_sharding
+    )
 
 
 class Answerer:
@@ -96,9 +103,9 @@ class Answerer:
         kept: int = 1,
     ):
         sharding = partitioner.sharding(("batch",))
-        eos_id = model.vocabulary.eos_id
-        self._decoder = shared_decoder(model.module, method, batch_size, eos_id, sharding)
-        self._scorer = shared_scorer(model.module, batch_size, sharding)
+        eos_id, start_id = model.vocabulary.eos_id, model.start_id
+        self._decoder = shared_decoder(model.module, method, batch_size, eos_id, start_id, sharding)
+        self._scorer = shared_scorer(model.module, batch_size, start_id, sharding)
         self._kept = kept
         self._settings = f"{method} {batch_size} {kept}"
         self._questions: Sequence[EncodedQuestion] = ()

@@ -46,6 +46,7 @@ class TaskResult:
     - `signatures`: how scores of that name were computed, where a metric can tell (sacreBLEU).
     - `labels`: the answers there are, where the task has few.
     - `answer_words`: what its answers are made of, where those words are its own.
+    - `language`: that it is answered in, where its definition says so.
     """
 
     task: str
@@ -58,6 +59,7 @@ class TaskResult:
     signatures: dict[str, str] = dataclasses.field(default_factory=dict)
     labels: list[str] = dataclasses.field(default_factory=list)
     answer_words: list[str] = dataclasses.field(default_factory=list)
+    language: str | None = None
 
     @property
     def primary(self) -> str | None:
@@ -243,6 +245,7 @@ def write(run: EvalRun, results: Sequence[TaskResult], **provenance: Any) -> Non
             "counts": result.counts,
             "labels": result.labels,
             "answer_words": result.answer_words,
+            "language": result.language,
             **run.weights,
             "config": run.config,
             **provenance,

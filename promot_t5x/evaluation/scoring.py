@@ -109,6 +109,7 @@ def score_answers(
         signatures=signatures,
         labels=labels,
         answer_words=list(definition.answer_words) if definition else [],
+        language=definition.language if definition else None,
     )
 
 

@@ -5,6 +5,7 @@ way. Of checkpoints with equal scores the one with the least loss is the best.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.question_set import QuestionSet
 from promot_t5x.models import loss
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
 from promot_t5x.training.state import Tree
 
 
@@ -30,6 +31,7 @@ class ValidationLoss:
     - `config`: names the examples: tasks, split, lengths, how many.
     - `questions`: the same evaluation's tasks.
     - `partitioner`: the mesh that the weights lie on.
+    - `pack`: whether a row holds as many examples as fit, as it does in training.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class ValidationLoss:
         config: EvalConfig,
         questions: QuestionSet,
         partitioner: Partitioner,
+        *,
+        pack: bool,
     ):
         self._model, self._config, self._partitioner = model, config, partitioner
-        self._questions = questions
+        self._questions, self._pack = questions, pack
         self._batches: dict[str, batches.EvalBatches] = {}
 
     def open(self, token_cache: epath.Path | None) -> None:
@@ -65,6 +69,19 @@ class ValidationLoss:
         `accuracy`, the share of target tokens that are the likeliest; no entry for a task without
         target tokens.
         """
+        sums = self.sums(lambda batch: self._sums(params, batch), token_cache)
+        return {name: _per_token(each) for name, each in sums.items()}
+
+    def sums(
+        self, of_batch: Callable[[Batch], loss.LossSums], token_cache: epath.Path | None
+    ) -> dict[str, loss.LossSums]:
+        """Return each task's sums over all batches; no entry for one without target tokens.
+
+        **Arguments:**
+
+        - `of_batch`: the sums of a batch that lies on the mesh.
+        - `token_cache`: as `measure` takes it.
+        """
         self.open(token_cache)
         found = {}
         with self._partitioner.activate():
@@ -73,11 +90,10 @@ class ValidationLoss:
                 sums = loss.LossSums(*np.zeros(len(loss.LossSums._fields)))
                 for index in range(len(data)):
                     batch = self._partitioner.place_batch(data.batch(index, rows))
-                    of_batch = jax.device_get(self._sums(params, batch))
                     # Added up in float64, so that many batches lose no digits.
-                    sums = loss.LossSums(*np.add(sums, np.float64(of_batch)))
+                    sums = loss.LossSums(*np.add(sums, np.float64(jax.device_get(of_batch(batch)))))
                 if sums.weight_sum:
-                    found[name] = _per_token(sums)
+                    found[name] = sums
         return found
 
     @functools.cached_property
@@ -97,9 +113,11 @@ class ValidationLoss:
             [examples],
             batch_size=self._config.batch_size,
             lengths={"inputs": inputs, "targets": targets},
+            pack=self._pack,
             vocab_size=self._model.config.vocab_size,
             prompt_length=prompt_length,
             use_prompts=prompts > 0,
+            start_id=self._model.start_id,
             limit=self._config.num_examples,
         )
 

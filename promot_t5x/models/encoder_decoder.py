@@ -7,18 +7,20 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Shaped
 
-from promot_t5x.errors import UserError
+from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.models import loss
+from promot_t5x.models.objectives import Objective
 from promot_t5x.network import transformer
-from promot_t5x.network.config import T5Config
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.tasks import dialects, format
 
+DECODER_STARTS = ("pad", "bos")
 Batch = Mapping[str, Shaped[Array, "_ _"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderDecoderModel:
-    """A T5 network with the loss that trains it; named and bound in gin as T5X's is.
+    """A network with the loss that trains it; named and bound in gin as T5X's is.
 
     **Attributes:**
 
@@ -28,6 +30,8 @@ class EncoderDecoderModel:
     - `label_smoothing`, `z_loss`: coefficients of the loss, see `loss.token_loss`.
     - `loss_normalizing_factor`: what the summed loss is divided by, see `loss.normalizer`.
     - `loss_chunk_tokens`: target tokens whose logits [tokens, vocab] exist at one time.
+    - `decoder_start`: which of the vocabulary's tokens the decoder begins with, `pad` (T5) or
+      `bos` (T5Gemma).
     - `dialect`: how the model is asked and where its answer stands, see `tasks.dialects`.
     - `task_format`: how prompts are put together where the paper is silent, see `tasks.format`.
       Both apply to the project's tasks and the user's, not to those registered with SeqIO.
@@ -40,12 +44,19 @@ class EncoderDecoderModel:
     z_loss: float = 0.0
     loss_normalizing_factor: float | str | None = None
     loss_chunk_tokens: int = 1024
+    decoder_start: str = "pad"
     dialect: dialects.Dialect = dialects.PLAIN
     task_format: format.Format = format.DEFAULT
 
     def __post_init__(self) -> None:
         loss.check_normalizer(self.loss_normalizing_factor)
         loss.check_settings(self.label_smoothing, self.loss_chunk_tokens)
+        if self.decoder_start not in DECODER_STARTS:
+            raise UserError(
+                f"DECODER_START is {self.decoder_start!r}; it must be one of "
+                f"{', '.join(map(repr, DECODER_STARTS))}."
+                + did_you_mean(self.decoder_start, DECODER_STARTS)
+            )
         if self.input_vocabulary != self.output_vocabulary:
             raise UserError(
                 f"input_vocabulary ({self.input_vocabulary}) and output_vocabulary "
@@ -65,7 +76,18 @@ class EncoderDecoderModel:
         return self.input_vocabulary
 
     @property
-    def config(self) -> T5Config:
+    def start_id(self) -> int:
+        """The id that the decoder begins with.
+
+        **Raises:** `UserError` where the vocabulary has no such token.
+        """
+        if self.decoder_start == "pad":
+            pad: int = self.vocabulary.pad_id
+            return pad
+        return dialects.bos_id(self.vocabulary)
+
+    @property
+    def config(self) -> NetworkConfig:
         """The network's configuration."""
         return self.module.config
 
@@ -76,8 +98,13 @@ class EncoderDecoderModel:
         return config.num_prompts, config.prompt_length, config.emb_dim
 
     def without_prompt(self) -> "EncoderDecoderModel":
-        """Return the same model with no prompt table: an ordinary T5."""
+        """Return the same model with no prompt table: an ordinary one."""
         return self.with_prompts(0, 0)
+
+    def with_shot_seed(self, seed: int) -> "EncoderDecoderModel":
+        """Return the same model, asked with the demonstrations that another seed draws."""
+        task_format = dataclasses.replace(self.task_format, shot_seed=seed)
+        return dataclasses.replace(self, task_format=task_format)
 
     def unscanned(self) -> "EncoderDecoderModel":
         """Return the same model with its layers one by one, as checkpoints hold them."""
@@ -105,12 +132,12 @@ class EncoderDecoderModel:
         config = dataclasses.replace(self.config, **changes)
         return dataclasses.replace(self, module=transformer.Transformer(config=config))
 
-    def loss_sums(self, params: Any, batch: Batch, dropout_key: Any | None = None) -> loss.LossSums:
-        """Sum the loss over the batch's target tokens; dropout is off without a key."""
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        module, variables = self.module, {"params": params}
-        hidden: Any = module.apply(
-            variables,
+    def hidden(
+        self, params: Any, batch: Batch, dropout_key: Any | None = None
+    ) -> Float[Array, "batch length embed"]:
+        """Return the decoder's final activations; dropout is off without a key."""
+        hidden: Array = self.module.apply(  # type: ignore[assignment]
+            {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
             batch["decoder_target_tokens"],
@@ -119,24 +146,52 @@ class EncoderDecoderModel:
             encoder_positions=batch.get("encoder_positions"),
             decoder_positions=batch.get("decoder_positions"),
             enable_dropout=dropout_key is not None,
-            rngs=rngs,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
             method=transformer.Transformer.hidden,
         )
+        return hidden
+
+    def projection(self, params: Any) -> loss.Projection:
+        """Return the function from final activations to logits."""
 
         def project(chunk: Float[Array, "batch t embed"]) -> Float[Array, "batch t vocab"]:
-            logits: Array = module.apply(  # type: ignore[assignment]
-                variables, chunk, method=transformer.Transformer.logits
+            logits: Array = self.module.apply(  # type: ignore[assignment]
+                {"params": params}, chunk, method=transformer.Transformer.logits
             )
             return logits
 
+        return project
+
+    def loss_sums(
+        self,
+        params: Any,
+        batch: Batch,
+        dropout_key: Any | None = None,
+        objective: Objective | None = None,
+        base: Any | None = None,
+    ) -> loss.LossSums:
+        """Sum the loss over the batch's target tokens.
+
+        **Arguments:**
+
+        - `dropout_key`: dropout is off without one.
+        - `objective`: in place of cross-entropy and z-loss.
+        - `base`: the parameters that an objective compares with, if it needs any.
+        """
+        reference = None
+        if objective is not None and objective.needs_base:
+            hidden = jax.lax.stop_gradient(self.hidden(base, batch))
+            reference = loss.Base(self.projection(base), hidden)
         return loss.token_loss(
-            project,
-            hidden,
+            self.projection(params),
+            self.hidden(params, batch, dropout_key),
             batch["decoder_target_tokens"],
             batch["decoder_loss_weights"],
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
             chunk_tokens=self.loss_chunk_tokens,
+            objective=objective,
+            base=reference,
         )
 
     def initial_params(self, rng: jax.Array) -> Any:

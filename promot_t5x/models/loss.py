@@ -20,6 +20,9 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int, Num
 
 from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.models.objectives import Objective, Terms
+
+Projection = Callable[[Num[Array, "batch t embed"]], Float[Array, "batch t vocab"]]
 
 SPECIAL_NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE")
 
@@ -27,7 +30,7 @@ SPECIAL_NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVE
 class LossSums(NamedTuple):
     """Sums over the tokens of a batch, each weighted; float32 scalars, additive over batches.
 
-    total: cross_entropy + z_loss, the value to differentiate.
+    total: cross_entropy + z_loss, or what an objective makes of them: the value to differentiate.
     cross_entropy: less the entropy of the smoothed targets, so that a perfect model gets 0.
     z_loss: z_loss * log(Z)^2.
     weight_sum: the sum of the weights, i.e. the number of target tokens when they are 0 or 1.
@@ -78,8 +81,15 @@ def cross_entropy_with_logits(
     return cross_entropy, z_loss * jnp.square(log_sum + highest)
 
 
+class Base(NamedTuple):
+    """The model that an objective compares with: its projection and its final activations."""
+
+    project: Projection
+    hidden: Float[Array, "batch length embed"]
+
+
 def token_loss(
-    project: Callable[[Num[Array, "batch t embed"]], Float[Array, "batch t vocab"]],
+    project: Projection,
     hidden: Float[Array, "batch length embed"],
     targets: Int[Array, "batch length"],
     weights: Num[Array, "batch length"],
@@ -87,6 +97,8 @@ def token_loss(
     z_loss: float,
     label_smoothing: float,
     chunk_tokens: int,
+    objective: Objective | None = None,
+    base: Base | None = None,
 ) -> LossSums:
     """Project hidden states to logits and sum the loss, never holding all logits at once.
 
@@ -104,6 +116,8 @@ def token_loss(
     - `weights`: 0 or 1, or what `normalizer` returned; a token of weight 0 contributes nothing.
     - `z_loss`, `label_smoothing`: as in `cross_entropy_with_logits`.
     - `chunk_tokens`: tokens, of the global batch, whose logits may exist at the same time.
+    - `objective`: makes each token's loss of its cross-entropy and z-loss; none adds them up.
+    - `base`: of an objective that needs it; no gradient flows to it.
 
     **Raises:**
 
@@ -116,14 +130,21 @@ def token_loss(
         hidden: Float[Array, "batch t embed"],
         targets: Int[Array, "batch t"],
         weights: Num[Array, "batch t"],
+        base_hidden: Float[Array, "batch t embed"] | None = None,
     ) -> LossSums:
-        logits = project(hidden).astype(jnp.float32)
-        logits = with_logical_constraint(logits, ("batch", "length", "vocab"))
-        return _weighted_sums(logits, targets, weights, z_loss, label_smoothing)
+        logits = _logits(project, hidden)
+        terms = None
+        if objective is not None:
+            base_logits = None
+            if base is not None and base_hidden is not None:
+                base_logits = jax.lax.stop_gradient(_logits(base.project, base_hidden))
+            terms = objective(logits, targets, base_logits)
+        return _weighted_sums(logits, targets, weights, z_loss, label_smoothing, terms)
 
+    whole = (hidden, targets, weights, *(() if base is None else (base.hidden,)))
     chunks = -(-length // max(1, chunk_tokens // batch))
     if chunks <= 1:
-        return chunk_sums(hidden, targets, weights)
+        return chunk_sums(*whole)
 
     # The loop of `scan` already keeps forward and backward apart: no barrier against CSE needed.
     recomputed = jax.checkpoint(chunk_sums, prevent_cse=False)
@@ -131,7 +152,7 @@ def token_loss(
     def body(sums: LossSums, chunk: tuple[Array, ...]) -> tuple[LossSums, None]:
         return jax.tree.map(jnp.add, sums, recomputed(*chunk)), None
 
-    pieces = tuple(_split_length(x, chunks) for x in (hidden, targets, weights))
+    pieces = tuple(_split_length(x, chunks) for x in whole)
     zeros = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
     return jax.lax.scan(body, zeros, pieces)[0]
 
@@ -140,6 +161,7 @@ def normalizer(
     kind: float | int | str | None,
     weights: Num[Array, "batch length"],
     segment_ids: Int[Array, "batch length"] | None = None,
+    total: int | None = None,
 ) -> tuple[Float[Array, ""], Num[Array, "batch length"]]:
     """Return (factor, weights): use these weights in `token_loss` and divide its sums by factor.
 
@@ -159,6 +181,7 @@ def normalizer(
     - `kind`: see above; names in either case.
     - `weights`: the loss weight of every target token, 0 for padding.
     - `segment_ids`: decoder_segment_ids of a packed batch (0 for padding), else None.
+    - `total`: what takes the place of batch * length, where other rows than these are meant.
 
     **Raises:**
 
@@ -171,7 +194,7 @@ def normalizer(
         return jnp.float32(kind), weights
     name = kind.upper()
     if name == "NUM_TOTAL_TARGET_TOKENS":
-        return jnp.float32(weights.size), weights
+        return jnp.float32(weights.size if total is None else total), weights
     if name == "NUM_REAL_TARGET_TOKENS":
         return _one_if_zero(jnp.sum(weights, dtype=jnp.float32)), weights
     weights = weights / _one_if_zero(_sequence_weights(weights, segment_ids))
@@ -194,12 +217,21 @@ def check_normalizer(kind: float | int | str | None) -> None:
         )
 
 
+def _logits(
+    project: Projection, hidden: Float[Array, "batch t embed"]
+) -> Float[Array, "batch t vocab"]:
+    logits = project(hidden).astype(jnp.float32)
+    placed: Array = with_logical_constraint(logits, ("batch", "length", "vocab"))
+    return placed
+
+
 def _weighted_sums(
     logits: Float[Array, "batch t vocab"],
     targets: Int[Array, "batch t"],
     weights: Num[Array, "batch t"],
     z_loss: float,
     label_smoothing: float,
+    terms: Terms | None,
 ) -> LossSums:
     cross_entropy, z = cross_entropy_with_logits(
         logits, targets, z_loss=z_loss, label_smoothing=label_smoothing
@@ -207,8 +239,11 @@ def _weighted_sums(
     weights = weights.astype(jnp.float32)
     hits = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     cross_entropy_sum, z_sum = jnp.sum(cross_entropy * weights), jnp.sum(z * weights)
+    total = cross_entropy_sum + z_sum
+    if terms is not None:
+        total = jnp.sum((terms.factor * (cross_entropy + z) + terms.addition) * weights)
     return LossSums(
-        total=cross_entropy_sum + z_sum,
+        total=total,
         cross_entropy=cross_entropy_sum,
         z_loss=z_sum,
         weight_sum=jnp.sum(weights),

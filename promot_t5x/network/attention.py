@@ -29,11 +29,20 @@ class KeyValues(NamedTuple):
     value: Float[Array, "*layers batch heads head_dim length"]
 
 
-def padding_mask(
-    queries: Int[Array, "batch query"], keys: Int[Array, "batch key"]
+def real_tokens(ids: Int[Array, "batch length"]) -> Bool[Array, "batch length"]:
+    """Return True up to each row's last id above 0; what follows fills the row.
+
+    A 0 before that is a token: some vocabularies have one there (Pile-T5's <unk>).
+    """
+    places = jnp.arange(1, ids.shape[1] + 1)
+    return places <= jnp.max(jnp.where(ids > 0, places, 0), axis=1, keepdims=True)
+
+
+def both_real(
+    queries: Bool[Array, "batch query"], keys: Bool[Array, "batch key"]
 ) -> Bool[Array, "batch 1 query key"]:
-    """Return True where both token ids are above 0, the padding's id."""
-    return ((queries > 0)[:, :, None] & (keys > 0)[:, None, :])[:, None]
+    """Return True where a token stands at the query's and at the key's place."""
+    return (queries[:, :, None] & keys[:, None, :])[:, None]
 
 
 def segment_mask(
@@ -46,6 +55,39 @@ def segment_mask(
 def causal_mask(length: int) -> Bool[np.ndarray, "1 1 length length"]:
     """Return True where the key is not after the query."""
     return np.tril(np.ones((length, length), bool))[None, None]
+
+
+def append_to_cache(
+    module: nn.Module, fresh: KeyValues, axes: tuple[str | None, ...]
+) -> tuple[KeyValues, Int[Array, ""] | None]:
+    """Add the keys and values of one position to those of a module's `cache` collection.
+
+    **Arguments:**
+
+    - `module`: whose `__call__` is under way.
+    - `fresh`: one position; or, where there is no cache yet, as many as it is to hold.
+    - `axes`: logical axes of the cache.
+
+    **Returns:** what is cached and the position of what was added; `fresh` itself and None where
+    the cache was only made.
+    """
+    started = module.has_variable("cache", "cached_key")
+    key = module.variable("cache", "cached_key", jnp.zeros_like, fresh.key)
+    value = module.variable("cache", "cached_value", jnp.zeros_like, fresh.value)
+    index = module.variable("cache", "cache_index", jnp.zeros, (), jnp.int32)
+    if not started:
+        return fresh, None
+    if fresh.key.shape != (*key.value.shape[:-1], 1):
+        raise ValueError(
+            f"A decoding step's keys have shape {fresh.key.shape}; the cache of shape "
+            f"{key.value.shape} takes one position of the same batch and heads."
+        )
+    now = index.value
+    for cached, new in ((key, fresh.key), (value, fresh.value)):
+        extended = lax.dynamic_update_slice_in_dim(cached.value, new, now, axis=-1)
+        cached.value = with_logical_constraint(extended, axes)
+    index.value = now + 1
+    return KeyValues(key.value, value.value), now
 
 
 def _query_init(rng: jax.Array, shape: tuple[int, int], dtype: Any, head_dim: int) -> Array:
@@ -149,30 +191,17 @@ class Attention(nn.Module):
         bias: Float[Array, "1 heads _ _"] | None,
     ) -> tuple[KeyValues, Bool[Array, "..."] | None, Float[Array, "1 heads _ _"] | None]:
         """Add one position to the cache; return what is cached, and that position's mask, bias."""
-        started = self.has_variable("cache", "cached_key")
-        key = self.variable("cache", "cached_key", jnp.zeros_like, fresh.key)
-        value = self.variable("cache", "cached_value", jnp.zeros_like, fresh.value)
-        index = self.variable("cache", "cache_index", jnp.zeros, (), jnp.int32)
-        if not started:
-            return fresh, mask, bias
-        length = key.value.shape[-1]
-        if fresh.key.shape != (*key.value.shape[:-1], 1):
-            raise ValueError(
-                f"A decoding step's keys have shape {fresh.key.shape}; the cache of shape "
-                f"{key.value.shape} takes one position of the same batch and heads."
-            )
+        cached, now = append_to_cache(self, fresh, CACHE_AXES)
+        if now is None:
+            return cached, mask, bias
+        length = cached.key.shape[-1]
         if bias is not None and bias.shape[-1] != 2 * length - 1:
             raise ValueError(
                 f"The cache has {length} positions but max_decode_length is "
                 f"{(bias.shape[-1] + 1) // 2}: give decode() the length the cache was made with."
             )
-        now = index.value
-        for cached, new in ((key, fresh.key), (value, fresh.value)):
-            extended = lax.dynamic_update_slice_in_dim(cached.value, new, now, axis=-1)
-            cached.value = with_logical_constraint(extended, CACHE_AXES)
-        index.value = now + 1
         past = (jnp.arange(length) <= now)[None, None, None]
         mask = past if mask is None else mask & past
         if bias is not None:
             bias = lax.dynamic_slice_in_dim(bias, length - 1 - now, length, axis=-1)
-        return KeyValues(key.value, value.value), mask, bias
+        return cached, mask, bias

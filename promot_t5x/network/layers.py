@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
 from promot_t5x.errors import UserError
-from promot_t5x.network.config import T5Config
+from promot_t5x.network.config import NetworkConfig, T5Config
 
 Initializer = Callable[..., Array]
 
@@ -85,7 +85,7 @@ class Mlp(nn.Module):
     The gate is the elementwise product of the branches `wi_0`, `wi_1`, ...
     """
 
-    config: T5Config
+    config: NetworkConfig
 
     @nn.compact
     def __call__(
@@ -110,13 +110,14 @@ class Mlp(nn.Module):
 class Embed(nn.Module):
     """The vocabulary's table, [vocab_size, emb_dim]."""
 
-    config: T5Config
+    config: NetworkConfig
+    embedding_init: Initializer = nn.initializers.normal(1.0)
 
     def setup(self) -> None:
         """Declare the parts and their parameters."""
         shape = (self.config.vocab_size, self.config.emb_dim)
         self.embedding = param_with_axes(
-            "embedding", nn.initializers.normal(1.0), shape, jnp.float32, axes=("vocab", "embed")
+            "embedding", self.embedding_init, shape, jnp.float32, axes=("vocab", "embed")
         )
 
     def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:

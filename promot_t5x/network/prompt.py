@@ -14,7 +14,7 @@ from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float, Int, Integer
 
 from promot_t5x.errors import UserError
-from promot_t5x.network.config import T5Config
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.layers import Embed
 
 PROMPT_PATH = "encoder/prompt/prompt"
@@ -28,10 +28,10 @@ def _uniform(rng: jax.Array, shape: tuple[int, int, int], dtype: Any) -> Array:
 class SoftPrompt(nn.Module):
     """The table of prompts, [num_prompts, prompt_length, emb_dim], and the look-up of mixed ids.
 
-    The table starts uniform in +-0.5 (Lester et al. 2021), or as `T5Config.prompt_init` says.
+    The table starts uniform in +-0.5 (Lester et al. 2021), or as `NetworkConfig.prompt_init` says.
     """
 
-    config: T5Config
+    config: NetworkConfig
 
     @nn.compact
     def __call__(
@@ -52,11 +52,9 @@ class SoftPrompt(nn.Module):
         return jnp.where(virtual[..., None], prompted, vocabulary(ids))
 
 
-def prompt_ids(config: T5Config, prompt: int) -> Integer[np.ndarray, " prompt_length"]:
+def prompt_ids(config: NetworkConfig, prompt: int) -> Integer[np.ndarray, " prompt_length"]:
     """Return the int32 ids of a prompt's vectors; raise `UserError` if there is no such prompt."""
     if not 0 <= prompt < config.num_prompts:
-        raise UserError(
-            f"There is no prompt {prompt}: T5Config.num_prompts is {config.num_prompts}."
-        )
+        raise UserError(f"There is no prompt {prompt}: NUM_PROMPTS is {config.num_prompts}.")
     first = config.vocab_size + prompt * config.prompt_length
     return np.arange(first, first + config.prompt_length, dtype=np.int32)

@@ -6,13 +6,8 @@ with the layers on axis 0. The relative position bias is the stack's, outside of
 umT5, each layer's own.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.partitioning import scan_with_axes
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,12 +22,11 @@ from promot_t5x.network.layers import (
     RelativePositionBias,
 )
 from promot_t5x.network.prompt import SoftPrompt
-from promot_t5x.network.scan import LAYER_AXIS
+from promot_t5x.network.repeated import LayerStep, recomputed, scanned
 
 Hidden = Float[Array, "batch length embed"]
 # A tuple with an entry a layer, or one entry with a leading axis of layers if they are scanned.
 CrossKeyValues = tuple[KeyValues, ...] | KeyValues
-LayerStep = Callable[[nn.Module, Any, Any], tuple[Any, Any]]
 
 
 class EncoderLayer(nn.Module):
@@ -127,26 +121,6 @@ class DecoderLayer(nn.Module):
         return output
 
 
-def _remat(step: LayerStep, config: T5Config) -> LayerStep:
-    if config.remat_policy == "none":
-        return step
-    policy = None
-    if config.remat_policy == "minimal":
-        policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-    # A scan's loop already keeps the compiler from merging the recomputation with the original.
-    return nn.remat(step, policy=policy, prevent_cse=not config.scan_layers)
-
-
-def _scan(step: LayerStep, length: int) -> LayerStep:
-    return scan_with_axes(
-        step,
-        variable_axes={"params": LAYER_AXIS, "cache": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=length,
-        axis_name="layers",
-    )
-
-
 class Encoder(nn.Module):
     """The encoder's stack, from ids to its last hidden states."""
 
@@ -173,10 +147,16 @@ class Encoder(nn.Module):
         self,
         ids: Int[Array, "batch length"],
         mask: Bool[Array, "batch 1 length length"],
+        positions: Int[Array, "_ length"],
         *,
         deterministic: bool,
     ) -> Hidden:
-        """Encode ids, virtual ones among them, under a mask of who attends to whom."""
+        """Encode ids, virtual ones among them, under a mask of who attends to whom.
+
+        `positions` are for other families: T5 knows relative positions only, and inside a packed
+        example those need no help.
+        """
+        del positions
         cfg = self.config
         if cfg.num_virtual_ids:
             x = self.prompt(ids, self.token_embedder)
@@ -188,9 +168,9 @@ class Encoder(nn.Module):
         def step(layer: nn.Module, x: Hidden, _: None) -> tuple[Hidden, None]:
             return layer(x, mask, bias, deterministic=deterministic), None
 
-        run = _remat(step, cfg)
+        run = recomputed(step, cfg)
         if cfg.scan_layers:
-            x, _ = _scan(run, cfg.num_encoder_layers)(self.encoder, x, None)
+            x, _ = scanned(run, cfg.num_encoder_layers)(self.encoder, x, None)
         else:
             for layer in self.layers:
                 x, _ = run(layer, x, None)
@@ -226,7 +206,7 @@ class Decoder(nn.Module):
             return None, layer.cross_key_values(encoded)
 
         if cfg.scan_layers:
-            stacked: KeyValues = _scan(step, cfg.num_decoder_layers)(self.decoder, None, None)[1]
+            stacked: KeyValues = scanned(step, cfg.num_decoder_layers)(self.decoder, None, None)[1]
             return stacked
         return tuple(layer.cross_key_values(encoded) for layer in self.layers)
 
@@ -237,12 +217,14 @@ class Decoder(nn.Module):
         cross: CrossKeyValues | None,
         mask: Bool[Array, "batch 1 length length"] | None,
         cross_mask: Bool[Array, "rows 1 _ source"],
+        positions: Int[Array, "_ length"],
         *,
         deterministic: bool,
         decode: bool,
         max_decode_length: int | None,
     ) -> Hidden:
         """Run the stack on decoder ids; `cross` replaces `encoded` where it is given."""
+        del positions
         cfg = self.config
         y = self.dropout(self.token_embedder(ids), deterministic=deterministic)
         bias = None
@@ -264,9 +246,9 @@ class Decoder(nn.Module):
             )
             return y, None
 
-        run: LayerStep = step if decode else _remat(step, cfg)
+        run: LayerStep = step if decode else recomputed(step, cfg)
         if cfg.scan_layers:
-            y, _ = _scan(run, cfg.num_decoder_layers)(self.decoder, y, cross)
+            y, _ = scanned(run, cfg.num_decoder_layers)(self.decoder, y, cross)
         else:
             for i, layer in enumerate(self.layers):
                 y, _ = run(layer, y, None if cross is None else cross[i])

@@ -1,4 +1,4 @@
-"""T5 1.0, T5 1.1, mT5, umT5, ByT5 as a flax module with T5X's signatures and parameter tree.
+"""An encoder-decoder of any family as a flax module with T5X's signatures and parameter tree.
 
 The module trains under upstream T5X as it is. What it adds: soft prompts (`prompt`), stacks of
 layers scanned or recomputed (`stacks`), logits computed apart from the hidden states, and
@@ -18,10 +18,11 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from promot_t5x.network.attention import causal_mask, padding_mask, segment_mask
-from promot_t5x.network.config import T5Config
-from promot_t5x.network.layers import Embed
-from promot_t5x.network.stacks import CrossKeyValues, Decoder, Encoder, Hidden
+from promot_t5x.network.attention import both_real, causal_mask, real_tokens, segment_mask
+from promot_t5x.network.config import NetworkConfig
+from promot_t5x.network.config import T5Config as T5Config
+from promot_t5x.network.families import family_of
+from promot_t5x.network.stacks import CrossKeyValues, Hidden
 
 # Of any type: T5X initializes a module with float32 ones, which stand for ids all the same.
 Tokens = Shaped[Array | np.ndarray, "_ _"]
@@ -30,17 +31,18 @@ Tokens = Shaped[Array | np.ndarray, "_ _"]
 class Transformer(nn.Module):
     """An encoder-decoder with T5X's `__call__`, `encode` and `decode`.
 
-    Tokens are [batch, length], padded with 0. Positions are accepted for the protocol's sake: T5
-    knows relative positions only, and inside a packed example those need no help.
+    Tokens are [batch, length], padded with 0 at their end. Positions are those of a packed row's
+    tokens within their example; without them tokens are numbered from the start of the row.
     """
 
-    config: T5Config
+    config: NetworkConfig
 
     def setup(self) -> None:
         """Declare the parts and their parameters."""
-        self.token_embedder = Embed(self.config)
-        self.encoder = Encoder(self.config, self.token_embedder)
-        self.decoder = Decoder(self.config, self.token_embedder)
+        family = family_of(self.config)
+        self.token_embedder = family.embedder(self.config)
+        self.encoder = family.encoder(self.config, self.token_embedder)
+        self.decoder = family.decoder(self.config, self.token_embedder)
 
     @property
     def scan_layers(self) -> bool:
@@ -52,14 +54,17 @@ class Transformer(nn.Module):
         encoder_input_tokens: Tokens,
         encoder_segment_ids: Tokens | None = None,
         enable_dropout: bool = True,
+        encoder_positions: Tokens | None = None,
     ) -> Hidden:
         """Encode [batch, length] ids, virtual ones among them, to [batch, length, embed]."""
         ids = _as_ids(encoder_input_tokens)
-        mask = padding_mask(ids, ids)
+        real = _real(ids, encoder_segment_ids)
+        mask = both_real(real, real)
         if encoder_segment_ids is not None:
             segments = _as_ids(encoder_segment_ids)
             mask = mask & segment_mask(segments, segments)
-        return self.encoder(ids, mask, deterministic=not enable_dropout)
+        positions = _positions(ids, encoder_positions)
+        return self.encoder(ids, mask, positions, deterministic=not enable_dropout)
 
     def cross_key_values(self, encoded: Hidden) -> CrossKeyValues:
         """Project encoded inputs to every decoder layer's keys and values, for `decode`.
@@ -71,7 +76,7 @@ class Transformer(nn.Module):
 
     def decode(
         self,
-        encoded: Float[Array, "_ _ embed"] | None,
+        encoded: Float[Array, "_ _ encoded"] | None,
         encoder_input_tokens: Tokens,
         decoder_input_tokens: Tokens,
         decoder_target_tokens: Tokens,
@@ -94,7 +99,6 @@ class Transformer(nn.Module):
         - `cross_key_values`: of the method of this name; `encoded` is then not read and may be
           None.
         """
-        del decoder_positions
         hidden = self._decoder_hidden(
             encoded,
             encoder_input_tokens,
@@ -102,6 +106,7 @@ class Transformer(nn.Module):
             decoder_target_tokens,
             encoder_segment_ids,
             decoder_segment_ids,
+            decoder_positions,
             enable_dropout=enable_dropout,
             decode=decode,
             max_decode_length=max_decode_length,
@@ -126,8 +131,9 @@ class Transformer(nn.Module):
 
         A loss that projects them a few tokens at a time never holds [batch, length, vocab].
         """
-        del encoder_positions, decoder_positions
-        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
+        encoded = self.encode(
+            encoder_input_tokens, encoder_segment_ids, enable_dropout, encoder_positions
+        )
         return self._decoder_hidden(
             encoded,
             encoder_input_tokens,
@@ -135,6 +141,7 @@ class Transformer(nn.Module):
             decoder_target_tokens,
             encoder_segment_ids,
             decoder_segment_ids,
+            decoder_positions,
             enable_dropout=enable_dropout,
             decode=decode,
         )
@@ -176,12 +183,13 @@ class Transformer(nn.Module):
 
     def _decoder_hidden(
         self,
-        encoded: Float[Array, "_ _ embed"] | None,
+        encoded: Float[Array, "_ _ encoded"] | None,
         encoder_input_tokens: Tokens,
         decoder_input_tokens: Tokens,
         decoder_target_tokens: Tokens,
         encoder_segment_ids: Tokens | None,
         decoder_segment_ids: Tokens | None,
+        decoder_positions: Tokens | None,
         *,
         enable_dropout: bool,
         decode: bool,
@@ -193,17 +201,19 @@ class Transformer(nn.Module):
             if encoder_segment_ids is not None or decoder_segment_ids is not None:
                 raise ValueError("Packed examples cannot be decoded: segment ids were given.")
             # What was generated is never padding, whatever its id.
-            mask, cross_mask = None, (sources > 0)[:, None, None, :]
+            mask, cross_mask = None, real_tokens(sources)[:, None, None, :]
         else:
             mask, cross_mask = _decoder_masks(
                 sources, targets, encoder_segment_ids, decoder_segment_ids
             )
+        inputs = _as_ids(decoder_input_tokens)
         return self.decoder(
-            _as_ids(decoder_input_tokens),
+            inputs,
             encoded,
             cross_key_values,
             mask,
             cross_mask,
+            _positions(inputs, decoder_positions),
             deterministic=not enable_dropout,
             decode=decode,
             max_decode_length=max_decode_length,
@@ -214,6 +224,15 @@ def _as_ids(tokens: Tokens) -> Int[Array, "_ _"]:
     return jnp.asarray(tokens).astype(jnp.int32)
 
 
+def _positions(ids: Int[Array, "batch length"], given: Tokens | None) -> Int[Array, "_ length"]:
+    return jnp.arange(ids.shape[1])[None] if given is None else _as_ids(given)
+
+
+def _real(ids: Int[Array, "batch length"], segment_ids: Tokens | None) -> Bool[Array, "_ _"]:
+    """Where tokens stand. Only without segments must ids say it, of which 0 may be a token's."""
+    return real_tokens(ids) if segment_ids is None else _as_ids(segment_ids) > 0
+
+
 def _decoder_masks(
     sources: Int[Array, "rows source"],
     targets: Int[Array, "batch target"],
@@ -222,8 +241,9 @@ def _decoder_masks(
 ) -> tuple[Bool[Array, "batch 1 target target"], Bool[Array, "rows 1 queries source"]]:
     """Masks of self- and cross-attention; rows that share a source are queries of one row."""
     rows = sources.shape[0]
-    mask = padding_mask(targets, targets) & causal_mask(targets.shape[1])
-    cross_mask = padding_mask(targets.reshape(rows, -1), sources)
+    real = _real(targets, decoder_segment_ids)
+    mask = both_real(real, real) & causal_mask(targets.shape[1])
+    cross_mask = both_real(real.reshape(rows, -1), _real(sources, encoder_segment_ids))
     if (encoder_segment_ids is None) != (decoder_segment_ids is None):
         raise ValueError("Segment ids must be given for both the encoder and the decoder.")
     if encoder_segment_ids is not None and decoder_segment_ids is not None:
@@ -235,24 +255,24 @@ def _decoder_masks(
     return mask, cross_mask
 
 
-def _initialize(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+def _initialize(config: NetworkConfig, rng: jax.Array) -> dict[str, Any]:
     tokens = jnp.ones((1, 2), jnp.int32)
     return dict(Transformer(config).init(rng, tokens, tokens, tokens, enable_dropout=False))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _random_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+def _random_params(config: NetworkConfig, rng: jax.Array) -> dict[str, Any]:
     params: dict[str, Any] = _initialize(config, rng)["params"]
     return params
 
 
-def initial_params(config: T5Config, rng: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+def initial_params(config: NetworkConfig, rng: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw float32 parameters, a nested dict; return them and the logical axes of each leaf."""
     return _random_params(config, rng), param_axes(config)
 
 
 @functools.cache
-def _shapes(config: T5Config) -> dict[str, Any]:
+def _shapes(config: NetworkConfig) -> dict[str, Any]:
     """Return the shapes of all variables; tracing a network for them takes a second.
 
     Configurations are checked before several processes join, when JAX must not have looked for
@@ -262,13 +282,13 @@ def _shapes(config: T5Config) -> dict[str, Any]:
     return shapes
 
 
-def param_shapes(config: T5Config) -> dict[str, Any]:
+def param_shapes(config: NetworkConfig) -> dict[str, Any]:
     """Return the tree of parameters as `jax.ShapeDtypeStruct`s; compute nothing."""
     copied: dict[str, Any] = jax.tree.map(lambda leaf: leaf, _shapes(config)["params"])
     return copied
 
 
-def param_axes(config: T5Config) -> dict[str, Any]:
+def param_axes(config: NetworkConfig) -> dict[str, Any]:
     """Return the logical axis names of each parameter, a tuple per leaf; compute nothing."""
     flat = flatten_dict(_shapes(config)["params_axes"])
     axes: dict[str, Any] = unflatten_dict(

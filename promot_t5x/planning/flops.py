@@ -13,11 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network.config import T5Config
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.training.state import flatten, split
 
 _OF_ENCODED = re.compile(r"encoder/|.*encoder_decoder_attention/(key|value)/")
-_LOGITS = re.compile(r"decoder/logits_dense/kernel")
+_HEADS = (
+    "decoder/logits_dense/kernel",
+    "decoder/token_embedder/embedding",
+    "token_embedder/embedding",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ def training(
     batch: int,
     lengths: Mapping[str, int],
     microbatches: int = 1,
+    with_base: bool = False,
 ) -> Flops:
     """One training step.
 
@@ -59,18 +64,19 @@ def training(
 
     - `trainable`: as a `Stage` has it.
     - `batch`, `lengths`: of the global batch; padding counts as much as text.
+    - `with_base`: whether the objective asks the base too, forward only.
     """
     config, shapes = model.config, model.param_shapes()
     encoded, decoded = batch * lengths["inputs"], batch * lengths["targets"]
-    weights = _per_weight(config, shapes, encoded, decoded)
+    weights = _per_weight(shapes, encoded, decoded)
     trains = flatten(split(shapes, trainable)[0])
     attention = _attention(config, batch, lengths["inputs"], lengths["targets"])
     forward = sum(weights.values()) + attention
     gradients = sum(cost for path, cost in weights.items() if path in trains)
-    logits = _logits(weights)
+    logits = weights[_head(weights)]
     again = 0.0
     if decoded // microbatches > model.loss_chunk_tokens:
-        again += logits
+        again += (1 + with_base) * logits
     if config.remat_policy == "minimal":
         again += attention
     elif config.remat_policy == "full":
@@ -78,14 +84,14 @@ def training(
         last = sum(cost for path, cost in weights.items() if path.endswith("mlp/wo/kernel"))
         again += forward - logits - last
     return Flops(
-        forward=forward,
+        forward=(1 + with_base) * forward,
         backward=sum(weights.values()) + gradients + 2 * attention,
         recomputed=again,
     )
 
 
 def decoding(
-    config: T5Config,
+    config: NetworkConfig,
     shapes: Mapping[str, Any],
     *,
     batch: int,
@@ -95,40 +101,40 @@ def decoding(
 ) -> Flops:
     """Count encoding a batch once and decoding `outputs` tokens of every hypothesis."""
     rows = batch * hypotheses
-    weights = _per_weight(config, shapes, batch * inputs, rows * outputs)
-    encoder = 4.0 * batch * config.num_encoder_layers * inputs**2
+    weights = _per_weight(shapes, batch * inputs, rows * outputs)
     # Every step attends to the whole cache and to all of the inputs.
-    decoder = 4.0 * rows * config.num_decoder_layers * outputs * (outputs + inputs)
-    attention = (encoder + decoder) * config.num_heads * config.head_dim
+    attention = _attention(config, batch, inputs, outputs, rows)
     return Flops(forward=sum(weights.values()) + attention)
 
 
-def _per_weight(
-    config: T5Config, shapes: Mapping[str, Any], encoded: int, decoded: int
-) -> dict[str, float]:
+def _per_weight(shapes: Mapping[str, Any], encoded: int, decoded: int) -> dict[str, float]:
     """Forward operations of each weight's product: two an element and token it is applied to."""
+    flat = flatten(shapes)
+    head = _head(flat)
     costs = {}
-    for path, leaf in flatten(shapes).items():
-        if path.endswith("/kernel"):
-            tokens = encoded if _OF_ENCODED.match(path) else decoded
-        elif path.endswith("/embedding") and config.logits_via_embedding:
-            tokens = decoded
-        else:
-            continue
-        costs[path] = 2.0 * tokens * math.prod(leaf.shape)
+    for path, leaf in flat.items():
+        if path == head or path.endswith("/kernel"):
+            tokens = encoded if path != head and _OF_ENCODED.match(path) else decoded
+            costs[path] = 2.0 * tokens * math.prod(leaf.shape)
     return costs
 
 
-def _logits(weights: Mapping[str, float]) -> float:
-    return sum(
-        cost
-        for path, cost in weights.items()
-        if _LOGITS.fullmatch(path) or path.endswith("/embedding")
-    )
+def _head(paths: Mapping[str, Any]) -> str:
+    """Path of what projects to logits: a kernel, or where there is none an embedding."""
+    return next(path for path in _HEADS if path in paths)
 
 
-def _attention(config: T5Config, batch: int, inputs: int, outputs: int) -> float:
-    """Both products of attention, forwards, over all layers."""
-    encoder = config.num_encoder_layers * inputs**2
-    decoder = config.num_decoder_layers * outputs * (outputs + inputs)
-    return 4.0 * batch * (encoder + decoder) * config.num_heads * config.head_dim
+def _attention(
+    config: NetworkConfig, batch: int, inputs: int, outputs: int, rows: int | None = None
+) -> float:
+    """Both products of attention, forwards, over all layers; masked keys cost as much as others.
+
+    **Arguments:**
+
+    - `rows`: of the decoder, where an example has several.
+    """
+    own = config.of_decoder()
+    encoder = batch * config.num_encoder_layers * inputs**2 * config.num_heads * config.head_dim
+    seen = outputs * (outputs + inputs)
+    decoder = (rows or batch) * config.num_decoder_layers * seen * own.num_heads * own.head_dim
+    return 4.0 * (encoder + decoder)

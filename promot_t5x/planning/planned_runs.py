@@ -5,6 +5,7 @@ stand-in, and arrays are shapes.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 
 from promot_t5x import config
 from promot_t5x.data import sources
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.answering import shared_decoder
@@ -35,7 +37,9 @@ class AnyVocabulary:
     """Stands where a vocabulary would: no text is read."""
 
     vocab_size: int = 0
+    pad_id: int = 0
     eos_id: int = 1
+    bos_id: int = 2
 
 
 # Macros of what a plan has no use for, and what they are instead.
@@ -63,7 +67,10 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A configured run. `text` is its configuration, resolved; `macros` are the names in it."""
+    """A configured run. `text` is its configuration, resolved; `macros` are the names in it.
+
+    `packed` is the shape of the batches of stages with `PACK = 'batch'`: their largest if None.
+    """
 
     model: EncoderDecoderModel
     stages: Sequence[Stage]
@@ -71,6 +78,7 @@ class Run:
     partitioner: Partitioner
     text: str
     macros: frozenset[str]
+    packed: Shape | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,12 @@ class Program:
     lower: Callable[[], jax.stages.Lowered]
 
 
-def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> Run:
+def read(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str],
+    packed: Shape | None = None,
+) -> Run:
     """Read a run's gin files as its command would. **Raises** `UserError` as the command would."""
     config.configured(AnyVocabulary)
     for root in ROOTS:
@@ -118,6 +131,11 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
     else:
         stages = []
         asked = [_asked(given["questions"], behind_prompt=bool(given.get("prompt_path")))]
+    if packed and not any(stage.train_dataset.pack == "batch" for stage in stages):
+        raise UserError(
+            f"--packed={packed}: no stage of this run packs its batches; leave it out, or set "
+            "PACK = 'batch'."
+        )
     validated = [
         Asked(
             name=f"{stage.name} validation",
@@ -138,7 +156,8 @@ def read(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
         stages=stages,
         asked=[*validated, *reviewed, *asked],
         partitioner=given["partitioner"],
-        text=config.resolved_str(),
+        text=config.resolved_str() + (f"# batches of {packed}\n" if packed else ""),
+        packed=packed,
         macros=config.macros(),
     )
 
@@ -172,7 +191,7 @@ def programs(run: Run, devices: Sequence[Any]) -> list[Program]:
     Of what it asks, the longest inputs and answers, which need the most.
     """
     partitioner = on_devices(run, devices)
-    found = [_training(run.model, stage, partitioner) for stage in run.stages]
+    found = [_training(run.model, stage, partitioner, run.packed) for stage in run.stages]
     seen: set[Any] = set()
     for asked in run.asked:
         key, program = _decoding(run.model, asked, partitioner)
@@ -194,24 +213,29 @@ def chosen(found: Sequence[Program], only: Sequence[str]) -> list[Program]:
     return [program for program in found if not only or program.name in only]
 
 
-def _training(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner) -> Program:
+def _training(
+    model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner, packed: Shape | None
+) -> Program:
     data = stage.train_dataset
-    partitioner.check_batch(data.batch_size // stage.microbatches, f"stage {stage.name!r}: a batch")
     program = _program(model, stage, partitioner)
+    shape = (packed if data.pack == "batch" else None) or program.whole
+    for rows in {shape.rows, program.whole.rows}:
+        partitioner.check_batch(rows // stage.microbatches, f"stage {stage.name!r}: a batch")
     shapes = program.state_shapes()
     return Program(
         name=stage.name,
-        parameter_bytes=bytes_a_chip(shapes.params),
+        parameter_bytes=bytes_a_chip((shapes.params, shapes.base)),
         optimizer_bytes=bytes_a_chip(shapes.opt_state),
         flops=flops.training(
             _of_stage(model, stage),
             stage.trainable,
-            batch=data.batch_size,
-            lengths=data.task_feature_lengths,
+            batch=shape.rows,
+            lengths={"inputs": shape.inputs, "targets": shape.targets},
             microbatches=stage.microbatches,
+            with_base=stage.objective is not None and stage.objective.needs_base,
         ),
         steps=stage.train_steps,
-        lower=program.lower,
+        lower=functools.partial(program.lower, shape),
     )
 
 
@@ -231,7 +255,7 @@ def _decoding(
     waiting = 0
     if asked.stage is not None:
         state = _program(model, asked.stage, partitioner).state_shapes()
-        held, waiting = flatten(state.params), bytes_a_chip(state.opt_state)
+        held, waiting = flatten(state.params), bytes_a_chip((state.opt_state, state.base))
         params = unflatten(
             {p: leaf for p, leaf in held.items() if asked.behind_prompt or p != PROMPT_PATH}
         )
@@ -243,6 +267,7 @@ def _decoding(
         questions.decoding_method,
         questions.batch_size,
         model.vocabulary.eos_id,
+        model.start_id,
         partitioner.sharding(("batch",)),
     )
 

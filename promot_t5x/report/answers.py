@@ -184,6 +184,12 @@ def found(directory: epath.Path) -> dict[str, dict[int, epath.Path]]:
     return summaries
 
 
+def recorded_score(path: epath.Path) -> float:
+    """Return the primary score that a summary has; NaN where it has none."""
+    summary = json.loads(path.read_text())
+    return summary["metrics"][summary["primary"]] if summary["primary"] else math.nan
+
+
 def read(path: epath.Path) -> TaskAnswers:
     """Return the answers of which `path` is the summary.
 

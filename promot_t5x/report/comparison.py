@@ -76,6 +76,23 @@ class ComparedRow:
         found = [optimism[column.task] for optimism in chosen if column.task in optimism]
         return sum(found) / len(found) if found else None
 
+    def over_demonstrations(self, column: Column) -> float | None:
+        """Return the standard deviation of a number of the suite over draws of demonstrations.
+
+        **Returns:** percentage points, of several seeds their root mean square; None where the
+        suite was asked with one draw alone.
+        """
+        if column.kind not in (SUITE, MEAN):
+            return None
+        variances = []
+        for run in self.runs:
+            draws = [{task: made.score for task, made in run.suite.items()}, *run.redrawn.values()]
+            if len(draws) < 2 or any(task not in draw for draw in draws for task in column.tasks):
+                return None
+            means = [np.mean([draw[task] for task in column.tasks]) for draw in draws]
+            variances.append(np.var(means, ddof=1))
+        return float(np.sqrt(np.mean(variances)))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunComparison:
@@ -372,7 +389,12 @@ def _rows(
 
 
 def _notes(answered: Mapping[str, Mapping[str, Answered]]) -> list[str]:
-    notes = []
+    notes = [
+        f"{task}: how often the suite is answered in its language, {language!r}, is not known: "
+        "py3langid (`pip install 'promot-t5x[languages]'`) is not there, or does not know it."
+        for task, of_task in answered[TARGET].items()
+        if (language := target_format.unidentified(of_task[0][1])) is not None
+    ]
     for tasks in answered.values():
         for task, of_task in tasks.items():
             first = of_task[0][1]

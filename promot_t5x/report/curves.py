@@ -1,7 +1,6 @@
 """The scores that were measured while stages trained: target, suite and format, step by step."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,7 +52,8 @@ class Curve:
 
     - `label`: of the row that has the stage's weights, else the stage's name.
     - `points`: by step.
-    - `alignment`: rows of `step` and the cosines of gradient alignment by block, if measured.
+    - `alignment`: rows of `step`, the cosines of gradient alignment by block, and by block their
+      `standard_error`, if measured.
     """
 
     label: str
@@ -122,17 +122,30 @@ def _mean_point(step: int, seeds: Sequence[CurvePoint]) -> CurvePoint:
 
 
 def mean_alignment(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Return the mean cosines over seeds at each step that all have; empty if one has none."""
+    """Return the mean cosines over seeds at each step that all have; empty if one has none.
+
+    Beside them stands the `standard_error` of each block's mean, where all seeds have one: each has
+    drawn rows of its own.
+    """
     at = [{row["step"]: row for row in curve.alignment} for curve in curves]
     steps = sorted(set.intersection(*(set(rows) for rows in at)))
-    return [
-        {
-            name: math.fsum(rows[step][name] for rows in at) / len(at)
-            for name in at[0][step]
-            if all(name in rows[step] for rows in at)
+    return [_mean_row([rows[step] for rows in at]) for step in steps]
+
+
+def _mean_row(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    errors = [row.get("standard_error", {}) for row in seeds]
+    shared = [name for name in seeds[0] if all(name in row for row in seeds)]
+    return {
+        name: math.fsum(row[name] for row in seeds) / len(seeds)
+        for name in shared
+        if name != "standard_error"
+    } | {
+        "standard_error": {
+            block: math.sqrt(math.fsum(each[block] ** 2 for each in errors)) / len(seeds)
+            for block in errors[0]
+            if all(block in each for each in errors)
         }
-        for step in steps
-    ]
+    }
 
 
 def _stages(path: epath.Path) -> list[tuple[epath.Path, str]]:
@@ -160,10 +173,14 @@ def _points(stage: epath.Path) -> list[CurvePoint]:
         points.append(
             CurvePoint(
                 step=step,
-                target=_mean({task: _score(at[step]) for task, at in targets.items()})
+                target=_mean(
+                    {task: answers.recorded_score(at[step]) for task, at in targets.items()}
+                )
                 if targets and all(step in at for at in targets.values())
                 else math.nan,
-                tasks={task: _score(at[step]) for task, at in suite.items()} if complete else {},
+                tasks={task: answers.recorded_score(at[step]) for task, at in suite.items()}
+                if complete
+                else {},
                 formats=share(step) if complete else {},
             )
         )
@@ -186,8 +203,3 @@ def _share(targets: Found, suite: Found) -> Callable[[int], dict[str, float]]:
     return lambda step: {
         task: measure.share(answers.read(steps[step])) for task, steps in telling.items()
     }
-
-
-def _score(path: epath.Path) -> float:
-    summary = json.loads(path.read_text())
-    return summary["metrics"][summary["primary"]] if summary["primary"] else math.nan

@@ -221,7 +221,8 @@ def alignment(curves: Sequence[Curve]) -> "Figure":
         all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (label, own) in zip(all_axes, panels, strict=True):
             rows = curves_module.mean_alignment(own)
-            for n, block in enumerate(name for name in rows[0] if name != "step"):
+            blocks = (name for name in rows[0] if name not in ("step", "standard_error"))
+            for n, block in enumerate(blocks):
                 look = style(n + 1)
                 for curve in own if len(own) > 1 else ():
                     axes.plot(
@@ -241,8 +242,20 @@ def alignment(curves: Sequence[Curve]) -> "Figure":
                     linewidth=1.5,
                     label=block,
                 )
+                if all(block in row["standard_error"] for row in rows):
+                    wide = [1.96 * row["standard_error"][block] for row in rows]
+                    axes.fill_between(
+                        [row["step"] for row in rows],
+                        [row[block] - each for row, each in zip(rows, wide, strict=True)],
+                        [row[block] + each for row, each in zip(rows, wide, strict=True)],
+                        color=look.color,
+                        alpha=0.15,
+                        linewidth=0,
+                    )
             axes.set_title(label)
             axes.set_xlabel("step")
+            # Most happens early.
+            axes.set_xscale("symlog", linthresh=1)
             axes.axhline(0, color="#999999", linewidth=0.8)
             axes.grid()
         all_axes[0].set_ylabel("cosine of the gradients")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from promot_t5x.report.statistics.bootstrap import Interval
 
 FILE = "row.json"
+# Beside it, the suite's answers after the demonstrations that another seed draws.
+REDRAWN = "shot_seed_"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class ReportRow:
     - `checkpoints`: the step that each of its stages chose.
     - `split`: by task, the split that was scored.
     - `selection_split`: by task, the split on whose score its checkpoint was chosen, or None.
+    - `shot_seeds`: other demonstrations after which the suite was asked, beside the row.
     """
 
     label: str
@@ -35,6 +38,7 @@ class ReportRow:
     checkpoints: Mapping[str, int] = dataclasses.field(default_factory=dict)
     split: Mapping[str, str] = dataclasses.field(default_factory=dict)
     selection_split: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    shot_seeds: Sequence[int] = ()
 
 
 def number(value: float | None) -> str:

@@ -16,7 +16,7 @@ from promot_t5x.evaluation import records
 from promot_t5x.paths import user_path
 from promot_t5x.report import answers, selection
 from promot_t5x.report.answers import TaskAnswers
-from promot_t5x.report.rows import FILE, ReportRow
+from promot_t5x.report.rows import FILE, REDRAWN, ReportRow
 from promot_t5x.report.selection import Selection
 
 COMPARISON, STAGE, SUITE = "comparison", "stage.json", "suite_eval"
@@ -37,6 +37,7 @@ class DiscoveredRun:
     - `stage`: the stage that its weights come from, if it says so.
     - `named`: whether the user gave the label.
     - `selection`: how its checkpoint was chosen, if by questions that are reported on too.
+    - `redrawn`: by the seed that drew other demonstrations, the scores of the suite's tasks.
     - `notes`: what a reader must know about its label.
     """
 
@@ -48,6 +49,7 @@ class DiscoveredRun:
     stage: str | None = None
     named: bool = False
     selection: Selection | None = None
+    redrawn: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property
@@ -235,7 +237,20 @@ def _run(place: _Place, made: Read, suite: Read, known: set[str]) -> DiscoveredR
         stage=place.stage,
         named=place.named,
         selection=selection.found(stage, targets),
+        redrawn=_redrawn(place.path),
     )
+
+
+def _redrawn(row: epath.Path) -> dict[str, dict[str, float]]:
+    """Return the suite's scores after the demonstrations of other seeds, by seed."""
+    return {
+        child.name.removeprefix(REDRAWN): {
+            task: answers.recorded_score(steps[max(steps)])
+            for task, steps in answers.found(child).items()
+        }
+        for child in directories(row)
+        if child.name.startswith(REDRAWN)
+    }
 
 
 def _read_all(directory: epath.Path, step: int | None) -> Read:

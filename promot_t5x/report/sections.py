@@ -155,7 +155,10 @@ def drawn(comparison: RunComparison, curves: Sequence[Curve]) -> dict[str, tuple
             figures.alignment(curves),
             "Gradient alignment in the last decoder layer: the cosine between the gradients on "
             "true and on shuffled labels of the same inputs. Near 1, a step teaches what both "
-            "share, the format; near 0, what only the true labels teach." + several,
+            "share, the format; near 0, what only the true labels teach; below 0, what shuffled "
+            "labels teach undoes it, as in a model that prefers the right answers already. Bands "
+            "are 95% intervals over the choice of rows (jackknife over groups of batches), wide "
+            "where the loss, and with it the gradient, has become small." + several,
         )
     return found
 

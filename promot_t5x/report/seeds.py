@@ -11,10 +11,11 @@ from promot_t5x.config import gin_reader
 from promot_t5x.errors import UserError
 from promot_t5x.report.runs import DiscoveredRun
 
-# Settings in which seeds of one row may differ: seeds, directories, and how devices are used.
+# Settings in which seeds of one row may differ: seeds, directories, what is asked besides, and how
+# devices are used.
 _FREE = re.compile(
     r"SEEDS|RANDOM_SEED|(.*\.)?(random_)?seeds?|MODEL_DIR|EVAL_OUTPUT_DIR|.*\.(model|output)_dir"
-    r"|NUM_PARTITIONS|MESH|partitioning\..*"
+    r"|SUITE_SHOT_SEEDS|.*\.suite_shot_seeds|NUM_PARTITIONS|MESH|partitioning\..*"
 )
 # What `eval` is told to evaluate; a label that the user gave says that they are seeds.
 _EVALUATED = re.compile(r"CHECKPOINT_PATH|PROMPT_FILE|.*\.(checkpoint|prompt)_path")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from promot_t5x.report.comparison import (
     CHANGE,
+    MEAN,
     SUITE,
     TARGET,
     Cell,
@@ -152,14 +153,15 @@ def tidy_csv(comparison: RunComparison) -> str:
 
     `low` and `high` end the interval that all tables show. `questions_error` and `seeds_error` are
     the standard errors of its two sources; the latter is empty for a single run. `optimism` is set
-    where the score's own questions chose the checkpoint.
+    where the score's own questions chose the checkpoint, `demonstrations_sd` where the suite was
+    asked after several draws of demonstrations.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         [
             *("row", "kind", "task", "split", "score", "value", "low", "high", "seeds"),
-            *("questions_error", "seeds_error", "optimism"),
+            *("questions_error", "seeds_error", "optimism", "demonstrations_sd"),
         ]
     )
     for row in comparison.rows:
@@ -167,7 +169,9 @@ def tidy_csv(comparison: RunComparison) -> str:
             task = column.tasks[0] if column.kind in (TARGET, SUITE) else column.title
             optimism = row.selected(column) if score == column.score else None
             seeds_error = math.sqrt(cell.variance.seeds) if len(row.runs) > 1 else math.nan
-            errors = (math.sqrt(cell.variance.questions), seeds_error, optimism)
+            primary = score in (column.score, column.kind)
+            moved = row.over_demonstrations(column) if primary else None
+            errors = (math.sqrt(cell.variance.questions), seeds_error, optimism, moved)
             writer.writerow(
                 [
                     *(row.label, column.kind, task, column.split, score, _exact(cell.value)),
@@ -216,7 +220,23 @@ def legend(comparison: RunComparison) -> list[str]:
             f"target's format: share of answers that are {comparison.measure.description} where "
             f"these are no right answers; the mean over {', '.join(titles)}."
         )
-    return [*lines, *_selected(comparison), *comparison.notes]
+    return [*lines, *_selected(comparison), *_demonstrations(comparison), *comparison.notes]
+
+
+def _demonstrations(comparison: RunComparison) -> list[str]:
+    """Return what other demonstrations do to the suite's means, where that was measured."""
+    spreads = [
+        f"{row.label}, {column.title}: {spread:.2f}"
+        for row in comparison.rows
+        for column in comparison.of_kind(MEAN)
+        if (spread := row.over_demonstrations(column)) is not None
+    ]
+    if not spreads:
+        return []
+    return [
+        "Asked after other demonstrations, these means have standard deviations, in percentage "
+        f"points, that no interval counts: {'; '.join(spreads)}."
+    ]
 
 
 def _selected(comparison: RunComparison) -> list[str]:

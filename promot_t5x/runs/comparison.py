@@ -4,10 +4,13 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 from etils import epath
 
 from promot_t5x.checkpoints.stage_result import StageResult
+from promot_t5x.data import tokenization
 from promot_t5x.distributed import preemption, processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
@@ -19,7 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.report import rows as report
 from promot_t5x.runs.stages import Stage
-from promot_t5x.runs.weights import Weights
+from promot_t5x.runs.weights import Loaded, Weights
 from promot_t5x.training.state import Tree, flatten, laid_out, unflatten, with_prompt
 
 
@@ -34,12 +37,38 @@ class Row:
     - `prompts`: for each target, the stage whose prompt is attached, or none.
     - `suite_prompt`: the stage whose prompt is attached to the suite too, where the row is to show
       what the prompt holds; the method removes it.
+    - `shares`: as many rows in place of this one, each with the weights a · tuned + (1 − a) · base
+      for one of these a: WiSE-FT (2109.01903). The base is the comparison's.
     """
 
     label: str
     stage: str | None = None
     prompts: Sequence[str | None] = ()
     suite_prompt: str | None = None
+    shares: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if self.shares and self.stage is None:
+            raise UserError(
+                f"Row {self.label!r} of the comparison has shares = {list(self.shares)}, but no "
+                "stage whose weights they could be a share of."
+            )
+        for share in self.shares:
+            if not 0.0 <= share <= 1.0:
+                raise UserError(
+                    f"Row {self.label!r} of the comparison: shares has {share!r}; a share of the "
+                    "stage's weights is a number from 0 (the base) to 1 (the stage)."
+                )
+
+    @property
+    def each(self) -> "list[Row]":
+        """The row itself, or a row for each of its shares."""
+        if len(self.shares) < 2:
+            return [self]
+        return [
+            dataclasses.replace(self, label=f"{self.label} {share:g}", shares=(share,))
+            for share in self.shares
+        ]
 
     @property
     def stages(self) -> set[str]:
@@ -57,12 +86,32 @@ class Comparison:
     - `rows`: the models.
     - `targets`: the fine-tuned tasks.
     - `suite`: the in-context tasks; none leaves them out.
+    - `suite_shot_seeds`: ask the suite once more with the demonstrations that each of these draws,
+      so that reports can say how much the choice of demonstrations moves the scores.
     """
 
     base: str | None
     rows: Sequence[Row]
     targets: Sequence[EvalConfig]
     suite: EvalConfig | None = None
+    suite_shot_seeds: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.suite_shot_seeds and self.suite is None:
+            raise UserError(
+                f"SUITE_SHOT_SEEDS = {list(self.suite_shot_seeds)} asks the suite with other "
+                "demonstrations, but there is no SUITE; add one, as in "
+                "--gin_file=suites/icl_1shot.gin."
+            )
+        rows = [each for row in self.rows for each in row.each]
+        object.__setattr__(self, "rows", rows)
+        labels = {_folder(row.label): row.label for row in reversed(rows)}
+        for row in rows:
+            if (other := labels[_folder(row.label)]) is not row.label:
+                raise UserError(
+                    f"The comparison has the rows {other!r} and {row.label!r}, whose answers would "
+                    "lie in one directory; give one of them another label."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,15 +176,22 @@ class ComparisonEvaluator:
             )
             for target, prompted in zip(comparison.targets, self._prompted(), strict=True)
         ]
-        self._suite = None
-        if (suite := comparison.suite) is not None:
-            attached = any(row.suite_prompt for row in comparison.rows)
-            self._suite = EvaluatorPair(
-                name="suite",
-                plain=Evaluator(plain, suite, partitioner),
-                prompted=Evaluator(model, suite, partitioner, prompt_index=0) if attached else None,
-            )
+        self._suite = None if comparison.suite is None else self._asking(comparison.suite, model)
+        self._redrawn = {
+            seed: self._asking(comparison.suite, model.with_shot_seed(seed))
+            for seed in comparison.suite_shot_seeds
+            if comparison.suite is not None
+        }
         self._check_tasks()
+        self._check_shot_seeds()
+
+    def _asking(self, suite: EvalConfig, model: EncoderDecoderModel) -> EvaluatorPair:
+        attached = any(row.suite_prompt for row in self._comparison.rows)
+        prompted = None
+        if attached:
+            prompted = Evaluator(model, suite, self._partitioner, prompt_index=0)
+        plain = Evaluator(model.without_prompt(), suite, self._partitioner)
+        return EvaluatorPair(name="suite", plain=plain, prompted=prompted)
 
     def check(self) -> None:
         """Read the questions of targets and suite; raises as `Evaluator.check` does."""
@@ -155,10 +211,10 @@ class ComparisonEvaluator:
 
         **Returns:** the scores, as `row.json` holds them.
         """
-        directory = home / "comparison" / re.sub(r"\W+", "_", row.label)
+        directory = row_directory(home, row)
         results = {name: self._result(home, name) for name in sorted(row.stages)}
         chosen = {name: result.step for name, result in results.items()}
-        if (recorded := _recorded(directory, chosen)) is not None:
+        if (recorded := _recorded(directory, chosen, list(self._redrawn))) is not None:
             return recorded
         preemption.stop_if_reached()
         label = f"[{row.label}]" if seed is None else f"[{row.label}, seed {seed}]"
@@ -178,6 +234,11 @@ class ComparisonEvaluator:
             for result in self._answer(loaded, pair, prompt)
         ]
         suite = self._answer(loaded, self._suite, row.suite_prompt) if self._suite else []
+        for shot_seed, pair in self._redrawn.items():
+            place = directory / f"{report.REDRAWN}{shot_seed}"
+            said = f"{label} demonstrations {shot_seed}:"
+            redrawn = dataclasses.replace(loaded, directory=place, label=said)
+            self._answer(redrawn, pair, row.suite_prompt)
         asked = [*targets, *suite]
         made = report.ReportRow(
             label=row.label,
@@ -189,6 +250,7 @@ class ComparisonEvaluator:
             checkpoints=chosen,
             split={task.task: task.split for task in asked},
             selection_split={t.task: loaded.selection_split.get(t.task) for t in asked},
+            shot_seeds=list(self._redrawn),
         )
         if processes.is_primary():
             text = json.dumps(dataclasses.asdict(made), indent=1)
@@ -219,6 +281,22 @@ class ComparisonEvaluator:
                     f"two of the targets or in a target and SUITE; leave it out of one of them."
                 )
 
+    def _check_shot_seeds(self) -> None:
+        seeds = list(self._comparison.suite_shot_seeds)
+        own = self._model.task_format.shot_seed
+        if own in seeds or len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"SUITE_SHOT_SEEDS = {seeds} draws the same demonstrations twice: the suite is "
+                f"asked with format.Format.shot_seed = {own} anyway; name each other seed once."
+            )
+        if self._suite is not None and seeds:
+            tasks = self._suite.plain.tasks
+            if not any(tokenization.shows_demonstrations(task.task) for task in tasks):
+                raise UserError(
+                    f"SUITE_SHOT_SEEDS = {seeds}: no task of the suite shows demonstrations that "
+                    f"are drawn ({', '.join(task.name for task in tasks)})."
+                )
+
     def _prompted(self) -> list[bool]:
         """For each target, whether any row attaches a prompt to it."""
         columns = zip(*(row.prompts for row in self._comparison.rows if row.prompts), strict=True)
@@ -240,11 +318,21 @@ class ComparisonEvaluator:
         """Read the row's model without a prompt onto the mesh, and say where it came from."""
         model = self._model.without_prompt()
         wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
-        loaded = weights.read(self._base_of(row), flatten(wanted), seed=0)
+        loaded = self._read(self._base_of(row), wanted, weights, label)
+        if not row.shares:
+            return unflatten(loaded.arrays), loaded.origin
+        (share,) = row.shares
+        base = self._read(self._comparison.base, wanted, weights, label)
+        mixed = _interpolated(loaded.arrays, base.arrays, share)
+        origin = f"{share:g} of {loaded.origin}; {1 - share:g} of {base.origin}"
+        return unflatten(mixed), origin
+
+    def _read(self, base: str | None, wanted: Tree, weights: Weights, label: str) -> Loaded:
+        loaded = weights.read(base, flatten(wanted), seed=0)
         if processes.is_primary():
             for line in loaded.summary():
                 print(f"{label} {line}", flush=True)
-        return unflatten(loaded.arrays), loaded.origin
+        return loaded
 
     def _answer(
         self, loaded: _LoadedRow, pair: EvaluatorPair, prompt: str | None
@@ -269,14 +357,41 @@ class ComparisonEvaluator:
             return evaluator.run(params, f"{loaded.label} {pair.name}", run)
 
 
-def _recorded(directory: epath.Path, chosen: Mapping[str, int]) -> report.ReportRow | None:
-    """Return the row on file, unless its stages have chosen other checkpoints since."""
+def row_directory(home: epath.Path, row: Row) -> epath.Path:
+    """Return where a run keeps what it records of a row."""
+    return home / "comparison" / _folder(row.label)
+
+
+def _folder(label: str) -> str:
+    return re.sub(r"\W+", "_", label)
+
+
+def _interpolated(
+    tuned: Mapping[str, jax.Array], base: Mapping[str, jax.Array], share: float
+) -> dict[str, jax.Array]:
+    """Return share · tuned + (1 − share) · base of each array, in place of `tuned`."""
+
+    def mix(tuned: Any, base: Any, share: Any) -> Any:
+        return jax.tree.map(lambda t, b: share * t + (1.0 - share) * b, tuned, base)
+
+    formats = jax.tree.map(lambda array: array.format, dict(tuned))
+    mixed: dict[str, jax.Array] = jax.jit(mix, out_shardings=formats, donate_argnums=0)(
+        dict(tuned), dict(base), share
+    )
+    return mixed
+
+
+def _recorded(
+    directory: epath.Path, chosen: Mapping[str, int], shot_seeds: Sequence[int]
+) -> report.ReportRow | None:
+    """Return the row on file, unless it is of other checkpoints or lacks some demonstrations."""
     path = directory / report.FILE
     if not path.exists():
         return None
     row = report.ReportRow(**json.loads(path.read_text()))
     # An older version's rows do not name their checkpoints, and its stages never went on.
-    return row if row.checkpoints in ({}, chosen) else None
+    is_whole = set(shot_seeds) <= set(row.shot_seeds)
+    return row if is_whole and row.checkpoints in ({}, chosen) else None
 
 
 def _selection_split(results: Sequence[StageResult]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from promot_t5x.checkpoints.stage_result import RESULT_FILE, StageResult
 from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.distributed import processes
 from promot_t5x.errors import UserError
-from promot_t5x.evaluation import records
+from promot_t5x.evaluation import drift, records
 from promot_t5x.files import keep_until, read_json_lines
 from promot_t5x.runs import metric_writer
 from promot_t5x.runs.measurements import SUITE_DIRECTORY, TRAINING_EVAL
@@ -113,7 +113,8 @@ def reopen(stage: Stage, finished: StageResult) -> None:
     if processes.is_primary():
         if _is_off_period(stage, last):
             (step_directory(directory, last) / METRICS_FILE).unlink(missing_ok=True)
-            keep_until(directory / alignment.FILE, last - 1)
+            for measured in (alignment.FILE, drift.FILE):
+                keep_until(directory / measured, last - 1)
             _remove_evaluation(directory, last)
         if stage.suite_period is not None and last % stage.suite_period:
             _remove_evaluation(directory / SUITE_DIRECTORY, last)

@@ -104,19 +104,21 @@ def restore_or_initialize(
     """Read what the stage needs: its newest checkpoint and what is frozen, or all weights."""
     like = program.state_shapes()
     restored = saver.restore(trainable=like.trainable, opt_state=like.opt_state)
-    wanted = state.flatten(like.params if restored is None else like.frozen)
-    loaded = _load(stage, weights, partitioner, wanted)
+    needed = like.params if restored is None else state.merge(like.base, like.frozen)
+    loaded = _load(stage, weights, partitioner, state.flatten(needed))
     params = state.unflatten(loaded.arrays)
     if restored is None:
         fresh = program.create_state(params, random_seed=stage.random_seed)
         return InitialState(train_state=fresh, origins=loaded.summary(), restored=None)
+    base, frozen = state.split(params, stage.trainable) if like.base else ({}, params)
     step, seed = np.int32(restored.step), np.int32(stage.random_seed)
     train_state = state.TrainState(
         step=partitioner.place(step, partitioner.replicated),
         seed=partitioner.place(seed, partitioner.replicated),
         trainable=restored.trainable,
-        frozen=params,
+        frozen=frozen,
         opt_state=restored.opt_state,
+        base=base,
     )
     return InitialState(train_state=train_state, origins=loaded.summary(), restored=restored)
 
@@ -138,7 +140,8 @@ def describe(found: InitialState, stage: Stage, saver: Checkpoints) -> list[str]
 
 def run_metadata(stage: Stage, found: InitialState, data: Batches) -> RunMetadata:
     """Return what the stage's checkpoints say of the run."""
-    frozen_hash = hashing.content_hash(found.train_state.frozen)
+    base, frozen = found.train_state.base, found.train_state.frozen
+    frozen_hash = hashing.content_hash(state.merge(base, frozen))
     origins = found.origins if found.restored is None else found.restored.metadata["origins"]
     constant = {
         "config": config.resolved_str(),
@@ -159,13 +162,15 @@ def run_metadata(stage: Stage, found: InitialState, data: Batches) -> RunMetadat
             "examples": data.contents,
         },
     }
-    only_prompt = state.flatten(found.train_state.trainable).keys() <= {PROMPT_PATH}
-    return RunMetadata(constant=constant, base_hash=frozen_hash if only_prompt else None)
+    base_hash = None
+    if state.flatten(found.train_state.trainable).keys() <= {PROMPT_PATH}:
+        base_hash = hashing.content_hash(frozen) if base else frozen_hash
+    return RunMetadata(constant=constant, base_hash=base_hash)
 
 
 def position(data: Batches, step: int) -> dict[str, Any]:
     """Return where the data stand after a step: the next batch is a function of its number."""
-    content = json.dumps(hashing.digests(data.batch(step)), sort_keys=True)
+    content = json.dumps(hashing.digests(data.content(step)), sort_keys=True)
     return {"next_batch": step, "content_hash": hashing.hex_digest(content.encode())}
 
 

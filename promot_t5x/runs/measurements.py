@@ -8,16 +8,18 @@ import numpy as np
 from etils import epath
 
 from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX
+from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.checkpoints.steps import LOSS
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.evaluation import records
+from promot_t5x.evaluation import drift, records
 from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult, mean_score
 from promot_t5x.evaluation.validation_loss import ValidationLoss
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.runs import goodput
 from promot_t5x.runs.metric_writer import ALIGNMENT, EvaluationEvents
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training import alignment, state
@@ -36,6 +38,7 @@ class Evaluators:
     validation_loss: ValidationLoss | None
     suite: Evaluator | None
     alignment: alignment.Alignment | None
+    drift: drift.Drift | None
 
     @property
     def selection_split(self) -> dict[str, str]:
@@ -67,10 +70,16 @@ def evaluators(
     - `model`: with a prompt table if the stage has a prompt.
     - `trained`: the same with the stage's own label smoothing.
     """
-    target, validation_loss = None, None
+    target, validation_loss, drifted = None, None, None
     if stage.evaluation:
         target = Evaluator(model, stage.evaluation, partitioner)
-        validation_loss = ValidationLoss(trained, stage.evaluation, target.questions, partitioner)
+        pack = bool(stage.train_dataset.pack)
+        questions = target.questions
+        validation_loss = ValidationLoss(
+            trained, stage.evaluation, questions, partitioner, pack=pack
+        )
+        if stage.drift:
+            drifted = drift.Drift(model, stage.evaluation, questions, partitioner, pack=pack)
     suite, aligned = None, None
     if stage.suite and stage.suite_period:
         suite = Evaluator(model.without_prompt(), stage.suite, partitioner)
@@ -83,6 +92,7 @@ def evaluators(
         validation_loss=validation_loss,
         suite=suite,
         alignment=aligned,
+        drift=drifted,
     )
 
 
@@ -107,6 +117,13 @@ class Measurements:
     token_cache: epath.Path | None
     report: Callable[[str], None]
     events: EvaluationEvents
+
+    def measure(self, saver: Checkpoints, train_state: state.TrainState, step: int) -> None:
+        """Measure what the stage asks for on a saved step; metrics in its checkpoint end it."""
+        with goodput.current().spent(goodput.EVALUATION):
+            self.align(train_state, step)
+            drifts = self.drift(train_state, step)
+            saver.add_metrics(step, {**self.validate(train_state, step), **drifts})
 
     def validate(self, train_state: state.TrainState, step: int) -> dict[str, float]:
         """Return the target's validation score and loss and the metrics that they are made of."""
@@ -150,9 +167,7 @@ class Measurements:
         suite = self.evaluators.suite
         if suite is None or not self.suite_is_due(step):
             return
-        flat = state.flatten(train_state.params)
-        flat.pop(PROMPT_PATH, None)
-        params = state.unflatten(flat)
+        params = _without_prompt(train_state.params)
         directory = self.directory / SUITE_DIRECTORY
         run = self._eval_run(directory, step, params)
         with self.evaluators.partitioner.activate():
@@ -160,17 +175,41 @@ class Measurements:
         self._write_events(directory, step, results)
         self.report(f"step {step}: suite's mean score {mean_score(results):.2f}")
 
+    def alignment_is_due(self, step: int) -> bool:
+        """Whether gradient alignment is measured at a step without a validation score."""
+        return self.evaluators.alignment is not None and self.evaluators.alignment.is_due(step)
+
     def align(self, train_state: state.TrainState, step: int) -> None:
         """Measure and write down gradient alignment, if the stage asks for it."""
         if self.evaluators.alignment is None:
             return
-        cosines = self.evaluators.alignment.measure(train_state.params, self.token_cache)
+        seed = self.stage.train_dataset.seed
+        cosines = self.evaluators.alignment.measure(train_state.params, self.token_cache, seed)
         if processes.is_primary():
             alignment.write(self.directory, step, cosines)
-            scalars = {f"gradient_alignment/{block}": cosine for block, cosine in cosines.items()}
+            scalars = {f"gradient_alignment/{block}": each.value for block, each in cosines.items()}
             self.events.write(self.directory / "train", step, scalars, ALIGNMENT)
-        shown = "  ".join(f"{block} {cosine:.2f}" for block, cosine in cosines.items())
+        shown = "  ".join(f"{block} {each.value:.2f}" for block, each in cosines.items())
         self.report(f"step {step}: gradient alignment {shown}")
+
+    def drift(self, train_state: state.TrainState, step: int) -> dict[str, float]:
+        """Measure and write down how far the model has gone, if the stage asks for it.
+
+        **Returns:** the metrics of the step's checkpoint.
+        """
+        if self.evaluators.drift is None:
+            return {}
+        base = state.merge(train_state.base, train_state.frozen)
+        drifts = self.evaluators.drift.measure(
+            _without_prompt(train_state.params), _without_prompt(base), self.token_cache
+        )
+        if processes.is_primary():
+            drift.write(self.directory, step, drifts)
+            for task, value in drifts.items():
+                self.events.write(self.directory / TRAINING_EVAL / task, step, {drift.NAME: value})
+        shown = "  ".join(f"{task} {value:.4f}" for task, value in drifts.items())
+        self.report(f"step {step}: drift {shown} nats per target token")
+        return {f"{task}/{drift.NAME}": value for task, value in drifts.items()}
 
     def metric(self, step: int) -> str | None:
         """Return the name of the score of an evaluated step, as the primary process knows it."""
@@ -201,3 +240,9 @@ class Measurements:
             prompt_origin=origin,
             selection_split=self.evaluators.selection_split,
         )
+
+
+def _without_prompt(params: state.Tree) -> state.Tree:
+    flat = state.flatten(params)
+    flat.pop(PROMPT_PATH, None)
+    return state.unflatten(flat)

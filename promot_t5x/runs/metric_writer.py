@@ -13,6 +13,7 @@ from etils import epath
 
 from promot_t5x.data.lazy import import_tensorflow
 from promot_t5x.files import append_json_line, keep_until
+from promot_t5x.runs import loggers
 
 EVENTS = "events.out.tfevents."
 TRAINING = ".v2"  # the end of the names of event files, which is TensorFlow's own
@@ -31,7 +32,7 @@ class EventWriter:
 
     def __init__(self, directory: epath.Path, first_step: int, suffix: str = TRAINING):
         directory.mkdir(parents=True, exist_ok=True)
-        self._tf = import_tensorflow()
+        self._tf, self._directory = import_tensorflow(), directory
         for path in sorted(directory.glob(f"{EVENTS}*{suffix}")):
             remove_events_from(path, first_step)
         self._events = self._tf.summary.create_file_writer(str(directory), filename_suffix=suffix)
@@ -40,7 +41,8 @@ class EventWriter:
         )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record scalars by tag."""
+        """Record scalars by tag, here and in the run's loggers."""
+        loggers.send(self._directory, step, scalars)
         with self._events.as_default():
             for tag, value in scalars.items():
                 # `tf.summary.scalar` wants TensorBoard installed; this writes what it writes.

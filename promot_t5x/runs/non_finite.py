@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.errors import NonFiniteError, listed
 from promot_t5x.training.step import Finite
 
@@ -83,3 +84,11 @@ class NonFiniteSteps:
 
     def _named(self, chosen: Bool[np.ndarray, " arrays"]) -> list[str]:
         return [name for name, is_named in zip(self.arrays, chosen, strict=True) if is_named]
+
+
+def newest_checkpoint(saver: Checkpoints) -> str:
+    """Return a sentence on the newest checkpoint, once the save under way is done."""
+    newest = saver.latest()
+    if newest is None:
+        return "Nothing was saved of this stage yet."
+    return f"The newest checkpoint is that of step {newest}, from before, in {saver.directory}."

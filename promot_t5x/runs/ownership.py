@@ -1,6 +1,7 @@
 """A run directory has one owner: the run that writes into it.
 
-    MODEL_DIR/owner.json    host, process, start and heartbeat of the owner; removed when it ends
+    MODEL_DIR/owner.json    host, process, start and heartbeat of the owner, and where it is in its
+                            work; removed when it ends
 
 Every change of the file is a conditional write, which succeeds only while the file is what it was
 when it was read; buckets and local file systems offer it alike, through tensorstore. On its own
@@ -25,6 +26,7 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
+from promot_t5x import progress
 from promot_t5x.checkpoints.formats import read_arrays
 from promot_t5x.checkpoints.paths import absolute
 from promot_t5x.errors import EXIT_IN_USE, InUseError, SaveError, UserError
@@ -50,6 +52,7 @@ class Owner:
     - `process_start`: what tells its process apart from a later one of the same number.
     - `identity`: a random name.
     - `heartbeat`: how often it has confirmed that it lives.
+    - `where`: what it was at then, as in `[stage_one] step 120`; empty before anything.
     """
 
     host: str
@@ -59,6 +62,7 @@ class Owner:
     process_start: str
     identity: str
     heartbeat: int = 0
+    where: str = ""
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, started {self.started}"
@@ -118,9 +122,14 @@ class Ownership:
         self._owner = Owner.of_this_process()
         self._store = ts.KvStore.open(read_arrays.kvstore(directory)).result()
         self._generation = self._take()
+        self._where = ""
+        progress.tell(self._hear)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._confirm, name="owner", daemon=True)
         self._thread.start()
+
+    def _hear(self, where: str) -> None:
+        self._where = where
 
     def _take(self) -> bytes:
         """Become the owner; return the generation of its file."""
@@ -171,7 +180,7 @@ class Ownership:
     def _confirm(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             heartbeat = self._owner.heartbeat + 1
-            self._owner = dataclasses.replace(self._owner, heartbeat=heartbeat)
+            self._owner = dataclasses.replace(self._owner, heartbeat=heartbeat, where=self._where)
             # What fails for a moment (the disk is full, the bucket away) is tried again.
             with contextlib.suppress(ValueError, OSError):
                 self._generation = self._write(self._generation) or self._recovered()
@@ -199,8 +208,40 @@ class Ownership:
         """Give the directory back."""
         self._ended.set()
         self._thread.join()
+        progress.forget(self._hear)
         with contextlib.suppress(ValueError, OSError):
             self._store.write(FILE_NAME, None, if_equal=self._generation).result()
+
+
+def look(directory: epath.Path) -> tuple[Owner | None, bool]:
+    """Find the owner of a run directory without becoming it; nothing is written.
+
+    **Arguments:**
+
+    - `directory`: a local directory or a bucket's.
+
+    **Returns:** the owner, None where there is none or its file cannot be understood, and whether
+    it lives. An owner on another host lives if its heartbeat changes while this waits, which takes
+    up to `HEARTBEAT_SECONDS` and a little more.
+
+    **Raises:** `UserError` where the directory cannot be read.
+    """
+    try:
+        store = ts.KvStore.open(read_arrays.kvstore(absolute(directory))).result()
+        first = store.read(FILE_NAME).result()
+        owner = Owner.parse(first.value) if first.state == "value" else None
+        alive = owner.is_alive_here() if owner else False
+        end = time.monotonic() + HEARTBEAT_SECONDS + _ENDING_SECONDS
+        while alive is None and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            found = store.read(FILE_NAME).result()
+            if found.state != "value":
+                return None, False
+            if found.value != first.value:
+                owner, alive = Owner.parse(found.value), True
+    except (ValueError, OSError) as error:
+        raise UserError(f"{directory} cannot be read: {read_arrays.reason(error)}") from error
+    return owner, bool(alive)
 
 
 def take(directory: epath.Path) -> None:

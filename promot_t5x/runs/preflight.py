@@ -14,12 +14,14 @@ from promot_t5x.errors import UserError
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.paths import user_path
+from promot_t5x.runs.loggers import check as check_loggers
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training import state
 
 
-def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str) -> None:
+def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str, loggers: Any = ()) -> None:
     """Raise `UserError` for values that `train` does not take."""
+    check_loggers(loggers)
     user_path(model_dir, "MODEL_DIR")
     _check_stage(model, stage, ())
     if stage.suite and not stage.suite_period:
@@ -36,8 +38,10 @@ def promot(
     comparison: Any,
     model_dir: str,
     seeds: Sequence[int] | None = None,
+    loggers: Any = (),
 ) -> None:
     """Raise `UserError` for values that `promot` does not take."""
+    check_loggers(loggers)
     user_path(model_dir, "MODEL_DIR")
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):

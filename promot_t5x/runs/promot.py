@@ -5,7 +5,7 @@ row's model answers the target with its prompt and the in-context suite without 
 finished is never done again: after a kill the same command resumes the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -17,16 +17,22 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
 from promot_t5x.report.output import show_run
-from promot_t5x.runs import preflight, run_directory
+from promot_t5x.runs import goodput, preflight, run_directory
 from promot_t5x.runs.comparison import Comparison as Comparison
-from promot_t5x.runs.comparison import ComparisonEvaluator
+from promot_t5x.runs.comparison import ComparisonEvaluator, row_directory
 from promot_t5x.runs.comparison import Row as Row
-from promot_t5x.runs.growth import check_growth
+from promot_t5x.runs.growth import check_growth, trained_steps
+from promot_t5x.runs.loggers import Logger, attach, running, send
+from promot_t5x.runs.outlook import Outlook
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.train import Trainer
 from promot_t5x.runs.weights import Weights
 
-SEEDS = ("SEEDS", "promot.promot.seeds")  # what the configuration calls them
+# What a run may be asked for later, as the configuration calls it.
+MORE = (
+    *("SEEDS", "promot.promot.seeds"),
+    *("SUITE_SHOT_SEEDS", "promot.Comparison.suite_shot_seeds"),
+)
 
 
 def promot(
@@ -37,6 +43,7 @@ def promot(
     model_dir: str,
     partitioner: Partitioner,
     seeds: Sequence[int] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> list[report.ReportRow]:
     """Run `stages` in `model_dir` and print the comparison; `promot-t5x promot` calls this.
 
@@ -49,13 +56,32 @@ def promot(
     - `partitioner`: the mesh.
     - `seeds`: run the stages once with each of these in place of their own seeds, in
       `<model_dir>/seed_<n>`; more may be added later.
+    - `loggers`: of `runs.loggers`, get the numbers besides TensorBoard and JSON lines.
 
     **Returns:** the rows of the table, those of each seed one after the other.
 
     **Raises:** `UserError` for bad input to any stage, before the first one starts.
     """
+    with goodput.accounted():
+        return _promot(model, stages, comparison, model_dir, partitioner, seeds, loggers)
+
+
+def _promot(
+    model: EncoderDecoderModel,
+    stages: Sequence[Stage],
+    comparison: Comparison,
+    model_dir: str,
+    partitioner: Partitioner,
+    seeds: Sequence[int] | None,
+    loggers: Sequence[Logger],
+) -> list[report.ReportRow]:
     preflight.promot(
-        model=model, stages=stages, comparison=comparison, model_dir=model_dir, seeds=seeds
+        model=model,
+        stages=stages,
+        comparison=comparison,
+        model_dir=model_dir,
+        seeds=seeds,
+        loggers=loggers,
     )
     directory = user_path(model_dir, "MODEL_DIR")
     by_name = {stage.name: stage for stage in stages}
@@ -71,29 +97,46 @@ def promot(
         for home in homes.values():
             check_growth(by_name, {name: home / name for name in by_name})
 
-    run_directory.claim(directory, config.resolved_str(), may_change=SEEDS, check=check)
+    run_directory.claim(directory, config.resolved_str(), may_change=MORE, check=check)
 
     # Before anything trains, all that will be asked is read.
     if any(StageResult.read(home / name) is None for home in homes.values() for name in by_name):
-        evaluator.check()
+        with goodput.current().spent(goodput.DATA):
+            evaluator.check()
 
     # What no stage has changed is the same for every seed.
     shared = [row for row in comparison.rows if seeds is not None and not row.stages]
-    rows = [evaluator.evaluate(row, directory, weights) for row in shared]
-    tokens = run_directory.token_cache(directory)
-    for seed, home in homes.items():
-        weights, seeded = Weights(model, by_name, home), trainers
-        if seed is not None:
-            weights = Weights(model, {s.name: s.with_seed(seed) for s in stages}, home)
-            seeded = [trainer.seeded(seed, weights) for trainer in trainers]
-        for trainer in seeded:
-            preemption.stop_if_reached()
-            trainer.run(home / trainer.stage.name, tokens)
-        own = [row for row in comparison.rows if row not in shared]
-        rows += [evaluator.evaluate(row, home, weights, seed) for row in own]
+    own = [row for row in comparison.rows if row not in shared]
+    outlook = _outlook(by_name, homes, directory, shared, own)
+    rows = []
 
-    if processes.is_primary():
-        show_run(directory)
+    def evaluate(row: Row, home: epath.Path, weights: Weights, seed: int | None) -> None:
+        place = row_directory(home, row)
+        with goodput.current().spent(goodput.EVALUATION), outlook.evaluating(str(place)):
+            made = evaluator.evaluate(row, home, weights, seed)
+        rows.append(made)
+        send(place, 0, {**made.targets, **made.suite})
+
+    tokens = run_directory.token_cache(directory)
+    with running(loggers, directory, config.resolved_str()), outlook.shown():
+        for row in shared:
+            evaluate(row, directory, weights, None)
+        for seed, home in homes.items():
+            weights, seeded = Weights(model, by_name, home), trainers
+            if seed is not None:
+                weights = Weights(model, {s.name: s.with_seed(seed) for s in stages}, home)
+                seeded = [trainer.seeded(seed, weights) for trainer in trainers]
+            for trainer in seeded:
+                preemption.stop_if_reached()
+                place = home / trainer.stage.name
+                with outlook.training(str(place)):
+                    trainer.run(place, tokens, outlook)
+            for row in own:
+                evaluate(row, home, weights, seed)
+
+        if processes.is_primary():
+            show_run(directory)
+            attach("report.md", (directory / "report.md").read_text())
     return rows
 
 
@@ -102,3 +145,30 @@ def _homes(directory: epath.Path, seeds: Sequence[int] | None) -> dict[int | Non
     if seeds is None:
         return {None: directory}
     return {seed: directory / f"seed_{seed}" for seed in seeds}
+
+
+def _outlook(
+    stages: Mapping[str, Stage],
+    homes: Mapping[int | None, epath.Path],
+    directory: epath.Path,
+    shared: Sequence[Row],
+    own: Sequence[Row],
+) -> Outlook:
+    """Return what an earlier launch has left to do of a run."""
+    steps: dict[str, int] = {}
+    for home in homes.values():
+        for name, stage in stages.items():
+            finished = StageResult.read(home / name)
+            if finished is None or trained_steps(finished) < stage.train_steps:
+                steps[str(home / name)] = stage.train_steps
+    rows = [(directory, row) for row in shared]
+    rows += [(home, row) for home in homes.values() for row in own]
+    return Outlook(
+        steps,
+        [
+            str(row_directory(home, row))
+            for home, row in rows
+            if any(str(home / name) in steps for name in row.stages)
+            or not (row_directory(home, row) / report.FILE).exists()
+        ],
+    )

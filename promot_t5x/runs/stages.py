@@ -20,8 +20,10 @@ import optax
 
 from promot_t5x.checkpoints.steps import TIES
 from promot_t5x.config import validation
+from promot_t5x.data import batches
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
+from promot_t5x.models.objectives import Objective
 from promot_t5x.training import adafactor
 from promot_t5x.training.alignment import AlignmentConfig
 
@@ -37,9 +39,12 @@ class DatasetConfig:
     - `mixture_or_task_name`: a registered task or mixture.
     - `task_feature_lengths`: tokens a row of `inputs` (prompt included) and of `targets` holds.
     - `split`: the tasks' split to train on.
-    - `batch_size`: rows of a global batch; with packing a row holds several examples.
+    - `batch_size`: examples of a global batch; with `pack` True rows, which hold several each.
     - `shuffle`: draw every epoch in an order of its own, by `seed`.
-    - `pack`: put as many examples into a row as fit; results are those of unpacked rows.
+    - `seed`: of the order and of the demonstrations, which each example has others of each epoch.
+    - `pack`: False puts one example into a row. `'batch'` puts the same examples into as few rows
+      as they need: a step's loss and gradients are those of False, dropout's masks apart. True
+      fills every row with as many examples as fit: more of them a step.
     - `module`: a Python module (dotted name or file) that registers the user's own tasks.
     - `rates`: rates of a mixture's tasks by name, in place of its own for those that are named.
     """
@@ -50,7 +55,7 @@ class DatasetConfig:
     batch_size: int
     shuffle: bool = True
     seed: int = 0
-    pack: bool = False
+    pack: batches.Packing = False
     module: str | None = None
     rates: Mapping[str, float] | None = None
 
@@ -58,6 +63,8 @@ class DatasetConfig:
         validation.check_feature_lengths(self.task_feature_lengths)
         validation.check_positive("BATCH_SIZE", self.batch_size)
         validation.check_seed("RANDOM_SEED", self.seed)
+        if self.pack not in (False, True, "batch"):
+            raise UserError(f"PACK must be False, True or 'batch', got {self.pack!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,10 +87,14 @@ class Stage:
     - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
       step, every so many steps and after the last: what it can still do in context. Without a
       period they are not asked while the stage trains.
-    - `alignment`: measure gradient alignment at step 0 and with every validation score.
+    - `alignment`: measure gradient alignment at step 0, with every validation score, and at the
+      steps that it names.
+    - `drift`: measure how far the model has gone from what it was, without its prompt, at step 0
+      and with every validation score; needs an `evaluation`.
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimizer fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
+    - `objective`: what is minimized in place of plain cross-entropy, see `objectives`.
     - `dropout_rate`, `label_smoothing`: of this stage; none takes the model's.
     - `microbatches`: parts that a batch is taken in.
     - `skip_non_finite_steps`: how many steps in a row may be left out because a loss, gradient or
@@ -115,9 +126,11 @@ class Stage:
     suite: EvalConfig | None = None
     suite_period: int | None = None
     alignment: AlignmentConfig | None = None
+    drift: bool = False
     train_steps: int
     optimizer: Callable[..., optax.GradientTransformation] = adafactor.adafactor
     learning_rate: Callable[[Any], Any]
+    objective: Objective | None = None
     dropout_rate: float | None = None
     label_smoothing: float | None = None
     microbatches: int = 1
@@ -131,8 +144,13 @@ class Stage:
     optimizer_step: int = 0
     random_seed: int = 0
 
+    @property
+    def keeps_base(self) -> bool:
+        """Whether what trains is kept as it was at the stage's beginning, beside what it is."""
+        return self.drift or (self.objective is not None and self.objective.needs_base)
+
     def with_seed(self, seed: int) -> "Stage":
-        """Return the stage with another seed of dropout, of what is new and of the data's order."""
+        """Return the stage with another seed of dropout, of what is new and of the data."""
         data = dataclasses.replace(self.train_dataset, seed=seed)
         return dataclasses.replace(self, random_seed=seed, train_dataset=data)
 
@@ -166,6 +184,11 @@ class Stage:
                     f"stage {self.name!r}: SUITE_EVAL_PERIOD = {self.suite_period}, but there is "
                     "no SUITE to evaluate; add one, as in --gin_file=suites/icl_1shot.gin."
                 )
+        if self.drift and self.evaluation is None:
+            raise UserError(
+                f"stage {self.name!r}: drift is measured on the examples of its evaluation, and it "
+                "has none; bind stages.Stage.evaluation, or leave drift out."
+            )
         for field, choices in (("frozen_dtype", DTYPES), ("best_ties", TIES)):
             value = getattr(self, field)
             if value not in choices:

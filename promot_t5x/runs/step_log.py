@@ -10,6 +10,7 @@ from etils import epath
 from promot_t5x.data.batches import counts, statistics
 from promot_t5x.distributed import processes
 from promot_t5x.progress import Progress, here
+from promot_t5x.runs import goodput
 from promot_t5x.runs.metric_writer import MetricWriter
 from promot_t5x.runs.non_finite import NonFiniteSteps
 from promot_t5x.training.step import Finite
@@ -46,7 +47,7 @@ class StepLog:
         self._progress = Progress(self._label, total, start)
         # (step, metrics, whether they are finite, counts of its batch), still on the device
         self._pending: list[tuple[int, Mapping[str, Any], Finite, Mapping[str, Any]]] = []
-        self._shapes: dict[str, Any] = {}  # of a batch
+        self._shapes: list[Mapping[str, Any]] = []  # of their batches
         self._fetched = time.monotonic()
         self._loss: float | None = None
 
@@ -56,7 +57,7 @@ class StepLog:
         """Take in what a step returned and its whole batch, all still on the devices."""
         self._step = step
         here(f"{self._label} {step}")
-        self._shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
+        self._shapes.append({n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()})
         self._pending.append((step, metrics, finite, _counts(batch)))
         if len(self._pending) == FETCH_PERIOD:
             self.fetch()
@@ -70,7 +71,10 @@ class StepLog:
         if not self._pending:
             return
         fetched = jax.device_get(self._pending)
-        rows = [(step, m, f, statistics(self._shapes, counted)) for step, m, f, counted in fetched]
+        rows = [
+            (step, m, f, statistics(shapes, counted))
+            for (step, m, f, counted), shapes in zip(fetched, self._shapes, strict=True)
+        ]
         now = time.monotonic()
         elapsed = now - self._fetched
         self._fetched = now
@@ -83,12 +87,14 @@ class StepLog:
         timing = {
             "steps_per_second": len(self._pending) / elapsed,
             "real_tokens_per_second": tokens / elapsed,
+            **{f"share/{name}": share for name, share in goodput.current().shares().items()},
         }
         if self._writer:
             self._writer.write_timing(step, timing)
         loss = "–" if self._loss is None else f"{self._loss:.4f}"
         self._progress.update(step, f"loss {loss}  {tokens / elapsed:,.0f} real tokens/s")
         self._pending.clear()
+        self._shapes.clear()
 
     def _take(self, step: int, row: Mapping[str, float], finite: Finite) -> None:
         skipped: Mapping[str, float] = {}

@@ -5,7 +5,7 @@ import contextlib
 import copy
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from promot_t5x import config
 from promot_t5x.checkpoints import prompt_file, saving
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.data import batches, example_store, sources, store
+from promot_t5x.data.assembly import Batch
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import Preempted, UserError
@@ -24,12 +26,15 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
-from promot_t5x.runs import batch_contents, preflight, run_directory
+from promot_t5x.runs import batch_contents, goodput, preflight, run_directory
 from promot_t5x.runs.growth import check_growth, reopen, trained_steps
 from promot_t5x.runs.initial_state import initial_state
+from promot_t5x.runs.loggers import Logger, running
 from promot_t5x.runs.measurements import SCORE, SUITE_DIRECTORY, Measurements, evaluators
 from promot_t5x.runs.metric_writer import EvaluationEvents
-from promot_t5x.runs.non_finite import NonFiniteSteps
+from promot_t5x.runs.non_finite import NonFiniteSteps, newest_checkpoint
+from promot_t5x.runs.outlook import Outlook
+from promot_t5x.runs.profiling import Profile
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.step_log import StepLog
@@ -44,6 +49,7 @@ def train(
     stage: Stage,
     model_dir: str,
     partitioner: Partitioner,
+    loggers: Sequence[Logger] = (),
 ) -> StageResult:
     """Train one stage in `model_dir`; `promot-t5x train` calls this.
 
@@ -56,39 +62,24 @@ def train(
     - `stage`: what trains, on what, for how long.
     - `model_dir`: the run's own directory.
     - `partitioner`: the mesh.
+    - `loggers`: of `runs.loggers`, get the numbers besides TensorBoard and JSON lines.
 
     **Returns:** the finished stage.
 
     **Raises:** `UserError` for bad input, before anything is written.
     """
-    preflight.train(model=model, stage=stage, model_dir=model_dir)
-    directory = user_path(model_dir, "MODEL_DIR")
-    trainer = Trainer(model, stage, Weights(model), partitioner)
-    run_directory.claim(
-        directory,
-        config.resolved_str(),
-        check=lambda: check_growth({stage.name: stage}, {stage.name: directory}),
-    )
-    return trainer.run(directory, run_directory.token_cache(directory))
-
-
-def measure(
-    saver: saving.Checkpoints,
-    measurements: Measurements,
-    train_state: state.TrainState,
-    step: int,
-) -> None:
-    """Measure what a stage asks for on a saved step; metrics in its checkpoint end it."""
-    measurements.align(train_state, step)
-    saver.add_metrics(step, measurements.validate(train_state, step))
-
-
-def newest_checkpoint(saver: saving.Checkpoints) -> str:
-    """Return a sentence on the newest checkpoint, once the save under way is done."""
-    newest = saver.latest()
-    if newest is None:
-        return "Nothing was saved of this stage yet."
-    return f"The newest checkpoint is that of step {newest}, from before, in {saver.directory}."
+    with goodput.accounted():
+        preflight.train(model=model, stage=stage, model_dir=model_dir, loggers=loggers)
+        directory = user_path(model_dir, "MODEL_DIR")
+        trainer = Trainer(model, stage, Weights(model), partitioner)
+        run_directory.claim(
+            directory,
+            config.resolved_str(),
+            check=lambda: check_growth({stage.name: stage}, {stage.name: directory}),
+        )
+        with running(loggers, directory, config.resolved_str()):
+            # The stage is the whole run: its own time left says all.
+            return trainer.run(directory, run_directory.token_cache(directory), Outlook({}, []))
 
 
 class Trainer:
@@ -168,13 +159,16 @@ class Trainer:
                 f"its own, so set NUM_PROMPTS = {len(self._tasks)}."
             )
 
-    def run(self, directory: epath.Path, token_cache: epath.Path | None) -> StageResult:
+    def run(
+        self, directory: epath.Path, token_cache: epath.Path | None, outlook: Outlook
+    ) -> StageResult:
         """Train to the stage's last step, from wherever an earlier launch left off.
 
         **Arguments:**
 
         - `directory`: of the stage; gets checkpoints, metrics and the validation's records.
         - `token_cache`: keeps tokenized examples from one launch or stage to the next.
+        - `outlook`: of the run that the stage belongs to.
 
         **Returns:** the finished stage: its chosen step and that step's score.
 
@@ -191,11 +185,13 @@ class Trainer:
             trained = trained_steps(finished)
             self._say(f"finished before at step {trained}; goes on to step {stage.train_steps}")
 
-        # What is asked of the model while it trains is read before it does.
-        self._evaluators.check(self._label, token_cache)
+        clock = goodput.current()
+        with clock.spent(goodput.DATA):
+            # What is asked of the model while it trains is read before it does.
+            self._evaluators.check(self._label, token_cache)
 
-        # Where a batch comes from: a function of (tasks, seed, step).
-        data, stores = self._open_data(token_cache)
+            # Where a batch comes from: a function of (tasks, seed, step).
+            data, stores = self._open_data(token_cache)
 
         with (
             saving.Checkpoints(
@@ -227,11 +223,12 @@ class Trainer:
                 for place in (directory, directory / SUITE_DIRECTORY):
                     records.forget_after(place, start)
             if start and self._is_due(start) and not saver.has_metrics(start):
-                measure(saver, measurements, train_state, start)
-            measurements.evaluate_suite(train_state, start)
+                measurements.measure(saver, train_state, start)
+            with clock.spent(goodput.EVALUATION):
+                measurements.evaluate_suite(train_state, start)
 
-            # What the step does with a batch: compiled once, ahead of the loop.
-            train_step = self._compiled()
+            # What the step does with a batch: compiled ahead of the loop, once for each shape.
+            self._compiled(data.shape(start))
 
             # Where its result goes: metrics every step, a checkpoint and a score every period.
             non_finite = NonFiniteSteps(
@@ -244,49 +241,63 @@ class Trainer:
                 report=self._say,
             )
             log = StepLog(self._label, directory, start, stage.train_steps, non_finite)
+            profile = Profile(directory, self._say)
+            outlook.begin(start)
             with (
                 contextlib.closing(log),
+                contextlib.closing(profile),
                 concurrent.futures.ThreadPoolExecutor(1) as reader,
                 preemption.postponed(),
+                clock.spent(goodput.STEPS),
             ):
-                # Each process reads the rows that its own devices hold.
-                rows = partitioner.rows(stage.train_dataset.batch_size)
-                upcoming = reader.submit(data.batch, start, rows)
+                upcoming = reader.submit(self._rows, data, start)
+                finite = None
                 if start == 0:
-                    measurements.align(train_state, 0)
+                    with clock.spent(goodput.EVALUATION):
+                        measurements.align(train_state, 0)
+                        measurements.drift(train_state, 0)
                 for number in range(start + 1, stage.train_steps + 1):
-                    batch = upcoming.result()
-                    upcoming = reader.submit(data.batch, number, rows)
+                    shape, batch = goodput.wait_for_batch(upcoming, finite)
+                    upcoming = reader.submit(self._rows, data, number)
                     placed = partitioner.place_batch(batch)
-                    train_state, metrics, finite = train_step(train_state, placed)
+                    take = functools.partial(self._compiled(shape), train_state, placed)
+                    train_state, metrics, finite = profile.step(number, take)
+                    outlook.step()
                     log.add(number, metrics, finite, placed)
                     saver.check()
                     due = self._is_due(number)
                     stop = preemption.reached()
-                    if not (due or stop or measurements.suite_is_due(number)):
+                    aligned = measurements.alignment_is_due(number)
+                    if not (due or stop or aligned or measurements.suite_is_due(number)):
                         continue
                     # Raises for a step that is not finite, before anything of it is saved.
                     log.pause()
                     if due or stop:
                         # Saved before it is evaluated: nothing is lost with the evaluation.
-                        saver.save(
-                            number,
-                            trainable=train_state.trainable,
-                            opt_state=train_state.opt_state,
-                            metadata=metadata.at(number, data),
-                            temporary=not due,
-                        )
+                        with clock.spent(goodput.SAVES):
+                            saver.save(
+                                number,
+                                trainable=train_state.trainable,
+                                opt_state=train_state.opt_state,
+                                metadata=metadata.at(number, data),
+                                temporary=not due,
+                            )
                     if stop:
-                        saver.wait()
+                        with clock.spent(goodput.SAVES):
+                            saver.wait()
                         raise Preempted(
                             f"stopped by {preemption.cause()}; step {number} is in {directory}"
                         )
                     with preemption.at_once():
                         if due:
-                            measure(saver, measurements, train_state, number)
-                        measurements.evaluate_suite(train_state, number)
+                            measurements.measure(saver, train_state, number)
+                        with clock.spent(goodput.EVALUATION):
+                            if aligned and not due:
+                                measurements.align(train_state, number)
+                            measurements.evaluate_suite(train_state, number)
                     log.resume()
-            saver.wait()
+            with clock.spent(goodput.SAVES):
+                saver.wait()
             result = self._result(saver, measurements)
         self._finish(result, metadata.base_hash)
         self._say(f"done: best step {result.step}{self._scored(result)}")
@@ -329,14 +340,21 @@ class Trainer:
             "train longer, or check the task's answers, DIALECT and DECODING."
         )
 
-    def _compiled(self) -> Any:
+    def _rows(self, data: batches.Batches, step: int) -> tuple[Shape, Batch]:
+        """Read the rows of a batch that this process's own devices hold."""
+        shape = data.shape(step)
+        return shape, data.batch(step, self._partitioner.rows(shape.rows))
+
+    def _compiled(self, shape: Shape) -> Any:
         """Return the step; a stage of several seeds compiles it once."""
-        if not self._program.is_compiled:
+        if not self._program.is_compiled(shape):
             began = time.monotonic()
-            self._program.compile()
-            startup.meet()
-            self._say(f"step compiled in {duration(time.monotonic() - began)}")
-        return self._program.compile()
+            with goodput.current().spent(goodput.COMPILE):
+                self._program.compile(shape)
+                startup.meet()
+            of = f" for {shape}" if self.stage.train_dataset.pack == "batch" else ""
+            self._say(f"step{of} compiled in {duration(time.monotonic() - began)}")
+        return self._program.compile(shape)
 
     def _open_data(
         self, token_cache: epath.Path | None
@@ -347,7 +365,13 @@ class Trainer:
         budget = {**lengths, "inputs": lengths["inputs"] - prompt_length}
         with startup.first_on_host():  # which tokenizes
             stores = [
-                store.open_store(task, dataset.split, cache_dir=token_cache, text_lengths=budget)
+                store.open_store(
+                    task,
+                    dataset.split,
+                    cache_dir=token_cache,
+                    text_lengths=budget,
+                    shot_seed=dataset.seed,
+                )
                 for task in self._tasks
             ]
         data = batches.Batches(
@@ -356,15 +380,24 @@ class Trainer:
             batch_size=dataset.batch_size,
             lengths=lengths,
             pack=dataset.pack,
+            row_multiple=self._partitioner.batch_ways * self.stage.microbatches,
             seed=dataset.seed,
             shuffle=dataset.shuffle,
             vocab_size=self._model.config.vocab_size,
             prompt_length=prompt_length,
             use_prompts=prompts > 0,
+            start_id=self._model.start_id,
         )
         for task, examples, trimmed in zip(self._tasks, stores, data.trimmed.values(), strict=True):
             described = batch_contents.describe(task, dataset.split, examples, trimmed)
             self._say(f"data: {described}")
+        if dataset.pack == "batch":
+            smallest = data.shapes[0]
+            self._say(
+                f"data: {dataset.batch_size} examples lie in {smallest} (rows, inputs, targets) "
+                f"where they fit, {smallest.tokens / self._program.whole.tokens:.0%} of the "
+                "unpacked tokens"
+            )
         return data, stores
 
     def _is_due(self, step: int) -> bool:

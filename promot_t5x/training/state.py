@@ -28,6 +28,9 @@ Tree = dict[str, Any]
 class TrainState(flax.struct.PyTreeNode):
     """`params` = `trainable` and `frozen` together; `step` counts this run's own updates.
 
+    `base` is `trainable` as the stage began, where something compares with that, and empty
+    elsewhere. It is read again where a run goes on, so no checkpoint holds it.
+
     `step` and `seed` (of dropout) are int32 scalars, and Any because trees of shardings have the
     form of a state too. The seed is an input of the step, so that runs that differ in nothing
     else share one compiled program.
@@ -38,6 +41,7 @@ class TrainState(flax.struct.PyTreeNode):
     trainable: Tree
     frozen: Tree
     opt_state: Any
+    base: Tree = flax.struct.field(default_factory=dict)
 
     @property
     def params(self) -> Tree:
@@ -187,6 +191,7 @@ def state_shapes(
     optimizer: optax.GradientTransformation,
     partitioner: Partitioner,
     frozen_dtype: str = "float32",
+    keeps_base: bool = False,
 ) -> TrainState:
     """Return the state of a run as `jax.ShapeDtypeStruct`s with their formats; allocates nothing.
 
@@ -196,6 +201,7 @@ def state_shapes(
     - `axes`: the same tree of logical axis names.
     - `patterns`: what trains; see `split`.
     - `frozen_dtype`: storage type of the frozen weights, `float32` or `bfloat16`.
+    - `keeps_base`: keep what trains as it was at the beginning, in its own type.
     """
     trains, rests = split(shapes, patterns)
     trainable = laid_out(trains, axes, partitioner)
@@ -213,6 +219,7 @@ def state_shapes(
             jax.eval_shape(optimizer.init, trainable),
             slots,
         ),
+        base=trainable if keeps_base else {},
     )
 
 
@@ -223,6 +230,7 @@ def create(
     optimizer: optax.GradientTransformation,
     partitioner: Partitioner,
     frozen_dtype: str = "float32",
+    keeps_base: bool = False,
     *,
     random_seed: int = 0,
     optimizer_step: int = 0,
@@ -239,7 +247,7 @@ def create(
 
     The rest as `state_shapes`.
     """
-    like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype)
+    like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype, keeps_base)
     trainable, frozen = split(params, patterns)
     frozen = jax.tree.map(
         lambda a: a if a.dtype == frozen_dtype else np.asarray(a).astype(frozen_dtype), frozen
@@ -255,6 +263,10 @@ def create(
             lambda tree: started_at(optimizer_step, optimizer.init(tree)),
             out_shardings=formats.opt_state,
         )(trainable),
+        # A copy: the step writes its result to the memory of what trains.
+        base=jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=formats.base)(
+            trainable if keeps_base else {}
+        ),
     )
 
 

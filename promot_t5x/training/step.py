@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from promot_t5x.models import loss
 from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
+from promot_t5x.models.objectives import Objective
 from promot_t5x.training.state import TrainState, merge
 
 Metrics = dict[str, Float[Array, ""]]
@@ -55,11 +56,18 @@ def summed_gradients(
     frozen: Any,
     batch: Batch,
     dropout_key: jax.Array | None,
+    objective: Objective | None = None,
+    base: Any | None = None,
 ) -> tuple[Any, loss.LossSums]:
-    """Return the gradients of the summed loss with respect to `trainable`, and the loss's sums."""
+    """Return the gradients of the summed loss with respect to `trainable`, and the loss's sums.
+
+    **Arguments:**
+
+    - `objective`, `base`: as `EncoderDecoderModel.loss_sums` has them.
+    """
 
     def total(tree: Any) -> tuple[Float[Array, ""], loss.LossSums]:
-        sums = model.loss_sums(merge(tree, frozen), batch, dropout_key)
+        sums = model.loss_sums(merge(tree, frozen), batch, dropout_key, objective, base)
         return sums.total, sums
 
     (_, sums), gradients = jax.value_and_grad(total, has_aux=True)(trainable)
@@ -73,25 +81,30 @@ def accumulated_gradients(
     batch: Batch,
     dropout_key: jax.Array | None,
     microbatches: int,
+    objective: Objective | None = None,
+    base: Any | None = None,
 ) -> tuple[Any, loss.LossSums]:
     """As `summed_gradients`, a part of the batch at a time.
 
     Sums are added and divided once by the whole batch's normalizer, so that every target token
     weighs the same whichever microbatch it falls in.
     """
+
+    def summed(part: Batch, key: jax.Array | None) -> tuple[Any, loss.LossSums]:
+        return summed_gradients(model, trainable, frozen, part, key, objective, base)
+
     if microbatches == 1:
-        return summed_gradients(model, trainable, frozen, batch, dropout_key)
+        return summed(batch, dropout_key)
     # Rows m, m + M, m + 2M, … form microbatch m: each device then slices its own rows.
     parts = {k: v.reshape(-1, microbatches, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
 
     def add(carry: Any, indexed: Any) -> tuple[Any, None]:
         index, part = indexed
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        new = summed_gradients(model, trainable, frozen, part, key)
-        return jax.tree.map(jnp.add, carry, new), None
+        return jax.tree.map(jnp.add, carry, summed(part, key)), None
 
     shapes = jax.eval_shape(
-        lambda part: summed_gradients(model, trainable, frozen, part, dropout_key),
+        lambda part: summed(part, dropout_key),
         {k: v[0] for k, v in parts.items()},
     )
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -108,6 +121,8 @@ def make_train_step(
     microbatches: int = 1,
     optimizer_step: int = 0,
     skip_non_finite: bool = False,
+    total_target_tokens: int | None = None,
+    objective: Objective | None = None,
 ) -> Step:
     """Build the step `(state, batch) -> (state, metrics, finite)`; the caller compiles it.
 
@@ -119,6 +134,10 @@ def make_train_step(
     - `skip_non_finite`: leave parameters and slots as they are where a number of the step is not
       finite. Old and new parameters then exist at the same time; without it the update takes the
       place of the parameters, and it is for the caller not to use such a state.
+    - `total_target_tokens`: padding included, of the batch as if it were unpacked; None takes
+      those that are there.
+    - `objective`: in place of cross-entropy and z-loss. One that needs the base compares with the
+      parameters that have the state's `base` in place of `trainable`.
 
     **Returns:** the step. Its metrics are the step's own, named in `step_metrics`.
     """
@@ -129,13 +148,21 @@ def make_train_step(
             model.loss_normalizing_factor,
             batch["decoder_loss_weights"],
             batch.get("decoder_segment_ids"),
+            total_target_tokens,
         )
         batch = {**batch, "decoder_loss_weights": weights}
         dropout_key = None
         if uses_dropout:
             dropout_key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         gradients, sums = accumulated_gradients(
-            model, state.trainable, state.frozen, batch, dropout_key, microbatches
+            model,
+            state.trainable,
+            state.frozen,
+            batch,
+            dropout_key,
+            microbatches,
+            objective,
+            merge(state.base, state.frozen),
         )
         gradients = jax.tree.map(lambda g: g / factor, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
@@ -185,9 +212,10 @@ def _where(
 def step_metrics(sums: loss.LossSums, factor: Float[Array, ""]) -> Metrics:
     """Return a step's metrics from the sums over the batch's target tokens.
 
-    `loss` = `cross_ent_loss` + `z_loss` is a mean over target tokens, whatever the model's
-    normalizing factor, and `loss_per_nonpadding_target_token` T5X's name of it. `loss_sum` is
-    what the gradient is taken of, the sum divided by the factor; T5X calls this one `loss`.
+    `loss` is a mean over target tokens, whatever the model's normalizing factor: `cross_ent_loss` +
+    `z_loss`, or what the stage's objective makes of them. `loss_per_nonpadding_target_token` is
+    T5X's name of it. `loss_sum` is what the gradient is taken of, the sum divided by the factor;
+    T5X calls this one `loss`.
 
     **Arguments:**
 

@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from promot_t5x.checkpoints import pretrained_names
 from promot_t5x.checkpoints.conversion import conversion, writers
 from promot_t5x.checkpoints.finding import open_stored
-from promot_t5x.checkpoints.formats import hugging_face, layouts, safetensors, t5x
+from promot_t5x.checkpoints.formats import hugging_face, layouts, safetensors, shape, t5x
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout
 from promot_t5x.checkpoints.formats.t5x_writing import write_inline
 from promot_t5x.checkpoints.hashing import content_hash
@@ -591,8 +591,8 @@ def test_shapes_as_gin_macros(written, capsys):
 
 
 def test_activations_of_a_runs_configuration():
-    assert writers.activation_of("A = 1\nMLP_ACTIVATIONS = ('silu', 'linear')\n") == "silu"
-    assert writers.activation_of("") is None
+    assert shape.activation_of("A = 1\nMLP_ACTIVATIONS = ('silu', 'linear')\n") == "silu"
+    assert shape.activation_of("") is None
 
 
 def test_own_checkpoints_written_by_a_conversion_are_verified(written, tmp_path):

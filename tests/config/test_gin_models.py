@@ -9,8 +9,9 @@ import gin
 import jax
 import pytest
 
-from promot_t5x import config
+from promot_t5x import config, network
 from promot_t5x.checkpoints import pretrained_names
+from promot_t5x.errors import UserError
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import transformer
 from promot_t5x.runs import promot
@@ -48,9 +49,23 @@ PARAMETERS = {
     },
     **{f"byt5_{size}": count for size, count in zip(SIZES, BYT5, strict=True)},
 }
+# By hand from the dimensions: layers of attention, gated MLP and norms, an embedding a stack.
+T5GEMMA = {
+    "t5gemma_s_s": 312_517_632,
+    "t5gemma_b_b": 591_490_560,
+    "t5gemma_l_l": 1_241_761_792,
+    "t5gemma_ml_ml": 2_200_345_344,
+    "t5gemma_xl_xl": 3_766_980_608,
+    "t5gemma_2b_2b": 5_596_853_760,
+    "t5gemma_9b_2b": 12_292_375_296,
+    "t5gemma_9b_9b": 20_333_401_088,
+}
 # A vocabulary that needs no file, and nothing else of models/byte_vocabulary.gin.
 BYTES = ("VOCABULARY = @vocabularies.byte_level()", "NUM_EMBEDDINGS = 384")
-SHARED = {"t5_1_0", "t5_1_1", "mt5", "umt5", "byt5", "encoder_decoder", "byte_vocabulary"}
+SHARED = {
+    *("t5_1_0", "t5_1_1", "mt5", "umt5", "byt5", "t5gemma"),
+    *("encoder_decoder", "byte_vocabulary"),
+}
 
 
 def model_of(*, model: EncoderDecoderModel) -> EncoderDecoderModel:
@@ -71,18 +86,18 @@ def network_config() -> transformer.T5Config:
 
 
 def test_every_model_file_is_in_the_table():
-    assert {path.stem for path in GIN.glob("models/*.gin")} == set(PARAMETERS) | SHARED
+    assert {path.stem for path in GIN.glob("models/*.gin")} == {*PARAMETERS, *T5GEMMA} | SHARED
 
 
 @functools.cache
-def parameters(shape: transformer.T5Config) -> int:
+def parameters(shape: network.T5Config | network.T5GemmaConfig) -> int:
     """Parameters of the network, which is built without making any of them."""
     module, tokens = transformer.Transformer(config=shape), jax.ShapeDtypeStruct((1, 2), "int32")
     variables = jax.eval_shape(module.init, jax.random.key(0), tokens, tokens, tokens)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def extrapolated(shape: transformer.T5Config) -> int:
+def extrapolated(shape: network.T5Config | network.T5GemmaConfig) -> int:
     """The same count from one and two layers: layers are alike, and tracing 48 takes seconds."""
     one, encoder, decoder = (
         parameters(dataclasses.replace(shape, num_encoder_layers=m, num_decoder_layers=n))
@@ -99,6 +114,25 @@ def extrapolated(shape: transformer.T5Config) -> int:
 def test_model_file_has_its_parameter_count(name):
     read(name)
     assert extrapolated(network_config()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", T5GEMMA)
+def test_t5gemma_has_its_parameter_count(name):
+    read(name)
+    assert extrapolated(gin.get_configurable(network.T5GemmaConfig)()) == T5GEMMA[name]
+    header = (GIN / f"models/{name}.gin").read_text(encoding="utf-8")
+    assert f"{T5GEMMA[name]:,} parameters" in header
+
+
+def test_t5gemma_begins_with_bos():
+    read("t5gemma_s_s", bindings=BYTES)
+    model = config.configured(model_of)()
+    assert (model.decoder_start, model.dialect.bos, model.dialect.eos) == ("bos", True, False)
+    with pytest.raises(UserError, match="ByteVocabulary has none: give the model's own VOCAB"):
+        _ = model.start_id
+    read("t5gemma_s_s", "byte_vocabulary")
+    model = config.configured(model_of)()
+    assert (model.start_id, model.dialect.bos, model.dialect.eos) == (0, False, True)
 
 
 def test_a_whole_network_has_the_extrapolated_count():
@@ -189,3 +223,19 @@ def test_suites_of_the_paper_are_asked_of_every_row(shots, length):
     assert suite.task_feature_lengths == {"inputs": length}
     assert suite.batch_size == 64
     assert gin.query_parameter("format.Format.article_tokens") == 1024
+
+
+def test_rows_of_the_papers_runs_have_labels_of_their_own():
+    labels: list[str] = []
+    for path in sorted(GIN.glob("paper/*_*.gin")):
+        config.configured(promot.promot)
+        config.parse([f"paper/{path.name}"], ["MODEL_DIR = '/tmp/run'", *BYTES], search_paths=[])
+        config.check([promot.promot])
+        comparison = gin.get_configurable(promot.Comparison)()
+        labels += [row.label for row in comparison.rows if row.label != "pretrained"]
+        # A target is reported on the split that its definition scores.
+        assert {target.split for target in comparison.targets} == {None}
+        gin.clear_config()
+    assert "RTE: ProMoT" in labels
+    assert "mT5 XL, RTE: ProMoT" in labels
+    assert len(labels) == len(set(labels)) == 14 * 3 + 4

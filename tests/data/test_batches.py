@@ -11,6 +11,7 @@ import pytest
 from data_fakes import EOS, VOCAB_SIZE, bound, random_store, segments_of, store_of
 
 from promot_t5x.data.assembly import batch_shapes
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.data.batches import Batches, EvalBatches, statistics
 from promot_t5x.errors import UserError
 
@@ -57,7 +58,7 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(got[name], expected[name])
 
 
-@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("pack", [False, True, "batch"])
 @pytest.mark.parametrize("source", [one_task, two_tasks])
 def test_starting_at_step_k_gives_the_bytes_of_walking_there(pack, source):
     walking = make(source(), pack=pack, prompt_length=4, use_prompts=True)
@@ -83,7 +84,7 @@ def test_processes_that_take_rows_get_parts_of_one_batch(pack):
     assert make(two_tasks(), pack=pack).batch(7, [])["encoder_input_tokens"].shape == (0, 64)
 
 
-@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("pack", [False, True, "batch"])
 def test_threads_may_share_batches(pack):
     shared, steps = make(two_tasks(), pack=pack), [25, 3, 17, 0, 8, 30]
     with concurrent.futures.ThreadPoolExecutor(6) as threads:
@@ -97,6 +98,34 @@ def test_seed_decides_the_batch(pack):
     batches = [make(one_task(), pack=pack, seed=seed).batch(0) for seed in (5, 5, 6)]
     assert_same(batches[0], batches[1])
     assert (batches[0]["encoder_input_tokens"] != batches[2]["encoder_input_tokens"]).any()
+
+
+@pytest.mark.parametrize("row_multiple", [1, 4])
+@pytest.mark.parametrize("source", [one_task, two_tasks])
+def test_a_batch_packed_into_few_rows_holds_the_examples_of_the_unpacked_one(source, row_multiple):
+    prompt = {"prompt_length": 4, "use_prompts": True}
+    unpacked = make(source(), pack=False, batch_size=16, **prompt)
+    settings = {"pack": "batch", "batch_size": 16, "row_multiple": row_multiple, **prompt}
+    packed = make(source(), **settings)
+    tokens = 0
+    for step in range(40):
+        batch, shape = packed.batch(step), packed.shape(step)
+        assert sorted(segments_of(batch)) == sorted(segments_of(unpacked.batch(step)))
+        assert sorted(packed.examples(step)) == sorted(unpacked.examples(step))
+        assert_same(packed.content(step), unpacked.batch(step))
+        assert shape in packed.shapes
+        assert shape.rows % row_multiple == 0
+        shapes = batch_shapes(shape, packed=True)
+        assert {name: array.shape for name, array in batch.items()} == shapes
+        for k in (0, 1):
+            half = packed.batch(step, slice(k, None, 2))
+            assert_same(half, {name: array[k::2] for name, array in batch.items()})
+        tokens += shape.tokens
+    assert 2 <= len(packed.shapes) <= 3
+    assert packed.shapes[-1] == unpacked.shape(0) == Shape(16, **LENGTHS)
+    assert tokens < 0.7 * 40 * packed.shapes[-1].tokens
+    # Runs that differ in their seed share programs.
+    assert make(source(), **settings | {"seed": 6}).shapes == packed.shapes
 
 
 def test_unpacked_epochs_hold_every_example_once():
@@ -167,7 +196,7 @@ def test_arrays_of_a_packed_row_written_out_by_hand():
 def test_shapes_are_as_announced():
     for pack in (False, True):
         batch = make(one_task(), pack=pack).batch(0)
-        shapes = batch_shapes(batch_size=8, lengths=LENGTHS, pack=pack)
+        shapes = batch_shapes(Shape(8, **LENGTHS), packed=pack)
         assert {name: array.shape for name, array in batch.items()} == shapes
 
 

@@ -116,6 +116,21 @@ def test_batches_are_those_that_were_made_of_whole_splits(sums, on_demand, monke
             assert store.lengths(one)[name] == whole.lengths(one)[name] == text.lengths
 
 
+@pytest.mark.parametrize("split", ["train[10%:60%]", "train[-20:]"])
+def test_a_slice_is_read_in_any_order_too(sums, on_demand, split):
+    bound = sums()
+    lengths = {"inputs": 60, "targets": 12}
+    store = open_store(bound, split, text_lengths=lengths)
+    assert isinstance(store, OnDemandStore)
+    start = {"train[10%:60%]": 30, "train[-20:]": 280}[split]
+    assert len(store) == {30: 150, 280: 20}[start]
+    some = np.array([19, 0])
+    expected = opened(bound).texts(start + some)
+    for name, text in store.texts(some).items():
+        np.testing.assert_array_equal(text.tokens, expected[name].tokens)
+    assert store.content_hash != open_store(bound, "train[:20]", text_lengths=lengths).content_hash
+
+
 def test_only_what_a_step_needs_is_tokenized(sums, on_demand):
     bound = sums()
     store = opened(bound)

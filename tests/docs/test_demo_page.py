@@ -76,3 +76,22 @@ def test_the_results_are_those_of_the_generated_tables(column, target):
     assert float(share) <= 5
     share = score(standard, "target's format")
     assert many == (f"yes: {share}" if float(share) >= 15 else f"**no: {share}**")
+
+
+def test_the_gains_task_by_task_are_those_of_the_ten_seeds():
+    records = (ROOT / "docs/demo/tiny_rte.md").read_text()
+    tables = {}
+    for text in records.split("\n\n"):
+        cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+        if cells and cells[0][2:4] == ["ProMoT", "difference"]:
+            tables[cells[0][1]] = {c[0]: float(c[3]) for c in cells[2:]}
+    kept, gained = tables["standard fine-tuning"], tables["untrained prompt, removed"]
+    tasks = [task for task in gained if task not in ("tiny_rte", "mean", "target's format")]
+    others = [gained[task] for task in tasks if task != "cb"]
+    told = " ".join(PAGE.split())
+    assert f"`cb` {gained['cb']:+} points, while the other seven are" in told
+    assert f"seven are {-sum(others) / len(others):.1f} lower on average" in told
+    largest = sorted(tasks, key=kept.__getitem__)[:-4:-1]
+    assert largest == ["cb", "wic", "qa_short"]
+    cb, wic, qa_short = (f"`{task}` {kept[task]:+}" for task in largest)
+    assert f"three tasks: {cb}, {wic} and {qa_short}." in told

@@ -204,14 +204,17 @@ def test_every_task_of_a_mixture_is_asked_behind_its_own_prompt():
 
 
 def test_the_validation_loss_is_that_of_each_target_token():
-    """Five examples in batches of eight, each by itself in a plain call of the network."""
+    """Five examples in batches of eight, packed and not; by themselves in a plain network."""
     partitioner, model = Partitioner(num_partitions=2), model_for(BYTES, 1)
     params = lively_params(model)
     config = config_for("cubes", module="data_tasks", num_examples=5)
     questions = Evaluator(model, config, partitioner).questions
-    measured = ValidationLoss(model, config, questions, partitioner).measure(
-        on_mesh(partitioner, model, params), None
-    )
+    measured = [
+        ValidationLoss(model, config, questions, partitioner, pack=pack).measure(
+            on_mesh(partitioner, model, params), None
+        )
+        for pack in (False, True)
+    ]
     loss, right, tokens = 0.0, 0, 0
     for number in range(5):
         text = [*BYTES.encode(f"say {number**3}"), BYTES.eos_id]
@@ -223,11 +226,11 @@ def test_the_validation_loss_is_that_of_each_target_token():
         loss -= sum(log_probs[place, token] for place, token in enumerate(target[0]))
         right += int((log_probs.argmax(-1) == target[0]).sum())
         tokens += target.size
-    found = measured["cubes"]
-    assert found["loss"] == pytest.approx(loss / tokens, rel=1e-5)
-    assert found["loss"] == found["loss_per_nonpadding_target_token"]
-    assert found["loss"] == pytest.approx(found["cross_ent_loss"] + found["z_loss"])
-    assert found["accuracy"] == pytest.approx(right / tokens)
+    for found in (each["cubes"] for each in measured):
+        assert found["loss"] == pytest.approx(loss / tokens, rel=1e-5)
+        assert found["loss"] == found["loss_per_nonpadding_target_token"]
+        assert found["loss"] == pytest.approx(found["cross_ent_loss"] + found["z_loss"])
+        assert found["accuracy"] == pytest.approx(right / tokens)
 
 
 def test_an_input_that_is_too_long_is_cut_and_counted():

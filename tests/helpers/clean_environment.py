@@ -36,6 +36,8 @@ def xla_flags(devices: int = 1, *, optimized: bool = True) -> str:
     given = os.environ.get("XLA_FLAGS", "").split()
     flags = [flag for flag in given if flag.startswith("--xla_cpu_max_isa=")]
     flags.append(f"--xla_force_host_platform_device_count={devices}")
+    # A machine that stands still for a minute must not make XLA abort the process.
+    flags.append("--xla_cpu_collective_call_terminate_timeout_seconds=600")
     if not optimized:
         flags.append("--xla_backend_optimization_level=0")
         flags.append("--xla_llvm_disable_expensive_passes=true")

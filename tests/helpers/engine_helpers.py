@@ -32,6 +32,7 @@ class Ids(NamedTuple):
     """All that a model asks of a vocabulary while it trains."""
 
     vocab_size: int = VOCAB_SIZE
+    pad_id: int = 0
     eos_id: int = 1
 
 

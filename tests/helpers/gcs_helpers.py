@@ -39,12 +39,17 @@ class Bucket:
         return call
 
 
-def main(folder, names):
-    """Read each checkpoint."""
+def use_folder(folder):
+    """Let etils read and write buckets in a folder, from now on."""
     bucket, plain = Bucket(folder), gpath.PosixGPath._backend
     gpath.PosixGPath._backend = property(
         lambda path: bucket if path._uri_scheme == "gs" else plain.fget(path)
     )
+
+
+def main(folder, names):
+    """Read each checkpoint."""
+    use_folder(folder)
     for name in names:
         try:
             print(content_hash(open_checkpoint(name).read_tree()))

@@ -152,6 +152,7 @@ def write_answers(
     step: int = 0,
     prompt: bool = False,
     answer_words: Sequence[str] = (),
+    language: str | None = None,
     split: str = "validation",
     config: str = "",
     weights: str = "0123456789abcdef",
@@ -164,6 +165,7 @@ def write_answers(
         task=task.name,
         split=split,
         answer_words=list(answer_words),
+        language=language,
         metrics={name: v for m in task.metrics for name, v in m(targets, predictions).items()},
         metric_specs=[metrics.spec(metric) for metric in task.metrics],
         records=[

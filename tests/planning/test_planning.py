@@ -21,8 +21,10 @@ from engine_helpers import (
 
 from promot_t5x import config, decoding
 from promot_t5x.cli import main
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.errors import UserError
+from promot_t5x.models.objectives import KLToBase
 from promot_t5x.planning import (
     cache,
     chips,
@@ -40,7 +42,7 @@ from promot_t5x.runs import program, stages
 PAPER = sorted(
     path.stem
     for path in (config.gin_root() / "paper").glob("*.gin")
-    if path.stem not in ("settings", "rte", "enfr")
+    if path.stem not in ("settings", "rte", "enfr", "snli", "openbookqa")
 )
 
 
@@ -240,17 +242,18 @@ def compiler_count(lowered):
 
 
 @pytest.mark.parametrize(
-    ("trainable", "remat", "chunk"),
+    ("trainable", "remat", "objective"),
     [
-        (ONLY_PROMPT, "none", 4096),
-        (ALL_BUT_PROMPT, "none", 4096),
-        (EVERYTHING, "full", 4096),
-        (ALL_BUT_PROMPT, "minimal", 4096),
+        (ONLY_PROMPT, "none", None),
+        (ALL_BUT_PROMPT, "none", None),
+        (EVERYTHING, "full", None),
+        (ALL_BUT_PROMPT, "minimal", None),
+        (EVERYTHING, "none", KLToBase()),
     ],
 )
-def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, chunk):
+def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, objective):
     shape = wide_config(num_prompts=1, prompt_length=8, remat_policy=remat)
-    model = model_of(shape, loss_chunk_tokens=chunk)
+    model = model_of(shape, loss_chunk_tokens=4096)
     lengths = {"inputs": 192, "targets": 64}
     stage = stages.Stage(
         trainable=trainable,
@@ -262,9 +265,13 @@ def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, chu
         eval_period=1,
         optimizer=small_adafactor,
         learning_rate=CONSTANT,
+        objective=objective,
     )
-    counted = flops.training(model, trainable, batch=4, lengths=lengths)
-    actual = compiler_count(program.StageProgram(model, stage, one_device_mesh()).lower())
+    counted = flops.training(
+        model, trainable, batch=4, lengths=lengths, with_base=objective is not None
+    )
+    step = program.StageProgram(model, stage, one_device_mesh())
+    actual = compiler_count(step.lower(step.whole))
     assert counted.executed == pytest.approx(actual, rel=0.05)
     assert (counted.recomputed > 0) == (remat != "none")
 
@@ -313,7 +320,7 @@ def test_a_roofline_is_bound_by_the_slowest_resource():
 def test_a_run_of_the_paper_has_the_papers_settings(name):
     run = planned_runs.read([f"paper/{name}.gin"], [], [])
     model, target = name.split("_xl" if "_xl_" in name else "_xxl")[0], name
-    assert run.model.config.vocab_size == {"mt5": 250112, "t5_1_1": 32128}[model]
+    assert run.model.config.vocab_size == {"mt5": 250112, "t5_1_1": 32128, "flan_t5": 32128}[model]
     assert run.model.config.emb_dim == (2048 if "_xl_" in name else 4096)
     assert run.model.config.scan_layers
     assert run.model.config.remat_policy == "full"
@@ -378,6 +385,26 @@ def test_runs_of_every_verb_can_be_planned(run, extra, names):
     bindings = ["MIXTURE_OR_TASK_NAME = 'rte'", lengths, "SCAN_LAYERS = True", *extra]
     found = planned_runs.read(["models/t5_1_1_small.gin", f"runs/{run}.gin"], bindings, [])
     assert [each.name for each in planned_runs.programs(found, jax.devices())] == names
+
+
+PACKED = ["PACK = 'batch'", "NUM_PARTITIONS = 2"]
+
+
+def test_a_packed_step_is_planned_at_its_shape_and_without_one_at_its_largest():
+    def stage_two(packed, bindings=PACKED):
+        run = planned_runs.read(["paper/mt5_xl_rte.gin"], bindings, [], packed)
+        return run, planned_runs.programs(run, jax.devices())[1].flops.model
+
+    whole, packed = stage_two(None), stage_two(Shape(24, 612, 16))
+    assert packed[1] == pytest.approx(whole[1] * 24 / 64, rel=0.05)
+    assert packed[0].text != whole[0].text  # so that neither is remembered as the other
+    assert whole[1] == stage_two(None, PACKED[1:])[1]
+    with pytest.raises(UserError, match="stage 'stage_one': a batch = 6 is not divisible"):
+        stage_two(Shape(6, 612, 16))
+    with pytest.raises(UserError, match="no stage of this run packs its batches"):
+        stage_two(Shape(24, 612, 16), PACKED[1:])
+    with pytest.raises(UserError, match="PACK must be False, True or 'batch', got 'rows'"):
+        stage_two(None, ["PACK = 'rows'"])
 
 
 def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimizer():
@@ -491,6 +518,8 @@ def test_plans_are_remembered_by_everything_that_they_depend_on(tmp_path, monkey
         (["--gin_file=paper/mt5_xl_rte.gin"], "either --topology"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--topology=v4-8", "--fit=v4"], "either --topology"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--topology=v4-9"], "no such slice"),
+        (["--gin_file=x.gin", "--topology=v4-8", "--packed=24x612"], "--packed=24x612: give rows"),
+        (["--gin_file=x.gin", "--topology=v4-8", "--packed=0x6x6"], "--packed=0x6x6: give rows"),
         (["--gin_file=paper/mt5_xl_rte.gin", "--fit=v4", "--search"], "leave out --search"),
         (["--gin_file=x", "--topolgy=v4-8"], "unrecognized"),
     ],

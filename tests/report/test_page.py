@@ -47,7 +47,11 @@ def run(tmp_path_factory):
                 for task in suite:
                     said = lab.answer(task, wrong)
                     lab.write_answers(home / "suite_eval", task, said, step=step)
-            aligned = [{"step": s, "MLP": 1 - s / 40 + seed / 10, "key": 0.5} for s in STEPS]
+            aligned = [
+                {"step": s, "MLP": 1 - s / 40 + seed / 10, "key": 0.5}
+                | {"standard_error": {"MLP": (3 + seed) / 100}}
+                for s in STEPS
+            ]
             lines = "".join(json.dumps(row) + "\n" for row in aligned)
             (home / "gradient_alignment.jsonl").write_text(lines)
     return run
@@ -178,6 +182,11 @@ def test_alignment_is_the_mean_over_seeds(read):
     assert list(mlp.get_xdata()) == list(STEPS)
     assert list(mlp.get_ydata()) == pytest.approx([1.05 - step / 40 for step in STEPS])
     assert {line.get_label() for line in panels[1].lines} > {"MLP", "key"}
+    # Two seeds with standard errors of 0.03 and 0.04: the mean's is 0.025. The other has none.
+    (band,) = panels[0].collections
+    at_zero = [y for x, y in band.get_paths()[0].vertices if x == 0]
+    assert min(at_zero) == pytest.approx(1.05 - 1.96 * 0.025)
+    assert max(at_zero) == pytest.approx(1.05 + 1.96 * 0.025)
 
 
 def test_rows_differ_in_more_than_color():

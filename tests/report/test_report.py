@@ -202,6 +202,39 @@ def test_a_format_may_be_made_of_words(tmp_path):
     assert compare(tmp_path / "y").measure is None
 
 
+FRENCH = (
+    "Le conseil municipal a adopté le budget de la ville.",
+    "Les enfants jouent dans le jardin derrière la maison.",
+    "Nous avons décidé de partir demain matin à huit heures.",
+    "Cette loi entrera en vigueur au début de l'année prochaine.",
+)
+
+
+def test_a_format_may_be_a_language(tmp_path):
+    """A translation's format is its language, which names and short answers do not have."""
+    questions = [(str(n), "?", f"{FRENCH[n % 4]} ({n})") for n in range(12)]
+    target = lab.Task("ours", questions, [metrics.exact_match])
+    short = [("a", "?", "Paris"), ("b", "?", "Charles de Gaulle")]
+    facts = lab.Task("facts_1shot", short, [metrics.exact_match])
+    long = [("a", "?", "The council has adopted the budget of the city."), ("b", "?", FRENCH[0])]
+    french = lab.Task("french_1shot", long, [metrics.exact_match])
+    right = [answer for _, _, answer in target.questions]
+    lab.write_answers(tmp_path / "x", target, right, prompt=True, language="fr")
+    lab.write_answers(tmp_path / "x", facts, [FRENCH[1], "Charles de Gaulle"])
+    lab.write_answers(tmp_path / "x", french, ["no", "no"])
+    made = compare(tmp_path / "x")
+    # A task that is answered in French by right says nothing.
+    assert list(made.measured) == ["facts_1shot"]
+    assert cell(made, "x", "target's format").value == 50
+    assert any("in the target's language (fr)" in line for line in table.legend(made))
+    # A language that the library does not know is said, and nothing is made up.
+    lab.write_answers(tmp_path / "y", target, right, prompt=True, language="tlh")
+    lab.write_answers(tmp_path / "y", facts, ["x", "y"])
+    made = compare(tmp_path / "y")
+    assert made.measure is None
+    assert any("its language, 'tlh', is not known" in line for line in table.legend(made))
+
+
 def share_of_words(targets, predictions):
     """A user's own metric, a mean over examples."""
     shares = [p.split()[0] == t.split()[0] for t, p in zip(targets, predictions, strict=True)]

@@ -306,6 +306,35 @@ def test_slices_without_common_questions_chose_nothing_of_each_other(tmp_path):
     assert compare(run).row("ProMoT").runs[0].selection is None
 
 
+def test_other_demonstrations_have_a_spread_of_their_own(tmp_path):
+    target, suite = lab.made_up_tasks(20)
+    run = lab.write_run(tmp_path / "run", target, suite, labels=["pretrained", "ProMoT"])
+    row = run / "comparison" / "ProMoT"
+    scores = {task.name: [] for task in suite}
+    for draw in (0, 1, 2):
+        for task in suite:
+            place = row / f"shot_seed_{draw}" if draw else row
+            if draw:
+                said = lab.answer(task, lab.Model(0.3 * draw, seed=draw))
+                lab.write_answers(place, task, said)
+            summary = json.loads((place / f"inference_eval/{task.name}-000000.json").read_text())
+            scores[task.name].append(summary["metrics"][summary["primary"]])
+    made = compare(run)
+    column = next(each for each in made.of_kind("mean") if each.title == "mean")
+    means = np.mean(list(scores.values()), axis=0)
+    expected = np.std(means, ddof=1)
+    assert expected > 0
+    assert made.row("ProMoT").over_demonstrations(column) == pytest.approx(expected)
+    assert made.row("pretrained").over_demonstrations(column) is None
+    done = command(run)
+    assert f"no interval counts: ProMoT, mean: {expected:.2f}." in done.out
+    lines = csv.DictReader(io.StringIO(table.tidy_csv(made)))
+    found = {li["task"]: li["demonstrations_sd"] for li in lines if li["demonstrations_sd"]}
+    assert found.keys() == {"mean", *scores}
+    for task, values in scores.items():
+        assert float(found[task]) == pytest.approx(np.std(values, ddof=1), rel=1e-5)
+
+
 # --------------------------------------------------------------------------------- own metrics
 
 

@@ -456,13 +456,17 @@ def page_table(name):
 
 @pytest.mark.parametrize("name", ["sampled", "fixed", "seeds", "texts"])
 def test_the_pages_rates_are_near_their_nominal_values(name):
-    """Nominal rates with three standard errors of the table's samples; cautious cells are fine."""
+    """Nominal rates with three standard errors of the table's samples; cautious cells are fine.
+
+    Texts have fewer samples. Where seeds dominate, three are a little bold, as the page says.
+    """
+    allowance = {"texts": 3.8, "seeds": 2.5}.get(name, 2.1)
     rows = page_table(name)
     assert len(rows) == (4 if name == "texts" else 9)
     for cell in (cell for row in rows for cell in row[2:]):
         outside, held = map(float, cell.split(" / "))
-        assert outside <= 5 + 3.8
-        assert held >= 95 - 3.8
+        assert outside <= 5 + allowance
+        assert held >= 95 - allowance
 
 
 def test_the_pages_scores_and_power_are_near_their_nominal_values():
@@ -476,8 +480,8 @@ def test_the_pages_scores_and_power_are_near_their_nominal_values():
 
 @pytest.mark.slow
 def test_the_page_is_what_the_command_makes():
-    """A column of its first table, made again."""
-    for row in page_table("sampled")[:6]:
+    """A cell of its first table, made again."""
+    for row in page_table("sampled")[:1]:
         examples, accuracy = int(row[0]), float(row[1]) / 100
         equal = simulate_intervals.Population(
             examples=examples, accuracies=(accuracy, accuracy), runs=1

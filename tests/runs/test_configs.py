@@ -164,7 +164,8 @@ def test_table_and_records(promot, promot_out):
     assert labels == ["pretrained", "prompt tuning", "standard fine-tuning", "ProMoT"]
     shown = promot_out.splitlines()
     assert [line.split("  ")[0] for line in shown if line.split("  ")[0] in labels] == labels
-    assert shown[-1].startswith("  promot-t5x report ")
+    assert shown[-1].startswith("wall time ")
+    assert shown[-2].startswith("  promot-t5x report ")
     found = records(promot / "comparison" / "ProMoT", "run_signs")
     assert [record["inputs"] for record in found] == [f"sign {7 * n}" for n in range(48, 52)]
     assert [record["target"] for record in found] == ["even", "odd", "even", "odd"]

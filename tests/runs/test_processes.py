@@ -210,10 +210,19 @@ def test_two_processes_answer_what_one_does(killed):
 
 
 def test_four_processes_that_share_copies_of_the_model(lab, processes, base):
-    """Two parts of the model by two of the batch, a device a process: pairs read the same rows."""
+    """Two parts of the model by two of the batch, a device a process: pairs read the same rows.
+
+    Batches are packed, in rows that both halves of a batch can share.
+    """
     names = {1: "one_of_four", 4: "four"}
     for count, name in names.items():
         settings = {"NUM_PARTITIONS": min(count, 2), "TRAIN_STEPS": 4, "EVAL_PERIOD": 2}
+        lengths = {"inputs": 32, "targets": 6}
+        settings |= {
+            "PACK": "batch",
+            "TASK_FEATURE_LENGTHS": lengths,
+            "MICROBATCHES": 2 if count == 1 else 1,
+        }
         where = {"MODEL_DIR": lab.directory / name, "INITIAL_CHECKPOINT_PATH": base}
         words = lab.words("train", "finetune", "train", "unasked.gin", **settings, **where)
         processes.start(words, count)

@@ -4,11 +4,14 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from engine_helpers import (
     ALL_BUT_PROMPT,
     CONSTANT,
+    EVERYTHING,
     LENGTHS,
+    ONLY_PROMPT,
     PROMPT,
     QUICKLY,
     flat,
@@ -16,10 +19,12 @@ from engine_helpers import (
     small_adafactor,
     tiny_model,
     training_batches,
+    two_stores,
     worst_error,
 )
 
 from promot_t5x.checkpoints.saving import Checkpoints
+from promot_t5x.data.batches import Batches
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.network import scan
 from promot_t5x.runs import program, stages
@@ -80,7 +85,7 @@ def test_the_step_lowered_from_shapes_takes_up_what_a_checkpoint_holds(tmp_path,
     params = random_params(model)
     partitioner = Partitioner(num_partitions=2)
     placed = [partitioner.place_batch(b) for b in training_batches(model.config, 2)]
-    compiled = stage_program.lower().compile(QUICKLY)
+    compiled = stage_program.lower(stage_program.whole).compile(QUICKLY)
 
     straight = stage_program.create_state(params, random_seed=0)
     for batch in placed:
@@ -99,3 +104,76 @@ def test_the_step_lowered_from_shapes_takes_up_what_a_checkpoint_holds(tmp_path,
     )
     resumed, *_ = compiled(resumed, placed[1])
     assert worst_error(flat(resumed.params), flat(straight.params))[0] == 0
+
+
+def two_steps(pack, trainable, num_prompts, factor, microbatches):
+    """Metrics and updates of two steps of a stage, and the shapes of their batches."""
+    prompt = {"num_prompts": num_prompts, "prompt_length": 4 if num_prompts else 0}
+    shallow = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    model = tiny_model(loss_normalizing_factor=factor, **shallow, **prompt)
+    dataset = stages.DatasetConfig(
+        mixture_or_task_name="fake",
+        task_feature_lengths={"inputs": 64, "targets": 16},
+        batch_size=16,
+        pack=pack,
+    )
+    stage = stages.Stage(
+        trainable=trainable,
+        base=None,
+        train_dataset=dataset,
+        train_steps=2,
+        eval_period=1,
+        optimizer=optax.sgd,
+        learning_rate=CONSTANT,
+        microbatches=microbatches,
+    )
+    partitioner = Partitioner(mesh_shape={"data": 2}, devices=jax.devices()[:2])
+    stage_program = program.StageProgram(model, stage, partitioner)
+    number = max(1, num_prompts)
+    tasks, stores = (each[:number] for each in two_stores())
+    data = Batches(
+        tasks,
+        stores,
+        batch_size=16,
+        lengths=dataset.task_feature_lengths,
+        pack=pack,
+        row_multiple=2 * microbatches,
+        seed=0,
+        vocab_size=model.config.vocab_size,
+        prompt_length=prompt["prompt_length"],
+        use_prompts=num_prompts > 0,
+    )
+    params = random_params(model)
+    train_state = stage_program.create_state(params, random_seed=0)
+    compiled = functools.cache(lambda shape: stage_program.lower(shape).compile(QUICKLY))
+    found, shapes = [], []
+    for number in range(2):
+        shapes.append(data.shape(number))
+        placed = partitioner.place_batch(data.batch(number))
+        train_state, metrics, _ = compiled(shapes[-1])(train_state, placed)
+        found.append({name: float(value) for name, value in metrics.items()})
+    before, after = flat(params), flat(train_state.params)
+    trained = flat(train_state.trainable)
+    return found, {path: after[path] - before[path] for path in trained}, shapes
+
+
+@pytest.mark.parametrize(
+    ("trainable", "num_prompts", "factor", "microbatches"),
+    [
+        pytest.param(ONLY_PROMPT, 2, "NUM_TOTAL_TARGET_TOKENS", 1, id="stage one, multi-task"),
+        pytest.param(ALL_BUT_PROMPT, 1, "AVERAGE_PER_SEQUENCE", 2, id="stage two, microbatches"),
+        pytest.param(EVERYTHING, 0, "NUM_REAL_TARGET_TOKENS", 1, id="standard"),
+    ],
+)
+def test_batches_packed_into_few_rows_train_as_unpacked_ones(
+    trainable, num_prompts, factor, microbatches
+):
+    settings = (trainable, num_prompts, factor, microbatches)
+    wanted, updates, whole = two_steps(False, *settings)
+    found, packed_updates, shapes = two_steps("batch", *settings)
+    assert all(few.tokens < 0.6 * all_.tokens for few, all_ in zip(shapes, whole, strict=True))
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert packed_updates.keys() == updates.keys()
+    worst, path = worst_error(packed_updates, updates)
+    assert worst < 5e-4, path  # of differences that are small against the parameters

@@ -9,19 +9,19 @@ from real_rows import SAMPLES
 
 pytestmark = pytest.mark.slow
 
-STEPS = 30
+STEPS = 20
 MODEL = """\
 from __gin__ import dynamic_registration
 
 include 'models/t5_1_1.gin'
 include 'models/byte_vocabulary.gin'
 
-EMBED_DIM = 64
+EMBED_DIM = 32
 NUM_HEADS = 4
-HEAD_DIM = 16
-MLP_DIM = 128
-NUM_ENCODER_LAYERS = 2
-NUM_DECODER_LAYERS = 2
+HEAD_DIM = 8
+MLP_DIM = 64
+NUM_ENCODER_LAYERS = 1
+NUM_DECODER_LAYERS = 1
 ACTIVATION_DTYPE = 'float32'
 """
 SETTINGS = f"""\

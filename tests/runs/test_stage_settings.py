@@ -29,8 +29,10 @@ def test_a_prompts_regularization_is_that_of_a_run_with_it_everywhere(lab):
 
 
 def test_a_checkpoint_is_chosen_on_rows_held_back_from_training(lab):
-    held_back = "--gin_bindings=stages.DatasetConfig.split = 'train[:75%]'"
-    tune(lab, "held_back", held_back, EVAL_SPLIT="train[75%:]", EVAL_NUM_EXAMPLES=None)
+    # Named last, as the file says; the numbers are the command line's.
+    file = "--gin_file=runs/held_back.gin"
+    splits = {"TRAIN_SPLIT": "train[:75%]", "EVAL_SPLIT": "train[75%:]"}
+    tune(lab, "held_back", file, EVAL_NUM_EXAMPLES=None, **splits)
     stage = lab.directory / "held_back"
     assert json.loads((stage / "stage.json").read_text())["selection_split"] == {
         "run_signs": "train[75%:]"

@@ -1,5 +1,7 @@
 """Gradient alignment: the cosines are those of whole gradients, and runs write them down."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -53,19 +55,20 @@ def params(model):
 
 
 def measure(model, params, shuffled="tiny_rte_shuffled_labels", **settings):
-    config = alignment.AlignmentConfig(shuffled=shuffled, batch_size=8, num_batches=2, **settings)
+    settings = {"num_batches": 2, **settings}
+    config = alignment.AlignmentConfig(shuffled=shuffled, batch_size=8, **settings)
     return alignment.Alignment(model, config, DATA, one_device_mesh())
 
 
 def test_cosines_are_those_of_the_whole_gradient(model, params):
     measured = measure(model, params)
-    found = measured.measure(params, None)
+    found = {block: each.value for block, each in measured.measure(params, None, 0).items()}
     assert list(found) == ["MLP", "query", "key", "value"]
 
     def whole(which):
         """The gradient of everything, batch for batch, in the last decoder layer."""
         gradient = jax.jit(jax.grad(lambda p, b: model.loss_sums(p, b).total))
-        grads = [gradient(params, pair[which]) for pair in measured._batches]
+        grads = [gradient(params, pair[which]) for pair in measured._batches[0]]
         return jax.tree.map(lambda *g: np.sum(g, axis=0), *grads)["decoder"]["layers_1"]
 
     true, shuffled = whole(0), whole(1)
@@ -89,18 +92,40 @@ def test_cosines_are_those_of_the_whole_gradient(model, params):
 def test_scanned_layers_give_the_same(model, params):
     scanned = model._with(scan_layers=True)
     stacked = scan_params(params)
-    found = measure(scanned, stacked).measure(stacked, None)
-    assert found == pytest.approx(measure(model, params).measure(params, None), rel=1e-4)
+    found = measure(scanned, stacked).measure(stacked, None, 0)
+    expected = measure(model, params).measure(params, None, 0)
+    for block, each in found.items():
+        assert each == pytest.approx(expected[block], rel=1e-3)
 
 
 def test_a_task_is_aligned_with_itself(model, params):
-    found = measure(model, params, shuffled="tiny_rte").measure(params, None)
-    assert list(found.values()) == pytest.approx([1.0] * 4, abs=1e-6)
+    found = measure(model, params, shuffled="tiny_rte").measure(params, None, 0)
+    for each in found.values():
+        assert each == pytest.approx((1.0, 0.0), abs=1e-6)
+
+
+def test_a_seed_draws_rows_and_the_error_is_the_jackknifes(model, params):
+    one = measure(model, params, num_batches=1)
+    rows = [one._read(None, seed)[0] for seed in range(4)]
+    assert len({each["encoder_input_tokens"].tobytes() for each, _ in rows}) == 4
+    assert all(math.isnan(each.standard_error) for each in one.measure(params, None, 0).values())
+    # Of two batches each is left out once: half of what their own cosines differ by.
+    both = measure(model, params, num_batches=2)
+    found = both.measure(params, None, 5)
+    pairs = both._batches[5]
+    alone = []
+    for pair in pairs:
+        both._batches = {5: [pair]}
+        alone.append(both.measure(params, None, 5))
+    for block, each in found.items():
+        apart = abs(alone[0][block].value - alone[1][block].value)
+        assert each.standard_error == pytest.approx(apart / 2, rel=1e-2, abs=1e-6)
+        assert apart > 0
 
 
 def test_only_a_task_that_asks_the_same_is_compared(model, params):
     with pytest.raises(UserError, match="'tiny_enfr' does not ask what 'tiny_rte' asks"):
-        measure(model, params, shuffled="tiny_enfr").measure(params, None)
+        measure(model, params, shuffled="tiny_enfr").measure(params, None, 0)
     with pytest.raises(UserError, match="have 1 and 2 tasks"):
         measure(model, params, shuffled="tiny_rte_enfr")
     with pytest.raises(UserError, match="Did you mean 'tiny_rte_shuffled_labels'"):
@@ -122,10 +147,13 @@ def test_a_run_measures_at_the_start_and_with_every_score(tmp_path):
         MIXTURE_OR_TASK_NAME="tiny_rte",
         SHUFFLED_TASK="tiny_rte_shuffled_labels",
         TASK_FEATURE_LENGTHS={"inputs": 24, "targets": 3},
-        ALIGNMENT_BATCHES=1,
+        ALIGNMENT_BATCHES=2,
+        ALIGNMENT_STEPS=[1],
     )
     out = run_helpers.succeed(words)
     rows = run_helpers.json_lines(tmp_path / "run" / alignment.FILE)
-    assert [row["step"] for row in rows] == [0, 2, 4]
-    assert all({"MLP", "query", "key", "value"} < row.keys() for row in rows)
+    assert [row["step"] for row in rows] == [0, 1, 2, 4]
+    blocks = {"MLP", "query", "key", "value"}
+    assert all(row.keys() == {"step", "standard_error", *blocks} for row in rows)
+    assert all(row["standard_error"].keys() == blocks for row in rows)
     assert f"step 4: gradient alignment MLP {rows[-1]['MLP']:.2f}" in out

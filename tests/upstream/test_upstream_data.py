@@ -6,6 +6,7 @@ from data_fakes import segments_of
 from engine_helpers import Golden
 
 from promot_t5x.data.assembly import Assembler, Segments
+from promot_t5x.data.batch_rows import Shape
 from promot_t5x.data.batches import Batches
 from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.data.store import open_store
@@ -162,12 +163,13 @@ def test_packed_rows_are_what_the_engine_writes(seqio, upstream, vocabulary, nam
         vocab_size=VOCAB_SIZE,
         prompt_length=PROMPT_LENGTH,
         use_prompts=True,
+        start_id=0,
     )
     known = {}
     for k, store in enumerate(stores):
         for i in range(len(store)):
             one = Segments(*(np.array([v]) for v in (k, i, 0, 1)))
-            (pair,) = segments_of(assembler.assemble(one, rows=1, packed=False))
+            (pair,) = segments_of(assembler.assemble(one, Shape(1, **lengths), packed=False))
             known[pair] = (k, i)
     packed_pairs = segments_of(made)
     assert sorted(packed_pairs) == sorted(segments_of(unpacked))
@@ -177,7 +179,7 @@ def test_packed_rows_are_what_the_engine_writes(seqio, upstream, vocabulary, nam
     numbers = np.concatenate([np.arange(1, count + 1) for count in rows])
     owners, examples = np.array([known[pair] for pair in packed_pairs]).T
     segments = Segments(owners, examples, places, numbers)
-    expected = assembler.assemble(segments, rows=len(rows), packed=True)
+    expected = assembler.assemble(segments, Shape(len(rows), **lengths), packed=True)
     assert made.keys() == expected.keys()
     for feature, array in expected.items():
         np.testing.assert_array_equal(made[feature], array, err_msg=feature)

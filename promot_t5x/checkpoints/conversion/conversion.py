@@ -57,7 +57,7 @@ class ConversionSource:
     - `directory`: where it lies, for files that travel along and for messages.
     - `origins`: what it is made of, for messages.
     - `verify`: raises UserError where a base is not the one that a stage was trained on.
-    - `activation`: the MLP's first activation, where the checkpoint says it.
+    - `described`: the configuration of its network, as far as the checkpoint says it.
     - `config`: its `config.json`, if it has one.
     - `knows_prompt`: whether the checkpoint of a stage says which prompt it was trained with.
     """
@@ -68,7 +68,7 @@ class ConversionSource:
     directory: epath.Path
     origins: list[str]
     verify: Callable[[], None] = lambda: None
-    activation: str | None = None
+    described: str = ""
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     knows_prompt: bool = True
 
@@ -78,7 +78,7 @@ class ConversionSource:
 
     def shape_of(self, shapes: Shapes) -> shape.NetworkShape:
         """Return the shape of the network of which these are the parameters, one layer each."""
-        return shape.infer(shapes, source=self.directory, activation=self.activation)
+        return shape.infer(shapes, source=self.directory, described=self.described)
 
 
 def open_for_conversion(path: str, *, with_prompt: bool = True) -> ConversionSource:
@@ -106,7 +106,7 @@ def open_for_conversion(path: str, *, with_prompt: bool = True) -> ConversionSou
             directory=stored.directory,
             origins=whole.origins,
             verify=whole.verify,
-            activation=writers.activation_of(stored.manifest.metadata.get("config") or ""),
+            described=stored.manifest.metadata.get("config") or "",
             knows_prompt=whole.knows_prompt,
         )
     opened = ConversionSource(
@@ -119,7 +119,7 @@ def open_for_conversion(path: str, *, with_prompt: bool = True) -> ConversionSou
     if not isinstance(stored, HuggingFaceCheckpoint):
         return opened
     return dataclasses.replace(
-        opened, activation=stored.shape.mlp_activations[0], config=dict(stored.config.raw)
+        opened, described=stored.shape.macros(), config=dict(stored.config.raw)
     )
 
 
@@ -168,6 +168,11 @@ class Conversion:
             self._check_optimizer_state()
         if self.tokenizer is not None and not self.tokenizer.exists():
             raise UserError(f"there are no tokenizer files at {self.tokenizer}.")
+
+        if self.to.startswith("t5x") and shape.DECODER_EMBEDDING in self.opened.source.shapes:
+            raise UserError(
+                f"T5X has no T5Gemma, which {self.opened.directory} is: convert --to hf or promot."
+            )
 
     def _check_optimizer_state(self) -> None:
         kinds = ("t5x", "t5x-legacy")
@@ -259,7 +264,7 @@ class Conversion:
             return HuggingFaceTarget(part, wanted, config)
         if self.to == "promot":
             metadata: dict[str, Any] = {"converted_from": self.opened.origins, "base_path": None}
-            if self.opened.activation is not None:
+            if shape.activation_of(self.opened.described) is not None:
                 metadata["config"] = self.opened.model_shape().macros()
             return PromotTarget(part, self.step, metadata)
         writer = LegacyWriter(part) if self.to == "t5x-legacy" else T5xOrbaxWriter(part)

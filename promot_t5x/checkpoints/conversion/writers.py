@@ -1,6 +1,5 @@
 """The formats that a conversion writes: one class for each, fed a few arrays at a time."""
 
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -136,9 +135,3 @@ def copy_tokenizer(source: epath.Path, destination: epath.Path) -> list[str]:
     for name in found:
         shutil.copy(source / name, destination / name)
     return found
-
-
-def activation_of(config_text: str) -> str | None:
-    """Return the MLP's first activation as a run's configuration binds it, if it does."""
-    found = re.search(r"^MLP_ACTIVATIONS = \(\s*'(\w+)'", config_text, re.MULTILINE)
-    return found[1] if found else None

@@ -11,12 +11,13 @@ from typing import Any
 
 from etils import epath
 
+from promot_t5x.checkpoints.formats import hf_t5gemma
 from promot_t5x.checkpoints.formats.reading import (
     DamagedCheckpointError,
     NotACheckpointError,
     refuse_stand_in,
 )
-from promot_t5x.checkpoints.formats.shape import NetworkShape
+from promot_t5x.checkpoints.formats.shape import NetworkShape, T5GemmaShape, T5Shape
 from promot_t5x.checkpoints.formats.source import Shapes
 from promot_t5x.errors import UserError
 from promot_t5x.network.layers import MAX_DISTANCE, NUM_BUCKETS
@@ -26,6 +27,7 @@ MODEL_TYPES = {
     "t5": "T5ForConditionalGeneration",
     "mt5": "MT5ForConditionalGeneration",
     "umt5": "UMT5ForConditionalGeneration",
+    hf_t5gemma.MODEL_TYPE: "T5GemmaForConditionalGeneration",
 }
 MT5_ROWS = 250112
 # transformers' name of the MLP -> ours. Its 'gelu' is exact, flax's the approximation by tanh,
@@ -52,7 +54,7 @@ class HuggingFaceConfig:
 
     **Attributes:**
 
-    - `model_type`: 't5', 'mt5' or 'umt5'.
+    - `model_type`: 't5', 'mt5', 'umt5' or 't5gemma'.
     - `shape`: of the network.
     - `scaled`: whether the decoder's output is divided by sqrt(emb_dim) before the logits (T5 1.0).
     - `raw`: the file.
@@ -86,6 +88,9 @@ def read(directory: epath.Path) -> HuggingFaceConfig:
         raise NotACheckpointError(
             f"{path} is of a model of type {kind!r}; those of {', '.join(MODEL_TYPES)} can be read."
         )
+    if kind == hf_t5gemma.MODEL_TYPE:
+        shape: NetworkShape = hf_t5gemma.read(path, raw)
+        return HuggingFaceConfig(model_type=kind, shape=shape, scaled=False, raw=raw)
     for name, value in _FIXED.items():
         if raw.get(name, value) != value:
             raise UserError(f"{path}: {name} is {raw[name]!r}; this network has {value!r}.")
@@ -97,7 +102,7 @@ def read(directory: epath.Path) -> HuggingFaceConfig:
     _check_activation(path, raw, activation)
     try:
         scaled = _scaled(kind, raw)
-        shape = NetworkShape(
+        shape = T5Shape(
             vocab_size=raw["vocab_size"],
             emb_dim=raw["d_model"],
             num_heads=raw["num_heads"],
@@ -155,6 +160,11 @@ def write(shape: NetworkShape, shapes: Shapes, other: Mapping[str, Any]) -> dict
     - `other`: another `config.json` of the model, whose settings that are not the network's are
       kept.
     """
+    types = {leaf.dtype.name for leaf in shapes.values()}
+    dtype = types.pop() if len(types) == 1 else "float32"
+    if isinstance(shape, T5GemmaShape):
+        return hf_t5gemma.write(shape, dtype, other)
+    assert isinstance(shape, T5Shape)
     names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     if shape.mlp_activations not in names:
         raise UserError(f"transformers' T5 has no MLP with {shape.mlp_activations!r}.")
@@ -166,8 +176,6 @@ def write(shape: NetworkShape, shapes: Shapes, other: Mapping[str, Any]) -> dict
         kind = "umt5"
     elif shape.vocab_size == MT5_ROWS and not shape.logits_via_embedding:
         kind = "mt5"
-    types = {leaf.dtype.name for leaf in shapes.values()}
-    dtype = types.pop() if len(types) == 1 else "float32"
     settings = {
         "dropout_rate": 0.1,
         "initializer_factor": 1.0,
@@ -199,4 +207,7 @@ def write(shape: NetworkShape, shapes: Shapes, other: Mapping[str, Any]) -> dict
     return settings
 
 
-GENERATION_CONFIG = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+def generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `generation_config.json` beside a `config.json`: the ids that decoding needs."""
+    names = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}

@@ -1,9 +1,9 @@
-"""T5-family checkpoints of Hugging Face: `config.json` and safetensors, sharded or not.
+"""Checkpoints of Hugging Face: `config.json` and safetensors, sharded or not.
 
-Kernels there are [out, in], here [in, out]; the relative position bias is [buckets, heads] there
+Kernels there are [out, in], here [in, out]; T5's relative position bias is [buckets, heads] there
 and lies in the first block (in every block for umT5). A model whose logits are the embedding's but
 not scaled, which T5X's networks cannot tie, is read as an untied one whose logits kernel is the
-embedding transposed: the same numbers.
+embedding transposed: the same numbers. T5Gemma's names are in `hf_t5gemma`.
 """
 
 import re
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints.formats import hf_config, safetensors
+from promot_t5x.checkpoints.formats import hf_config, hf_t5gemma, safetensors
 from promot_t5x.checkpoints.formats.hf_config import HuggingFaceConfig
 from promot_t5x.checkpoints.formats.layouts import BIAS
 from promot_t5x.checkpoints.formats.reading import (
@@ -23,7 +23,12 @@ from promot_t5x.checkpoints.formats.reading import (
     read_json,
     reading,
 )
-from promot_t5x.checkpoints.formats.shape import EMBEDDING, LOGITS, parameters
+from promot_t5x.checkpoints.formats.shape import (
+    DECODER_EMBEDDING,
+    EMBEDDING,
+    LOGITS,
+    parameters,
+)
 from promot_t5x.checkpoints.formats.source import ArraySource, Shapes, nbytes, total_bytes
 from promot_t5x.errors import UserError, listed
 from promot_t5x.files import write_json
@@ -57,11 +62,18 @@ _NORMS = {
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 
 
-def tensor_name(path: str) -> tuple[str, bool]:
+def tensor_name(path: str, model_type: str = "t5") -> tuple[str, bool]:
     """Return transformers' name of a parameter, and whether it is transposed there.
+
+    **Arguments:**
+
+    - `path`: of the parameter, one layer after the other.
+    - `model_type`: of the model in transformers; all of T5's have the same names.
 
     **Raises:** `KeyError` for a path that has none.
     """
+    if model_type == hf_t5gemma.MODEL_TYPE:
+        return hf_t5gemma.tensor_name(path)
     if path == EMBEDDING:
         return _SHARED, False
     if path == LOGITS:
@@ -104,15 +116,23 @@ class HuggingFaceCheckpoint(ArraySource):
         tensors = _open_tensors(directory)
         self.files = sorted({tensor.path.name for tensor in tensors.values()})
         self.shape = self.config.shape
-        if not any(name.startswith("decoder.block.") for name in tensors):
+        kind = self.config.model_type
+        is_t5gemma = kind == hf_t5gemma.MODEL_TYPE
+        decoder = "model.decoder.layers." if is_t5gemma else "decoder.block."
+        if not any(name.startswith(decoder) for name in tensors):
             raise NotACheckpointError(
                 f"{directory} holds an encoder alone ({self.config.architecture}); this network "
-                "writes answers and needs a decoder too. Take the checkpoint of a whole T5."
+                "writes answers and needs a decoder too. Take the checkpoint of a whole model."
             )
-        embedding = _embedding_of(directory, tensors, self.config.scaled)
+        copies: tuple[str, ...]
+        if is_t5gemma:
+            embedding, copies = _tied(directory, tensors), hf_t5gemma.HEADS
+        else:
+            embedding = _embedding_of(directory, tensors, self.config.scaled)
+            copies = (_SHARED, _HEAD, *_COPIES, _UNUSED)
         arrays = {}
         for path, leaf in parameters(self.shape).items():
-            name, transposed = tensor_name(path)
+            name, transposed = tensor_name(path, kind)
             name = embedding if path == EMBEDDING else name
             if path == LOGITS and name not in tensors:
                 name = embedding
@@ -125,7 +145,7 @@ class HuggingFaceCheckpoint(ArraySource):
                     f"{directory}: {name} is {list(tensor.shape)}, which is not what "
                     f"{hf_config.CONFIG_FILE} says: {path} would be {list(leaf.shape)}."
                 )
-        used = {tensor_name(path)[0] for path in arrays} | {_SHARED, _HEAD, *_COPIES, _UNUSED}
+        used = {tensor_name(path, kind)[0] for path in arrays}.union(copies)
         if unknown := sorted(set(tensors) - used):
             raise UserError(
                 f"{directory} holds {len(unknown)} tensors that are no part of a "
@@ -207,6 +227,17 @@ def _embedding_of(directory: epath.Path, tensors: Mapping[str, Any], scaled: boo
     return first
 
 
+def _tied(directory: epath.Path, tensors: Mapping[str, Any]) -> str:
+    """Check that T5Gemma's head, where it is stored, is the decoder's embedding."""
+    table, _ = hf_t5gemma.tensor_name(DECODER_EMBEDDING)
+    for head in (name for name in hf_t5gemma.HEADS if name in tensors and table in tensors):
+        if not np.array_equal(tensors[table][...], tensors[head][...]):
+            raise UserError(
+                f"{directory}: {head} differs from {table}. In this network they are one array."
+            )
+    return hf_t5gemma.tensor_name(EMBEDDING)[0]
+
+
 class HuggingFaceWriter:
     """Writes a Hugging Face checkpoint, array by array, in any order."""
 
@@ -220,9 +251,10 @@ class HuggingFaceWriter:
         - `config`: the `config.json`.
         """
         directory.mkdir(parents=True, exist_ok=True)
+        self._kind = config["model_type"]
         named = {}
         for path, leaf in shapes.items():
-            name, transposed = tensor_name(path)
+            name, transposed = tensor_name(path, self._kind)
             size = leaf.shape[::-1] if transposed else leaf.shape
             named[name] = jax.ShapeDtypeStruct(size, leaf.dtype)
         shards = _shards(named)
@@ -240,12 +272,12 @@ class HuggingFaceWriter:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(directory / INDEX_FILE, index)
         write_json(directory / hf_config.CONFIG_FILE, config)
-        write_json(directory / "generation_config.json", hf_config.GENERATION_CONFIG)
+        write_json(directory / "generation_config.json", hf_config.generation_config(config))
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays by path."""
         for path, array in arrays.items():
-            name, transposed = tensor_name(path)
+            name, transposed = tensor_name(path, self._kind)
             self._files[name].add(name, array.T if transposed else array)
 
     def close(self) -> None:

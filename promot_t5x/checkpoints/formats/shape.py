@@ -1,9 +1,11 @@
 """The shape of a network as its parameters tell it: what must agree with a configuration."""
 
+import ast
 import dataclasses
 import functools
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 from flax import traverse_util
@@ -12,11 +14,14 @@ from promot_t5x.checkpoints.formats.layouts import BIAS
 from promot_t5x.checkpoints.formats.source import Shapes
 from promot_t5x.errors import UserError, listed
 from promot_t5x.network import transformer
-from promot_t5x.network.config import T5Config
+from promot_t5x.network.config import NetworkConfig, T5Config
+from promot_t5x.network.gemma.config import T5GemmaConfig
 from promot_t5x.network.prompt import PROMPT_PATH
 
 EMBEDDING = "token_embedder/embedding"
 LOGITS = "decoder/logits_dense/kernel"
+DECODER_EMBEDDING = "decoder/token_embedder/embedding"
+# Of the fields that all families have.
 MACROS = {
     "vocab_size": "NUM_EMBEDDINGS",
     "emb_dim": "EMBED_DIM",
@@ -26,14 +31,30 @@ MACROS = {
     "num_encoder_layers": "NUM_ENCODER_LAYERS",
     "num_decoder_layers": "NUM_DECODER_LAYERS",
     "mlp_activations": "MLP_ACTIVATIONS",
-    "logits_via_embedding": "LOGITS_VIA_EMBEDDING",
-    "relative_bias_per_layer": "RELATIVE_BIAS_PER_LAYER",
+}
+# Of the widths that T5Gemma's decoder has for itself.
+WIDTH_MACROS = {
+    "emb_dim": "EMBED_DIM",
+    "num_heads": "NUM_HEADS",
+    "num_kv_heads": "NUM_KV_HEADS",
+    "head_dim": "HEAD_DIM",
+    "mlp_dim": "MLP_DIM",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkShape:
-    """What of a `T5Config` a checkpoint must agree with; the fields have the same names there."""
+    """What of a network's configuration a checkpoint must agree with, in fields of the same names.
+
+    A family's shape says as class variables what it is called, its configuration's class and the
+    macro of each field.
+    """
+
+    family: ClassVar[str]
+    network: ClassVar[type[NetworkConfig]]
+    field_macros: ClassVar[Mapping[str, str]]
+    # Fields that may differ, because `layouts` changes the arrays where they can be changed.
+    convertible: ClassVar[tuple[str, ...]] = ()
 
     vocab_size: int
     emb_dim: int
@@ -43,25 +64,31 @@ class NetworkShape:
     num_encoder_layers: int
     num_decoder_layers: int
     mlp_activations: tuple[str, ...]
-    logits_via_embedding: bool
-    relative_bias_per_layer: bool
+
+    def config(self) -> NetworkConfig:
+        """Return a configuration of this shape."""
+        return self.network(**dataclasses.asdict(self))
 
     def macros(self) -> str:
         """Return the shape as lines of a gin file."""
         values = dataclasses.asdict(self)
-        return "".join(f"{macro} = {values[name]!r}\n" for name, macro in MACROS.items())
+        return "".join(f"{macro} = {values[name]!r}\n" for name, macro in self.field_macros.items())
 
-    def check(self, config: T5Config, source: Any) -> None:
+    def check(self, config: NetworkConfig, source: Any) -> None:
         """Compare with the network that is to take the weights.
 
         **Raises:** `UserError` with the differences.
-
-        Whether the bias is per layer is not one: `layouts` changes that where it can be changed.
         """
+        if not isinstance(config, self.network):
+            raise UserError(
+                f"{source} is of another model than the configuration's: it is a {self.family}, "
+                f"and the configuration a {type(config).__name__}. Choose the model file that the "
+                "weights are of."
+            )
         wrong = {
             macro: (getattr(config, name), getattr(self, name))
-            for name, macro in MACROS.items()
-            if name != "relative_bias_per_layer" and getattr(config, name) != getattr(self, name)
+            for name, macro in self.field_macros.items()
+            if name not in self.convertible and getattr(config, name) != getattr(self, name)
         }
         if wrong:
             differences = "; ".join(
@@ -74,12 +101,83 @@ class NetworkShape:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Shape(NetworkShape):
+    """What of a `T5Config` a checkpoint must agree with."""
+
+    family = "T5"
+    network = T5Config
+    field_macros: ClassVar[Mapping[str, str]] = {
+        **MACROS,
+        "logits_via_embedding": "LOGITS_VIA_EMBEDDING",
+        "relative_bias_per_layer": "RELATIVE_BIAS_PER_LAYER",
+    }
+    convertible = ("relative_bias_per_layer",)
+
+    logits_via_embedding: bool
+    relative_bias_per_layer: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5GemmaShape(NetworkShape):
+    """What of a `T5GemmaConfig` a checkpoint must agree with; no array tells most of it."""
+
+    family = "T5Gemma"
+    network = T5GemmaConfig
+    field_macros: ClassVar[Mapping[str, str]] = {
+        **MACROS,
+        "num_kv_heads": "NUM_KV_HEADS",
+        **{f"decoder_{name}": f"DECODER_{macro}" for name, macro in WIDTH_MACROS.items()},
+        "query_scale": "QUERY_SCALE",
+        "attention_soft_cap": "ATTENTION_SOFT_CAP",
+        "logits_soft_cap": "LOGITS_SOFT_CAP",
+        "sliding_window": "SLIDING_WINDOW",
+        "full_attention_period": "FULL_ATTENTION_PERIOD",
+        "rope_theta": "ROPE_THETA",
+        "norm_epsilon": "NORM_EPSILON",
+    }
+
+    num_kv_heads: int
+    decoder_emb_dim: int
+    decoder_num_heads: int
+    decoder_num_kv_heads: int
+    decoder_head_dim: int
+    decoder_mlp_dim: int
+    query_scale: float
+    attention_soft_cap: float
+    logits_soft_cap: float
+    sliding_window: int
+    full_attention_period: int
+    rope_theta: float
+    norm_epsilon: float
+
+    @classmethod
+    def of_macros(cls, text: str, *, source: Any) -> "T5GemmaShape":
+        """Read the shape from the lines of a configuration, as `macros` writes them.
+
+        **Raises:** `UserError` where they do not say everything.
+        """
+        found = {}
+        for name, macro in cls.field_macros.items():
+            line = re.search(rf"^{macro} = (.+(?:\n +.+)*)", text, re.MULTILINE)
+            if line is None:
+                raise UserError(
+                    f"{source} does not record {macro}, which no array of a T5Gemma tells: convert "
+                    "a checkpoint that a run of this project saved, or the Hugging Face one."
+                )
+            found[name] = ast.literal_eval(line[1])
+        for name in WIDTH_MACROS:
+            if found[f"decoder_{name}"] is None:
+                found[f"decoder_{name}"] = found[name]
+        return cls(**found)
+
+
 def parameters(shape: NetworkShape) -> dict[str, jax.ShapeDtypeStruct]:
     """Return {'/'-joined path: shape} of a network's parameters, one layer after the other."""
     depths = {"encoder": shape.num_encoder_layers, "decoder": shape.num_decoder_layers}
     one = dataclasses.replace(shape, num_encoder_layers=1, num_decoder_layers=1)
     found: dict[str, jax.ShapeDtypeStruct] = {}
-    for path, leaf in _traced(T5Config(**dataclasses.asdict(one))).items():
+    for path, leaf in _traced(one.config()).items():
         stack, mark, rest = path.partition("/layers_0/")
         layers = [f"{stack}/layers_{i}/{rest}" for i in range(depths[stack])] if mark else [path]
         found |= dict.fromkeys(layers, leaf)
@@ -87,7 +185,7 @@ def parameters(shape: NetworkShape) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 @functools.cache
-def _traced(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
+def _traced(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
     # Layers are alike, and tracing 48 of them takes seconds.
     shapes: dict[str, jax.ShapeDtypeStruct] = traverse_util.flatten_dict(
         transformer.param_shapes(config), sep="/"
@@ -95,7 +193,7 @@ def _traced(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
-def infer(shapes: Shapes, *, source: Any, activation: str | None = None) -> NetworkShape:
+def infer(shapes: Shapes, *, source: Any, described: str = "") -> NetworkShape:
     """Return the shape of the network that parameters belong to.
 
     **Arguments:**
@@ -103,19 +201,45 @@ def infer(shapes: Shapes, *, source: Any, activation: str | None = None) -> Netw
     - `shapes`: {'/'-joined path: anything with a shape}, one layer after the other; a prompt is
       ignored.
     - `source`: what messages call the parameters.
-    - `activation`: of the MLP, which arrays do not tell; None for GELU where it is gated (T5 1.1
-      and later) and ReLU where it is not (T5 1.0).
+    - `described`: the configuration that was recorded beside them, for what arrays do not tell: of
+      T5 the MLP's activation (else GELU where it is gated, ReLU where it is not), of T5Gemma most.
 
-    **Raises:** `UserError` where they are not those of a T5-family network.
+    **Raises:** `UserError` where they are not those of a network that is known here.
     """
     found = {p: tuple(s.shape) for p, s in shapes.items() if p != PROMPT_PATH}
+    if DECODER_EMBEDDING in found:
+        shape: NetworkShape = T5GemmaShape.of_macros(described, source=source)
+    else:
+        shape = _t5(found, source, activation_of(described))
+    expected = {path: tuple(leaf.shape) for path, leaf in parameters(shape).items()}
+    problems = [
+        f"{len(paths)} arrays {what} ({listed(sorted(paths))})"
+        for what, paths in (
+            ("are missing", expected.keys() - found.keys()),
+            ("are no part of it", found.keys() - expected.keys()),
+            ("have another shape", {p for p in found if expected.get(p, found[p]) != found[p]}),
+        )
+        if paths
+    ]
+    if problems:
+        raise UserError(f"{source} is not a {shape.family}-family model: {'; '.join(problems)}.")
+    return shape
+
+
+def activation_of(described: str) -> str | None:
+    """Return the MLP's first activation as a configuration binds it, if it does."""
+    found = re.search(r"^MLP_ACTIVATIONS = \(\s*'(\w+)'", described, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _t5(found: Mapping[str, tuple[int, ...]], source: Any, activation: str | None) -> NetworkShape:
     try:
         per_layer = f"encoder/{BIAS}" not in found
         gated = "encoder/layers_0/mlp/wi_0/kernel" in found
         wi = "encoder/layers_0/mlp/" + ("wi_0" if gated else "wi") + "/kernel"
         vocab_size, emb_dim = found[EMBEDDING]
         heads = found[f"encoder/layers_0/{BIAS}" if per_layer else f"encoder/{BIAS}"][0]
-        shape = NetworkShape(
+        return T5Shape(
             vocab_size=vocab_size,
             emb_dim=emb_dim,
             num_heads=heads,
@@ -129,19 +253,6 @@ def infer(shapes: Shapes, *, source: Any, activation: str | None = None) -> Netw
         )
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{source} is not a T5-family model: no {error}") from error
-    expected = {path: tuple(leaf.shape) for path, leaf in parameters(shape).items()}
-    problems = [
-        f"{len(paths)} arrays {what} ({listed(sorted(paths))})"
-        for what, paths in (
-            ("are missing", expected.keys() - found.keys()),
-            ("are no part of it", found.keys() - expected.keys()),
-            ("have another shape", {p for p in found if expected.get(p, found[p]) != found[p]}),
-        )
-        if paths
-    ]
-    if problems:
-        raise UserError(f"{source} is not a T5-family model: {'; '.join(problems)}.")
-    return shape
 
 
 def _depth(stack: str, paths: Any) -> int:

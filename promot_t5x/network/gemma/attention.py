@@ -1,0 +1,139 @@
+"""Attention whose heads of keys and values serve several queries, with windows and soft caps."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.spmd import logical_to_mesh_axes, with_logical_constraint
+from jaxtyping import Array, Bool, Float, Int
+
+from promot_t5x.network.attention import MASKED, KeyValues, append_to_cache
+from promot_t5x.network.gemma.config import T5GemmaConfig
+from promot_t5x.network.gemma.layers import rotated, soft_capped
+from promot_t5x.network.layers import Dense
+
+Window = Int[Array, ""] | int | None
+
+
+class GroupedAttention(nn.Module):
+    """Self-attention with rotary positions, or attention to keys and values given to it.
+
+    Head h of the queries reads head h // (num_heads / num_kv_heads) of the keys and values.
+    """
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
+        cfg = self.config
+        axes = ("embed", "joined_kv")
+        self.query = Dense((cfg.num_heads, cfg.head_dim), axes, cfg.dtype)
+        self.key = Dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
+        self.value = Dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
+        self.out = Dense((cfg.emb_dim,), ("joined_kv", "embed"), cfg.dtype, contracted=2)
+
+    def key_values(
+        self,
+        inputs: Float[Array, "batch length embed"],
+        positions: Int[Array, "_ length"] | None = None,
+    ) -> KeyValues:
+        """Project a sequence to keys and values; keys are rotated where there are positions."""
+        cfg = self.config
+        key, value = self.key(inputs), self.value(inputs)
+        if positions is not None:
+            key = rotated(key, positions, cfg.rope_theta)
+        axes = ("batch", "length", _axis_of(cfg.num_kv_heads), "kv")
+        key, value = (with_logical_constraint(x, axes) for x in (key, value))
+        return KeyValues(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 3, 1))
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "rows length embed"],
+        cross: KeyValues | None,
+        mask: Bool[Array, "..."] | None,
+        positions: Int[Array, "_ length"] | None = None,
+        window: Window = None,
+        *,
+        use_cache: bool = False,
+    ) -> Float[Array, "rows length embed"]:
+        """Attend.
+
+        `rows` may be a multiple K of the batch of `cross`: K beams of an example in a row share
+        its keys and values.
+
+        **Arguments:**
+
+        - `cross`: keys and values; None projects them from `inputs`, which then need `positions`.
+        - `mask`: broadcastable to [batch, 1, queries, keys]; None: all.
+        - `positions`: of the tokens within their example.
+        - `window`: keys at a distance of so many positions, or more, are not seen; None: all are.
+        - `use_cache`: the first call makes the cache, as long as `inputs`; the next calls bring
+          one position each, whose number is how many there are so far.
+        """
+        cfg = self.config
+        query = self.query(inputs)
+        if cross is not None:
+            key_values = cross
+        else:
+            assert positions is not None
+            now = None
+            if use_cache and self.has_variable("cache", "cache_index"):
+                positions = jnp.reshape(self.get_variable("cache", "cache_index"), (1, 1))
+            query = rotated(query, positions, cfg.rope_theta)
+            key_values = self.key_values(inputs, positions)
+            keyed = positions
+            if use_cache:
+                axes = ("batch", _axis_of(cfg.num_kv_heads), "kv", "length")
+                key_values, now = append_to_cache(self, key_values, axes)
+            if now is not None:
+                keyed = jnp.arange(key_values.key.shape[-1])[None]
+                mask = keyed[:, None, None, :] <= now
+            if window is not None:
+                distance = positions[:, None, :, None] - keyed[:, None, None, :]
+                near = jnp.abs(distance) < window
+                mask = near if mask is None else mask & near
+        query = with_logical_constraint(query, ("batch", "length", "heads", "kv"))
+        attended = self._attend(query, key_values, mask)
+        return self.out(attended.reshape(*inputs.shape[:2], cfg.num_heads, cfg.head_dim))
+
+    def _attend(
+        self,
+        query: Float[Array, "rows length heads head_dim"],
+        key_values: KeyValues,
+        mask: Bool[Array, "..."] | None,
+    ) -> Float[Array, "batch queries kv_heads group head_dim"]:
+        cfg = self.config
+        batch = key_values.key.shape[0]
+        if query.shape[0] % batch:
+            raise ValueError(
+                f"{query.shape[0]} query rows are no multiple of the {batch} rows of the keys."
+            )
+        query = query * jnp.asarray(cfg.query_scale**-0.5, query.dtype)
+        query = query.reshape(batch, -1, cfg.num_kv_heads, self._group, cfg.head_dim)
+        logits = jnp.einsum(
+            "bqhgd,bhdk->bhgqk", query, key_values.key, preferred_element_type=jnp.float32
+        )
+        logits = soft_capped(logits, cfg.attention_soft_cap)
+        if mask is not None:
+            # Added, so that a row that sees nothing has finite, even weights.
+            logits = logits + jnp.where(mask[:, :, None], 0.0, MASKED)
+        weights = jax.nn.softmax(logits).astype(cfg.dtype)
+        return jnp.einsum("bhgqk,bhdk->bqhgd", weights, key_values.value)
+
+    @property
+    def _group(self) -> int:
+        return self.config.num_heads // self.config.num_kv_heads
+
+
+def _axis_of(heads: int) -> str | None:
+    """Logical axis of heads, or None, for whole on each device, where the mesh cannot split them.
+
+    A single head of keys and values serves queries that may well be split.
+    """
+    spec = logical_to_mesh_axes(("heads",))
+    split = (spec[0] or ()) if spec else ()
+    sizes = jax.sharding.get_abstract_mesh().shape
+    ways = 1
+    for name in (split,) if isinstance(split, str) else split:
+        ways *= sizes.get(name, 1)
+    return None if heads % ways else "heads"

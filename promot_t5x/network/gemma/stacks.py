@@ -1,0 +1,274 @@
+"""T5Gemma's encoder and decoder: norms before and after each part, windows in every other layer.
+
+Parameters and their paths are laid out as T5's are (`network.stacks`). All layers have the same
+shapes, so a scanned stack is one loop whatever its layers see: each gets its window as a value.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
+from jaxtyping import Array, Bool, Float, Int
+
+from promot_t5x.network.attention import KeyValues
+from promot_t5x.network.gemma.attention import GroupedAttention, Window
+from promot_t5x.network.gemma.config import T5GemmaConfig
+from promot_t5x.network.gemma.layers import RmsNorm, soft_capped
+from promot_t5x.network.layers import ACTIVATION_AXES, Embed, Mlp
+from promot_t5x.network.prompt import SoftPrompt
+from promot_t5x.network.repeated import recomputed, scanned
+from promot_t5x.network.stacks import CrossKeyValues, Hidden
+
+_UNBOUNDED = np.int32(2**30)  # a window as a value of a scanned layer that sees everything
+
+
+def windows(config: T5GemmaConfig, depth: int) -> tuple[int | None, ...]:
+    """Return the window of each layer; None where it sees everything."""
+    slides = config.sliding_window > 0
+    period = config.full_attention_period
+    return tuple(
+        config.sliding_window if slides and (layer + 1) % period else None for layer in range(depth)
+    )
+
+
+def _window_values(found: tuple[int | None, ...]) -> Int[np.ndarray, " layers"] | None:
+    """Return the windows as an array to scan over; None where there are none."""
+    if not any(found):
+        return None
+    return np.array([window or _UNBOUNDED for window in found], np.int32)
+
+
+def _norm(config: T5GemmaConfig) -> RmsNorm:
+    return RmsNorm(config.dtype, config.norm_epsilon)
+
+
+def embedder(config: T5GemmaConfig) -> Embed:
+    """Return a vocabulary's table, whose rows have the size 1 once they are scaled."""
+    return Embed(config, nn.initializers.normal(config.emb_dim**-0.5))
+
+
+def _scaled(embedded: Hidden, config: T5GemmaConfig) -> Hidden:
+    """Return embeddings times sqrt(emb_dim), which is rounded first, as Gemma was trained."""
+    return embedded * jnp.asarray(np.sqrt(config.emb_dim), config.dtype)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each normed before and after and added to its input."""
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
+        cfg = self.config
+        self.pre_attention_layer_norm = _norm(cfg)
+        self.attention = GroupedAttention(cfg)
+        self.post_attention_layer_norm = _norm(cfg)
+        self.pre_mlp_layer_norm = _norm(cfg)
+        self.mlp = Mlp(cfg)
+        self.post_mlp_layer_norm = _norm(cfg)
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self,
+        inputs: Hidden,
+        mask: Bool[Array, "batch 1 length length"],
+        positions: Int[Array, "_ length"],
+        window: Window,
+        *,
+        deterministic: bool,
+    ) -> Hidden:
+        """Run the layer."""
+        drop = functools.partial(self.dropout, deterministic=deterministic)
+        inputs = with_logical_constraint(inputs, ACTIVATION_AXES)
+        x = self.attention(self.pre_attention_layer_norm(inputs), None, mask, positions, window)
+        x = inputs + drop(self.post_attention_layer_norm(x))
+        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
+        output: Array = x + drop(self.post_mlp_layer_norm(y))
+        return output
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoded inputs, and MLP."""
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
+        cfg = self.config
+        self.pre_self_attention_layer_norm = _norm(cfg)
+        self.self_attention = GroupedAttention(cfg)
+        self.post_self_attention_layer_norm = _norm(cfg)
+        self.pre_cross_attention_layer_norm = _norm(cfg)
+        self.encoder_decoder_attention = GroupedAttention(cfg)
+        self.post_cross_attention_layer_norm = _norm(cfg)
+        self.pre_mlp_layer_norm = _norm(cfg)
+        self.mlp = Mlp(cfg)
+        self.post_mlp_layer_norm = _norm(cfg)
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def cross_key_values(self, encoded: Float[Array, "rows source embed"]) -> KeyValues:
+        """Keys and values of the encoded inputs for this layer; they have no positions."""
+        return self.encoder_decoder_attention.key_values(encoded)
+
+    def __call__(
+        self,
+        inputs: Hidden,
+        cross: KeyValues,
+        mask: Bool[Array, "batch 1 length length"] | None,
+        cross_mask: Bool[Array, "rows 1 _ source"],
+        positions: Int[Array, "_ length"],
+        window: Window,
+        *,
+        deterministic: bool,
+        decode: bool,
+    ) -> Hidden:
+        """Run the layer."""
+        drop = functools.partial(self.dropout, deterministic=deterministic)
+        inputs = with_logical_constraint(inputs, ACTIVATION_AXES)
+        x = self.pre_self_attention_layer_norm(inputs)
+        x = self.self_attention(x, None, mask, positions, window, use_cache=decode)
+        x = inputs + drop(self.post_self_attention_layer_norm(x))
+        y = self.encoder_decoder_attention(
+            self.pre_cross_attention_layer_norm(x), cross, cross_mask
+        )
+        y = x + drop(self.post_cross_attention_layer_norm(y))
+        z = self.mlp(self.pre_mlp_layer_norm(y), deterministic=deterministic)
+        output: Array = y + drop(self.post_mlp_layer_norm(z))
+        return output
+
+
+class Encoder(nn.Module):
+    """The encoder's stack, from ids to its last hidden states."""
+
+    config: T5GemmaConfig
+    token_embedder: Embed
+
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
+        cfg = self.config
+        if cfg.num_virtual_ids:
+            self.prompt = SoftPrompt(cfg)
+        if cfg.scan_layers:
+            self.encoder = EncoderLayer(cfg)
+        else:
+            self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
+        self.encoder_norm = _norm(cfg)
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self,
+        ids: Int[Array, "batch length"],
+        mask: Bool[Array, "batch 1 length length"],
+        positions: Int[Array, "_ length"],
+        *,
+        deterministic: bool,
+    ) -> Hidden:
+        """Encode ids, virtual ones among them, under a mask of who attends to whom."""
+        cfg = self.config
+        embedder = self.token_embedder
+        x = self.prompt(ids, embedder) if cfg.num_virtual_ids else embedder(ids)
+        x = self.dropout(_scaled(x, cfg), deterministic=deterministic)
+
+        def step(layer: nn.Module, x: Hidden, window: Window) -> tuple[Hidden, None]:
+            return layer(x, mask, positions, window, deterministic=deterministic), None
+
+        run, found = recomputed(step, cfg), windows(cfg, cfg.num_encoder_layers)
+        if cfg.scan_layers:
+            x, _ = scanned(run, cfg.num_encoder_layers)(self.encoder, x, _window_values(found))
+        else:
+            for layer, window in zip(self.layers, found, strict=True):
+                x, _ = run(layer, x, window)
+        encoded: Array = self.dropout(self.encoder_norm(x), deterministic=deterministic)
+        return encoded
+
+
+class Decoder(nn.Module):
+    """The decoder's stack with an embedding of its own, which also projects to logits.
+
+    **Attributes:**
+
+    - `config`: whose widths are the decoder's (`T5GemmaConfig.of_decoder`).
+    """
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        """Declare the parts and their parameters."""
+        cfg = self.config
+        self.token_embedder = embedder(cfg)
+        if cfg.scan_layers:
+            self.decoder = DecoderLayer(cfg)
+        else:
+            self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
+        self.decoder_norm = _norm(cfg)
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def cross_key_values(self, encoded: Float[Array, "rows source embed"]) -> CrossKeyValues:
+        """Keys and values of every layer: a tuple, or stacked on a leading axis if scanned."""
+        cfg = self.config
+
+        def step(layer: nn.Module, _: None, __: None) -> tuple[None, KeyValues]:
+            return None, layer.cross_key_values(encoded)
+
+        if cfg.scan_layers:
+            loop = scanned(step, cfg.num_decoder_layers)
+            stacked: KeyValues = loop(self.decoder, None, None)[1]
+            return stacked
+        return tuple(layer.cross_key_values(encoded) for layer in self.layers)
+
+    def __call__(
+        self,
+        ids: Int[Array, "batch length"],
+        encoded: Float[Array, "rows source _"] | None,
+        cross: CrossKeyValues | None,
+        mask: Bool[Array, "batch 1 length length"] | None,
+        cross_mask: Bool[Array, "rows 1 _ source"],
+        positions: Int[Array, "_ length"],
+        *,
+        deterministic: bool,
+        decode: bool,
+        max_decode_length: int | None,
+    ) -> Hidden:
+        """Run the stack on decoder ids; `cross` replaces `encoded` where it is given."""
+        del max_decode_length  # the cache knows its length
+        cfg = self.config
+        y = self.dropout(_scaled(self.token_embedder(ids), cfg), deterministic=deterministic)
+
+        def step(
+            layer: nn.Module, y: Hidden, own: tuple[Window, KeyValues | None]
+        ) -> tuple[Hidden, None]:
+            window, kv = own
+            # Projected here, inside the step, so that a recomputed layer need not keep them.
+            kv = layer.cross_key_values(encoded) if kv is None else kv
+            y = layer(
+                y,
+                kv,
+                mask,
+                cross_mask,
+                positions,
+                window,
+                deterministic=deterministic,
+                decode=decode,
+            )
+            return y, None
+
+        run, found = recomputed(step, cfg), windows(cfg, cfg.num_decoder_layers)
+        if decode:
+            run = step
+        if cfg.scan_layers:
+            loop = scanned(run, cfg.num_decoder_layers)
+            y, _ = loop(self.decoder, y, (_window_values(found), cross))
+        else:
+            for i, layer in enumerate(self.layers):
+                y, _ = run(layer, y, (found[i], None if cross is None else cross[i]))
+        hidden: Array = self.dropout(self.decoder_norm(y), deterministic=deterministic)
+        return hidden
+
+    def logits(self, hidden: Hidden) -> Float[Array, "batch length vocab"]:
+        """Project hidden states to float32 logits by the decoder's embedding."""
+        table = self.token_embedder.embedding.astype(jnp.float32)
+        logits = soft_capped(hidden.astype(jnp.float32) @ table.T, self.config.logits_soft_cap)
+        placed: Array = with_logical_constraint(logits, ("batch", "length", "vocab"))
+        return placed

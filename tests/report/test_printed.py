@@ -1,0 +1,52 @@
+"""Every row that the paper prints has a configuration that makes it, and its numbers agree."""
+
+import gin
+import pytest
+
+from promot_t5x import config
+from promot_t5x.report.printed import ROWS
+from promot_t5x.runs import promot
+from promot_t5x.tasks.suite import EIGHT
+
+# Rows that no run makes: stage one trains a prompt, and adapters are not there yet.
+WITHOUT = {("LoRA as stage one, En-Fr, mT5 XXL", f"r = {rank}") for rank in (2, 4)}
+
+
+def test_only_rows_with_a_reason_have_no_configuration():
+    assert {(row.table, row.method) for row in ROWS if not row.files} == WITHOUT
+
+
+def test_every_row_of_the_tables_is_there_once():
+    assert len(ROWS) == 18 + 27  # of fine-tuned tasks, and of the suite
+    assert len({(row.table, row.method, row.shots, *row.targets) for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.suite], ids=lambda row: row.method)
+def test_the_printed_mean_is_that_of_the_printed_scores(row):
+    assert len(row.suite) == len(EIGHT)
+    # Each score and the mean are rounded to two digits.
+    assert row.mean == pytest.approx(sum(row.suite) / len(EIGHT), abs=0.0101)
+
+
+RUNS = sorted({row.files for row in ROWS if row.files})
+
+
+@pytest.mark.parametrize("files", RUNS, ids=lambda files: files[0].partition("/")[2])
+def test_the_run_of_a_row_has_its_model_targets_and_suite(files):
+    config.configured(promot.promot)
+    config.parse(files, ["MODEL_DIR = '/tmp/run'"], search_paths=[])
+    config.check([promot.promot])
+    comparison = gin.get_configurable(promot.Comparison)()
+    labels = {each.label.rpartition(": ")[2] for each in comparison.rows}
+    asked = [target.mixture_or_task_name for target in comparison.targets]
+    suites = comparison.suite.mixture_or_task_name
+    for row in (row for row in ROWS if row.files == files):
+        assert row.label in labels
+        if row.shots is not None:
+            assert f"icl_{row.shots}shot" in suites
+        one_shot = "_1shot" * ("_1shot" in files[0])
+        assert one_shot or "1-shot" not in row.method
+        both = ["rte", "wmt14_enfr"]
+        tasks = both if asked == [f"rte_wmt14_enfr{one_shot}"] else asked
+        assert {task.removesuffix(one_shot) for task in tasks} >= set(row.targets)
+        assert comparison.base == files[0].partition("/")[2].partition("_xxl")[0] + "_xxl"
