@@ -100,14 +100,15 @@ class EncodeWhole:
           demonstrations; without them they are those of evaluation.
         """
         names = self.assembler.template.fields
+        columns = (np.asarray(rows[name]).tolist() for name in RENDERED)
         queries = [
             Row(
                 fields=dict(zip(names, map(_text, fields), strict=True)),
                 answer=_text(answer),
                 id=_text(row_id),
-                label=int(label),
+                label=label,
             )
-            for fields, answer, row_id, label in zip(*(rows[n] for n in RENDERED), strict=True)
+            for fields, answer, row_id, label in zip(*columns, strict=True)
         ]
         prompts = self.assembler.prompts(queries, budget, epochs)
         vocabulary, dialect = self.assembler.vocabulary, self.dialect

@@ -25,7 +25,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import dialects, pipeline_errors, templates
@@ -179,8 +179,7 @@ def _hash(*parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A question as it is asked, and what it lost: its shots are those that are left."""
 
     text: str
@@ -329,6 +328,8 @@ class Assembler:
     def _text(self, rows: Sequence[Row]) -> str:
         made = self.format
         asked = [self.template.ask(row.fields, made.line_break) for row in rows]
+        if len(asked) == 1:
+            return asked[0]
         answered = [
             question + made.answer_separator + row.answer
             for question, row in zip(asked[:-1], rows[:-1], strict=True)
@@ -366,14 +367,13 @@ def _prompt(
     query: Row, shown: Sequence[Row], rows: Sequence[Row], text: str, ids: Sequence[int]
 ) -> Prompt:
     """Say what a prompt of `rows`, the query last, has lost of what was `shown`."""
-    changed = [row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False)]
-    changed.append(rows[-1] is not query)
+    cut = sum(row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False))
     return Prompt(
         text=text,
         ids=ids,
-        shots=tuple(row.id for row in rows[:-1]),
+        shots=tuple([row.id for row in rows[:-1]]),
         dropped_shots=len(shown) - len(rows) + 1,
-        cut_articles=sum(changed),
+        cut_articles=cut + (rows[-1] is not query),
     )
 
 

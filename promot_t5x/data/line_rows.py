@@ -67,7 +67,8 @@ def open_rows(
             except ValueError as error:
                 path, _, at = name_row(place).rpartition(", ")
                 raise UserError(f"{path}: {at} is {error}") from error
-            rows.append(row | {sources.ROW_ID: f"{listed[file][1]}-{number + 1}"})
+            row[sources.ROW_ID] = f"{listed[file][1]}-{number + 1}"
+            rows.append(row)
         return rows
 
     looked_at = min(len(index), _ROWS_LOOKED_AT)
