@@ -44,13 +44,14 @@ class RowTokenizer:
         data = pipeline.dataset(source)
         steps = row_functions.steps_between(source, data)
         self.keeps_each = steps is not None and not any(step.is_filter for step in steps)
-        self._takes_many = steps is not None and row_functions.can_take_many(steps, source)
+        many = steps if steps is not None and row_functions.can_take_many(steps, source) else None
+        self._takes_many = many is not None
         self.looks_at_each = self.keeps_each or self._takes_many
 
         def run(columns: Any) -> Any:
             source = rows.dataset(columns)
-            if self._takes_many:
-                return row_functions.of_many(steps, data.element_spec, source)
+            if many is not None:
+                return row_functions.of_many(many, data.element_spec, source)
             return pipeline.dataset(source).ragged_batch(EXAMPLES_AT_ONCE).get_single_element()
 
         signature = [type_of_columns(rows)]

@@ -242,10 +242,20 @@ def shuffles(dataset):
 
 
 @pytest.mark.parametrize("step", [leaves_out, shuffles])
-def test_preprocessors_that_look_beyond_a_row_read_the_split_whole(sums, on_demand, step):
-    store = opened(sums(preprocessors=[step]))
-    assert isinstance(store, ExampleStore)
-    assert len(store) == (299 if step is leaves_out else 300)
+def test_preprocessors_that_look_beyond_a_row_read_the_split_whole(
+    sums, on_demand, monkeypatch, tmp_path, step
+):
+    bound = sums(preprocessors=[step])
+    # Rows are taken many at once where only some of them are left out; with a cache, by way of it.
+    found = [opened(bound), opened(bound, tmp_path / "cache")]
+    assert on_demand[0] == (2 * len(ROWS) if step is leaves_out else 0)
+    monkeypatch.setattr(store_module, "_MOST_ROWS", len(ROWS))
+    found.append(opened(bound))
+    assert {type(store) for store in found} == {ExampleStore}
+    assert {len(store) for store in found} == {299 if step is leaves_out else 300}
+    assert len({store.content_hash for store in found}) == 1
+    folder = tmp_path / "cache"
+    assert {path.name[:4] for path in folder.iterdir()} == {"inde", "sums"}
 
 
 def test_numbers_lists_and_objects_are_those_of_the_whole_file(sums, on_demand, monkeypatch):
