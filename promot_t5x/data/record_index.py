@@ -30,7 +30,7 @@ _INDEX, _META = "places.npy", "index.json"
 # A TFRecord: its length and a checksum of that, the data, a checksum of those.
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = 4
-_BYTES_AT_ONCE = 1 << 24
+_BYTES_AT_ONCE = 1 << 22
 _LINE_END = ord("\n")
 _WHITE = np.frombuffer(b" \t\r\v\f\n", np.uint8)
 
