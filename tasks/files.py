@@ -99,6 +99,19 @@ def json_lines(path: str) -> Iterator[Numbered]:
             raise UserError(f"{path}: line {number} is {error}") from error
 
 
+def object_lines(path: str) -> Iterator[str] | None:
+    """Return the lines of a file that has an object in each, unread; None for a JSON array."""
+    texts = _lines(path, _blocks(path))
+    start: list[str] = []
+    for text in texts:
+        start.append(text)
+        if text.strip():
+            break
+    if start and start[-1].lstrip().startswith("["):
+        return None
+    return itertools.chain(start, texts)
+
+
 def parsed(line: str | bytes) -> dict[str, Any]:
     """Read the JSON object of a line; `ValueError` says what the line is instead."""
     try:

@@ -4,6 +4,7 @@ Files with a JSON object a line are read where they lie. Others (compressed ones
 cannot be read from the middle: they are decoded once, into lines in the token cache.
 """
 
+import concurrent.futures
 import functools
 import hashlib
 import json
@@ -95,7 +96,10 @@ def _files_of_lines(
         return None
     if sum(map(os.path.getsize, packed)) < _SMALL_BYTES:
         return None
-    return [_decoded(kind, path, Path(cache_dir)) if path in packed else path for path in paths]
+    decode = functools.partial(_decoded, kind, cache_dir=Path(cache_dir))
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        decoded = dict(zip(packed, threads.map(decode, packed), strict=True))
+    return [decoded.get(path, path) for path in paths]
 
 
 def _decoded(kind: str, path: str, cache_dir: Path) -> str:
@@ -113,6 +117,9 @@ def _write(kind: str, path: str, folder: Path) -> None:
     read, _ = files.KINDS[kind]
 
     def lines() -> Iterator[str]:
+        if kind == "jsonl" and (texts := files.object_lines(path)) is not None:
+            yield from (f"{text}\n" for text in texts)
+            return
         line = 1
         for number, row in read(path):
             yield "\n" * (number - line)

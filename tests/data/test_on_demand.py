@@ -156,7 +156,9 @@ def test_a_packed_run_that_resumes_tokenizes_the_windows_it_is_in(sums, on_deman
     assert digest(afresh, [11]) == expected[11]
 
 
-@pytest.mark.parametrize("name", ["csv", "tsv", "parquet", "jsonl.gz", "jsonl.zst", "shards"])
+@pytest.mark.parametrize(
+    "name", ["csv", "tsv", "parquet", "json", "jsonl.gz", "jsonl.zst", "shards"]
+)
 def test_rows_of_files_that_are_decoded_once_are_read_in_any_order(
     name, on_demand, monkeypatch, tmp_path, capsys
 ):
@@ -181,10 +183,14 @@ def test_rows_of_files_that_are_decoded_once_are_read_in_any_order(
         rows = ["q\ta", *(f"{row['q']}\t{row['a']}" for row in table.to_pylist())]
         path.write_text("\n".join(rows), encoding="utf-8")
     elif name == "shards":
-        # One that is read where it lies beside one that is decoded.
+        # One that is read where it lies beside two that are decoded.
         (tmp_path / "part-0.jsonl").write_text("".join(lines[:120]))
-        (tmp_path / "part-1.jsonl.gz").write_bytes(gzip.compress("".join(lines[120:]).encode()))
+        for number, some in ((1, lines[120:200]), (2, lines[200:])):
+            packed = gzip.compress("".join(some).encode())
+            (tmp_path / f"part-{number}.jsonl.gz").write_bytes(packed)
         path = tmp_path / "part-*"
+    elif name == "json":
+        path.write_text(json.dumps(table.to_pylist()))
     elif name == "jsonl.gz":
         path.write_bytes(gzip.compress(text))
     else:
