@@ -99,10 +99,35 @@ class EncodeWhole:
         - `epochs`: in training, of each row the run's seed and the epoch, which choose its
           demonstrations; without them they are those of evaluation.
         """
-        columns = (rows[name] for name in RENDERED)
+        names = self.assembler.template.fields
+        columns = (np.asarray(rows[name]).tolist() for name in RENDERED)
+        queries = [
+            Row(
+                fields=dict(zip(names, map(_text, fields), strict=True)),
+                answer=_text(answer),
+                id=_text(row_id),
+                label=label,
+            )
+            for fields, answer, row_id, label in zip(*columns, strict=True)
+        ]
+        prompts = self.assembler.prompts(queries, budget, epochs)
+        vocabulary, dialect = self.assembler.vocabulary, self.dialect
+        answers = dialects.texts_ids(vocabulary, [query.answer for query in queries])
+        begin = [dialects.bos_id(vocabulary)] if dialect.bos else []
+        last = self._sentinel if dialect.marks_inputs else []
+        first = self._sentinel if dialect.marks_targets else []
         return [
-            self._example(*values, budget=budget, epoch=epoch)
-            for values, epoch in zip(zip(*columns, strict=True), epochs, strict=False)
+            Encoded(
+                inputs=[*begin, *prompt.ids, *last],
+                targets=[*first, *ids],
+                question=dialect.question(prompt.text),
+                target=dialect.target(query.answer),
+                answer=query.answer,
+                shots=prompt.shots,
+                dropped_shots=prompt.dropped_shots,
+                cut_articles=prompt.cut_articles,
+            )
+            for query, prompt, ids in zip(queries, prompts, answers, strict=True)
         ]
 
     @functools.cached_property
@@ -110,37 +135,12 @@ class EncodeWhole:
         known = dialects.sentinel_ids(self.assembler.vocabulary)
         return [token for token, number in known.items() if number == 0]
 
-    def _example(
-        self,
-        fields: Iterable[Any],
-        targets: Any,
-        row_id: Any,
-        label: Any,
-        *,
-        budget: int | None,
-        epoch: tuple[int, int] | None = None,
-    ) -> Encoded:
-        values = dict(zip(self.assembler.template.fields, map(_text, fields), strict=True))
-        query = Row(fields=values, answer="", id=_text(row_id), label=int(label))
-        prompt, answer = self.assembler.prompt(query, budget, epoch), _text(targets)
-        ids, dialect = dialects.text_ids(self.assembler.vocabulary, answer), self.dialect
-        begin = [dialects.bos_id(self.assembler.vocabulary)] if dialect.bos else []
-        return Encoded(
-            inputs=[*begin, *prompt.ids, *(self._sentinel if dialect.marks_inputs else ())],
-            targets=[*self._sentinel, *ids] if dialect.marks_targets else [*ids],
-            question=dialect.question(prompt.text),
-            target=dialect.target(answer),
-            answer=answer,
-            shots=prompt.shots,
-            dropped_shots=prompt.dropped_shots,
-            cut_articles=prompt.cut_articles,
-        )
-
     def _mapped(self, dataset: Any, budget: int | None) -> Any:
         import tensorflow as tf
 
         def example(*values: Any) -> tuple[Any, ...]:
-            made = self._example(*values, budget=budget)
+            rows = {name: [value] for name, value in zip(RENDERED, values, strict=True)}
+            (made,) = self.examples(rows, budget)
             texts = (made.question, made.target, made.answer)
             return (
                 np.array(made.inputs, np.int32),

@@ -8,8 +8,10 @@ compressed, recognized by their first bytes, are decompressed.
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +25,10 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN = 80
 _LOOKED_AT = 1 << 16
+_BLOCK = 1 << 20
+_ROWS_AT_ONCE = 1 << 12
+# pyarrow reads a CSV file in blocks, and a row must lie in one of them.
+_LONGEST_ROW = 1 << 24
 _COMPRESSED = (".gz", ".zst", ".gzip", ".zstd")
 
 # A row with the line that it stands on, counted from 1, or its place in a file without lines.
@@ -66,49 +72,44 @@ def content(path: str) -> bytes:
 
     **Raises:** `UserError` where it cannot be read.
     """
-    try:
-        data: bytes = epath.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    try:
-        if data.startswith(_GZIP):
-            return gzip.decompress(data)
-        if data.startswith(_ZSTD):
-            import pyarrow
-
-            with pyarrow.CompressedInputStream(io.BytesIO(data), "zstd") as stream:
-                return bytes(stream.read())
-    # A damaged file: both libraries have several errors for it.
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} cannot be decompressed: {error}") from error
-    return data
+    return b"".join(_blocks(path))
 
 
 def lines(path: str, data: bytes) -> list[str]:
     """Return the lines of a text file, without their ends; `UserError` where it is not UTF-8."""
-    data = data.removeprefix(_BYTE_ORDER_MARK)
-    if data.startswith(_UTF_16):
-        raise UserError(f"{path} is UTF-16 text: save it as UTF-8.")
-    # A file of an old Mac ends its lines in CR alone.
-    parts = data.split(b"\n") if b"\n" in data else data.split(b"\r")
-    if parts[-1] == b"":
-        parts.pop()
-    return [_decoded(path, number, part) for number, part in enumerate(parts, start=1)]
+    return list(_lines(path, [data]))
 
 
 def json_lines(path: str) -> Iterator[Numbered]:
     """Yield the rows of a file with a JSON object a line, or with one JSON array of objects."""
-    listed = lines(path, content(path))
-    if (rows := json_array(listed)) is not None:
-        yield from enumerate(rows, start=1)
-        return
+    listed = _lines(path, _blocks(path))
+    is_first = True
     for number, text in enumerate(listed, start=1):
         if not text.strip():
             continue
+        if is_first and text.lstrip().startswith("["):
+            rows = json_array([text, *listed])
+            if rows is not None:
+                yield from enumerate(rows, start=1)
+                return
+        is_first = False
         try:
             yield number, parsed(text)
         except ValueError as error:
             raise UserError(f"{path}: line {number} is {error}") from error
+
+
+def object_lines(path: str) -> Iterator[str] | None:
+    """Return the lines of a file that has an object in each, unread; None for a JSON array."""
+    texts = _lines(path, _blocks(path))
+    start: list[str] = []
+    for text in texts:
+        start.append(text)
+        if text.strip():
+            break
+    if start and start[-1].lstrip().startswith("["):
+        return None
+    return itertools.chain(start, texts)
 
 
 def parsed(line: str | bytes) -> dict[str, Any]:
@@ -157,9 +158,11 @@ def json_array(listed: Sequence[str]) -> list[Any] | None:
 
 def tab_separated(path: str) -> Iterator[Numbered]:
     """Yield the rows of a file with tabs between its columns, which the first line names."""
-    listed = lines(path, content(path))
-    names = _column_names(path, listed[0].split("\t")) if listed else []
-    for number, text in enumerate(listed[1:], start=2):
+    names: list[str] | None = None
+    for number, text in enumerate(_lines(path, _blocks(path)), start=1):
+        if names is None:
+            names = _column_names(path, text.split("\t"))
+            continue
         if not text:
             continue
         values = text.split("\t")
@@ -176,24 +179,28 @@ def comma_separated(path: str) -> Iterator[Numbered]:
     import pyarrow
     from pyarrow import csv as arrow_csv
 
-    data = content(path)
-    listed = lines(path, data)
-    if not listed:
+    listed = _lines(path, _blocks(path))
+    header: list[str] = []
+    # The names may hold line breaks: as many lines as the reader takes are the header.
+    names = _column_names(path, next(csv.reader(_kept(listed, header)), []))
+    if not header:
         return
-    names = _column_names(path, next(csv.reader(listed), []))
-    text = "\n".join(listed).encode()
+    text = io.BufferedReader(_Text(itertools.chain(header, listed)))
+    # A quoted value may hold line breaks, so rows are counted and not lines.
+    row = 0
     try:
-        table = arrow_csv.read_csv(
-            io.BytesIO(text),
+        for batch in arrow_csv.open_csv(
+            text,
+            read_options=arrow_csv.ReadOptions(block_size=_LONGEST_ROW),
             parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=False
             ),
-        )
+        ):
+            for row, values in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
+                yield row, values
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path}: {error}") from error
-    # A quoted value may hold line breaks, so rows are counted and not lines.
-    yield from enumerate(table.to_pylist(), start=1)
 
 
 def parquet(path: str) -> Iterator[Numbered]:
@@ -201,12 +208,14 @@ def parquet(path: str) -> Iterator[Numbered]:
     import pyarrow
     from pyarrow import parquet as arrow_parquet
 
+    row = 0
     try:
-        data = epath.Path(path).read_bytes()
-        table = arrow_parquet.read_table(io.BytesIO(data))
+        with epath.Path(path).open("rb") as file:
+            for batch in arrow_parquet.ParquetFile(file).iter_batches(_ROWS_AT_ONCE):
+                for row, values in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
+                    yield row, values
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from error
-    yield from enumerate(table.to_pylist(), start=1)
 
 
 # How files of each kind are read, and what their names end in within a directory.
@@ -231,6 +240,87 @@ def _matches(name: str, suffixes: Iterable[str]) -> bool:
     for suffix in _COMPRESSED:
         lowered = lowered.removesuffix(suffix)
     return not name.startswith((".", "_")) and lowered.endswith(tuple(suffixes))
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    """Yield what a file holds, decompressed, a block at a time."""
+    packed = False
+    try:
+        with epath.Path(path).open("rb") as file:
+            start = file.read(len(_ZSTD))
+            file.seek(0)
+            packed = start.startswith((_GZIP, _ZSTD))
+            stream: Any = file
+            if start.startswith(_GZIP):
+                stream = gzip.GzipFile(fileobj=file)
+            elif packed:
+                import pyarrow
+
+                stream = pyarrow.CompressedInputStream(file, "zstd")
+            while block := stream.read(_BLOCK):
+                yield bytes(block)
+    # A damaged file: the libraries have several errors for it.
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        what = "decompressed" if packed else "read"
+        raise UserError(f"{path} cannot be {what}: {error}") from error
+
+
+def _lines(path: str, blocks: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a text file, without their ends; `UserError` where it is not UTF-8."""
+    number = 0
+    for number, part in enumerate(_parts(blocks), start=1):
+        if number == 1:
+            part = part.removeprefix(_BYTE_ORDER_MARK)
+            if part.startswith(_UTF_16):
+                raise UserError(f"{path} is UTF-16 text: save it as UTF-8.")
+        yield _decoded(path, number, part)
+
+
+def _parts(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    held: list[bytes] = []
+    has_line_feeds = False
+    for block in blocks:
+        held.append(block)
+        if b"\n" in block:
+            *whole, rest = b"".join(held).split(b"\n")
+            yield from whole
+            held, has_line_feeds = [rest], True
+    rest = b"".join(held)
+    # A file of an old Mac ends its lines in CR alone.
+    parts = [rest] if has_line_feeds else rest.split(b"\r")
+    if parts[-1] == b"":
+        parts.pop()
+    yield from parts
+
+
+def _kept(listed: Iterator[str], kept: list[str]) -> Iterator[str]:
+    """Yield lines with their ends, and keep those that were taken."""
+    for text in listed:
+        kept.append(text)
+        yield f"{text}\n"
+
+
+class _Text(io.RawIOBase):
+    """Lines as a file of bytes."""
+
+    def __init__(self, listed: Iterator[str]):
+        self._parts = (f"{text}\n".encode() for text in listed)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, or what there is of it."""
+        while len(self._rest) < len(buffer):
+            some = b"".join(itertools.islice(self._parts, _ROWS_AT_ONCE))
+            if not some:
+                break
+            self._rest += some
+        given = min(len(self._rest), len(buffer))
+        buffer[:given] = self._rest[:given]
+        self._rest = self._rest[given:]
+        return given
 
 
 def _decoded(path: str, number: int, data: bytes) -> str:

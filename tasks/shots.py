@@ -24,8 +24,8 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import dialects, pipeline_errors, templates
@@ -179,8 +179,7 @@ def _hash(*parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A question as it is asked, and what it lost: its shots are those that are left."""
 
     text: str
@@ -213,44 +212,46 @@ class Assembler:
     pool: Pool | None = None
     cuts: bool = True
 
-    def prompt(
-        self, query: Row, budget: int | None, epoch: tuple[int, int] | None = None
-    ) -> Prompt:
-        """Return the prompt of `query` in at most `budget` tokens, EOS and sentinels aside.
+    def prompts(
+        self,
+        queries: Sequence[Row],
+        budget: int | None,
+        epochs: Iterable[tuple[int, int] | None] = itertools.repeat(None),
+    ) -> list[Prompt]:
+        """Return the prompts of rows, each of at most `budget` tokens, EOS and sentinels aside.
 
         **Arguments:**
 
-        - `epoch`: in training, the run's seed and the epoch, each of which has demonstrations of
-          its own; None takes those of evaluation.
+        - `queries`: the rows that are asked.
+        - `budget`: None for as many tokens as a prompt has.
+        - `epochs`: in training, of each row the run's seed and the epoch, each of which has
+          demonstrations of its own; None takes those of evaluation.
         """
-        shown: list[Row] = []
-        if self.pool is not None:
-            shown = draw(
-                self.pool.rows(),
-                query,
-                self.shots,
-                task=self.task,
-                seed=self.format.shot_seed,
-                epoch=epoch,
-                balanced=self.format.balanced_shots,
-            )
-        rows = [*shown, query]
+        shown = [self._shown(*each) for each in zip(queries, epochs, strict=False)]
+        rows = [[*drawn, query] for drawn, query in zip(shown, queries, strict=True)]
         if self.longest_article is not None:
-            rows = [self._cut(row, self.longest_article) for row in rows]
-        text = self._text(rows)
-        ids = self._ids(text)
-        if budget is not None and len(ids) > budget:
-            rows = self._squeezed(rows, budget)
-            text = self._text(rows)
-            ids = self._ids(text)
-        changed = [row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False)]
-        changed.append(rows[-1] is not query)
-        return Prompt(
-            text=text,
-            ids=ids,
-            shots=tuple(row.id for row in rows[:-1]),
-            dropped_shots=len(shown) - len(rows) + 1,
-            cut_articles=sum(changed),
+            rows = [[self._cut(row, self.longest_article) for row in several] for several in rows]
+        texts = [self._text(several) for several in rows]
+        ids = dialects.texts_ids(self.vocabulary, texts)
+        for place, tokens in enumerate(ids):
+            if budget is not None and len(tokens) > budget:
+                rows[place] = self._squeezed(rows[place], budget)
+                texts[place] = self._text(rows[place])
+                ids[place] = self._ids(texts[place])
+        return [_prompt(*of_one) for of_one in zip(queries, shown, rows, texts, ids, strict=True)]
+
+    def _shown(self, query: Row, epoch: tuple[int, int] | None) -> list[Row]:
+        """Return the demonstrations of an example."""
+        if self.pool is None:
+            return []
+        return draw(
+            self.pool.rows(),
+            query,
+            self.shots,
+            task=self.task,
+            seed=self.format.shot_seed,
+            epoch=epoch,
+            balanced=self.format.balanced_shots,
         )
 
     @property
@@ -327,6 +328,8 @@ class Assembler:
     def _text(self, rows: Sequence[Row]) -> str:
         made = self.format
         asked = [self.template.ask(row.fields, made.line_break) for row in rows]
+        if len(asked) == 1:
+            return asked[0]
         answered = [
             question + made.answer_separator + row.answer
             for question, row in zip(asked[:-1], rows[:-1], strict=True)
@@ -358,6 +361,20 @@ def shortened(text: str, tokens: int, count: Callable[[str], int]) -> str:
     if not text[fits].isspace() and " " in kept:
         kept = kept[: kept.rindex(" ")]
     return kept.rstrip()
+
+
+def _prompt(
+    query: Row, shown: Sequence[Row], rows: Sequence[Row], text: str, ids: Sequence[int]
+) -> Prompt:
+    """Say what a prompt of `rows`, the query last, has lost of what was `shown`."""
+    cut = sum(row is not drawn for row, drawn in zip(rows[:-1], shown, strict=False))
+    return Prompt(
+        text=text,
+        ids=ids,
+        shots=tuple([row.id for row in rows[:-1]]),
+        dropped_shots=len(shown) - len(rows) + 1,
+        cut_articles=cut + (rows[-1] is not query),
+    )
 
 
 def _blank(fields: Sequence[str]) -> Row:

@@ -90,11 +90,18 @@ class Files:
         source.files = resolved
         return source
 
-    def lines_of(self, split: str) -> str | None:
-        """Return the file of a split whose rows are its lines; None where it is no such file."""
-        paths = dict(self.paths)[split]
-        single = self.kind == "jsonl" and len(paths) == 1 and files.is_plain_lines(paths[0])
-        return paths[0] if single else None
+    def named_files(self, split: str) -> list[tuple[str, str]]:
+        """Return the files of a split, each with the name that ids of its rows begin with."""
+        paths = dict(self.resolved().paths)[split]
+        stems = [files.stem(path) for path in paths]
+        if len(set(stems)) < len(stems):
+            stems = [f"{n}-{stem}" for n, stem in enumerate(stems)]
+        return list(zip(paths, stems, strict=True))
+
+    @property
+    def counted(self) -> str:
+        """What the rows of a file are counted by, in messages."""
+        return "line" if self.kind in ("jsonl", "tsv") else "row"
 
     def resolved(self) -> "Files":
         """Return the same with files alone, by which a data set is recognized."""
@@ -110,14 +117,12 @@ class Files:
     def rows(self, split: str) -> "NamedRows":
         """Read the rows of a split; `UserError` names the file and line that cannot be read."""
         read, _ = files.KINDS[self.kind]
-        paths = dict(self.resolved().paths)[split]
-        stems = [files.stem(path) for path in paths]
-        if len(set(stems)) < len(stems):
-            stems = [f"{n}-{stem}" for n, stem in enumerate(stems)]
+        named = self.named_files(split)
+        paths = [path for path, _ in named]
         rows: list[Mapping[str, Any]] = []
         numbers: list[int] = []
         starts: list[int] = []
-        for path, stem in zip(paths, stems, strict=True):
+        for path, stem in named:
             starts.append(len(rows))
             try:
                 numbered = list(read(path))
@@ -128,11 +133,10 @@ class Files:
                 numbers.append(number)
         if not rows:
             raise UserError(f"a split has no rows: {split}, read from {', '.join(paths)}")
-        counted = "line" if self.kind in ("jsonl", "tsv") else "row"
 
         def name_row(place: int) -> str:
             path = paths[bisect.bisect_right(starts, place) - 1]
-            return f"{path}, {counted} {numbers[place]}"
+            return f"{path}, {self.counted} {numbers[place]}"
 
         return NamedRows(rows, name_row)
 

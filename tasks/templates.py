@@ -344,7 +344,7 @@ def _checked_field(row: Any, path: str, example_id: Any) -> Any:
             "; the first is 0)",
         ]
     )
-    with tf.control_dependencies([tf.debugging.Assert(tf.shape(several)[0] > index, [message])]):
+    with tf.control_dependencies([_asserted(tf.shape(several)[0] > index, message)]):
         return tf.identity(several)[index]
 
 
@@ -417,8 +417,18 @@ def _label(row: Any, choice: Choice, example_id: Any) -> Any:
             f", field {choice.field!r}",
         ]
     )
-    with tf.control_dependencies([tf.debugging.Assert(right, [message])]):
+    with tf.control_dependencies([_asserted(right, message)]):
         return tf.identity(label)
+
+
+def _asserted(condition: Any, message: Any) -> Any:
+    """Return an operation that fails; `tf.debugging.Assert` would hide it in a branch.
+
+    For many rows at once, a branch is slow.
+    """
+    import tensorflow as tf
+
+    return tf.raw_ops.Assert(condition=condition, data=[message])
 
 
 def _spelled(value: Any) -> Any:

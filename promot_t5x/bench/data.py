@@ -35,7 +35,8 @@ _MOST_TIMED = 100_000
 def show(rows: int) -> None:
     """Print the table for splits of so many rows."""
     print(
-        f"\n{rows:,} pairs{'':10}{'first batch s':>15}{'second s':>10}{'rows/s':>10}{'peak MB':>10}"
+        f"\n{rows:,} pairs{'':10}{'first batch s':>15}{'second s':>10}{'peak MB':>10}{'rows/s':>10}"
+        f"{'CPU us/row':>12}"
     )
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), rows)

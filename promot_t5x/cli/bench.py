@@ -23,7 +23,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--batch_size", type=_positive, default=4, help="rows of a batch")
     parser.add_argument(
-        "--rows", type=_positive, default=data.ROWS, help="rows of the split that is read"
+        "--rows",
+        type=_positive,
+        nargs="+",
+        default=[data.ROWS],
+        help="rows of the split that is read; several numbers make a table each",
     )
     parser.add_argument("--only", choices=TABLES, help="leave the other tables out")
     flags = parser.parse_args(argv)
@@ -37,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     if "decoding" in wanted:
         decoding.show(flags.batch_size)
     if "data" in wanted:
-        data.show(flags.rows)
+        for rows in flags.rows:
+            data.show(rows)
     return 0
 
 

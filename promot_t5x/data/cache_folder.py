@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,13 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Save text so that it is on the disk."""
-    with open(path, "w") as file:
-        file.write(text)
+    write_lines(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Save lines, or other parts of a text, so that they are on the disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
         _settle(file)
 
 

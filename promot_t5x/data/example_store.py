@@ -4,18 +4,21 @@ Kept as two flat int32 arrays of tokens and the offsets of the examples in them:
 and 16 bytes an example. On disk they are mapped into memory.
 """
 
+import contextlib
 import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from tempfile import TemporaryFile
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from promot_t5x.data import cache_folder
-from promot_t5x.data.ragged import FEATURES, Ragged, joined_texts, spans
+from promot_t5x.data.ragged import FEATURES, Ragged, spans
 
 _META = "store.json"
 
@@ -147,20 +150,51 @@ class ExampleStore:
         return inputs, targets
 
 
+class GrowingTexts(contextlib.ExitStack):
+    """Texts that come in parts; their tokens lie in a file without a name, until it is closed."""
+
+    def __init__(self, directory: Path | None):
+        """Hold no text yet.
+
+        **Arguments:**
+
+        - `directory`: where the file is; None keeps the tokens in memory.
+        """
+        super().__init__()
+        self._memory = io.BytesIO() if directory is None else None
+        file = TemporaryFile(dir=directory) if self._memory is None else self._memory  # noqa: SIM115
+        self._file: Any = self.enter_context(file)
+        self._lengths = [np.zeros(0, np.int64)]
+
+    def add(self, texts: Ragged) -> None:
+        """Put texts behind those that are there."""
+        self._file.write(np.ascontiguousarray(texts.tokens, np.int32).data)
+        self._lengths.append(texts.lengths)
+
+    def texts(self) -> Ragged:
+        """Return all texts, which last when this is closed."""
+        lengths = np.concatenate(self._lengths)
+        if self._memory is not None:
+            return Ragged(np.frombuffer(self._memory.getvalue(), np.int32), lengths)
+        self._file.flush()
+        # Nothing cannot be mapped.
+        tokens = np.memmap(self._file, np.int32, "r") if lengths.any() else np.zeros(0, np.int32)
+        return Ragged(tokens, lengths)
+
+
 def store_of(
     name: str,
-    parts: Mapping[str, Sequence[Ragged]],
+    joined: Mapping[str, Ragged],
     eos_ids: Mapping[str, int | None],
     truncation_counts: Mapping[str, int],
 ) -> ExampleStore:
-    """Return a store of examples that come in parts.
+    """Return a store of examples.
 
     **Arguments:**
 
     - `name`, `eos_ids`, `truncation_counts`: of the store.
-    - `parts`: by feature, the texts of the examples.
+    - `joined`: by feature, the texts of the examples.
     """
-    joined = {feature: joined_texts(parts[feature]) for feature in FEATURES}
     tokens = {feature: texts.tokens for feature, texts in joined.items()}
     offsets = {
         feature: np.concatenate([[0], np.cumsum(texts.lengths)]).astype(np.int64)

@@ -75,11 +75,7 @@ class _UnlikeError(Exception):
 
 def _columns(rows: Sequence[Any], spec: Mapping[str, Any], inside: str) -> dict[str, Any]:
     return {
-        name: _column(
-            [_item(row, name, place, f"{inside}{name}") for place, row in enumerate(rows)],
-            kind,
-            f"{inside}{name}",
-        )
+        name: _column(_values(rows, name, f"{inside}{name}"), kind, f"{inside}{name}")
         for name, kind in spec.items()
     }
 
@@ -89,7 +85,9 @@ def _column(values: Sequence[Any], kind: Any, field: str) -> Any:
     if isinstance(kind, Mapping):
         return _columns(values, kind, f"{field}.")
     if kind.shape.rank == 0:
-        made = [_converted(value, kind.dtype, n, field) for n, value in enumerate(values)]
+        made = _texts(values) if kind.dtype == tf.string else None
+        if made is None:
+            made = [_converted(value, kind.dtype, n, field) for n, value in enumerate(values)]
         return tf.constant(made, kind.dtype)
     for place, value in enumerate(values):
         if not isinstance(value, list | tuple):
@@ -99,6 +97,22 @@ def _column(values: Sequence[Any], kind: Any, field: str) -> Any:
     ]
     lengths = [len(value) for value in values]
     return tf.RaggedTensor.from_row_lengths(tf.constant(flat, kind.dtype), lengths)
+
+
+def _values(rows: Sequence[Any], name: str, field: str) -> list[Any]:
+    """Return a field of each row; rows that are not plain are looked at one by one."""
+    try:
+        return [row[name] for row in rows]
+    except (KeyError, TypeError):
+        return [_item(row, name, place, field) for place, row in enumerate(rows)]
+
+
+def _texts(values: Sequence[Any]) -> list[bytes] | None:
+    """Return texts as bytes; None where one is something else, or no Unicode."""
+    try:
+        return list(map(str.encode, values))
+    except (TypeError, UnicodeEncodeError):
+        return None
 
 
 def _item(row: Any, name: str, place: int, field: str) -> Any:

@@ -4,6 +4,7 @@ The index of TFRecords is made from their headers, that of lines from the line e
 also take a hash of the content, which therefore costs no pass of its own.
 """
 
+import array
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -29,7 +30,7 @@ _INDEX, _META = "places.npy", "index.json"
 # A TFRecord: its length and a checksum of that, the data, a checksum of those.
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = 4
-_BYTES_AT_ONCE = 1 << 24
+_BYTES_AT_ONCE = 1 << 22
 _LINE_END = ord("\n")
 _WHITE = np.frombuffer(b" \t\r\v\f\n", np.uint8)
 
@@ -135,8 +136,7 @@ def open_index(
 
 def tfrecords(file: BinaryIO) -> Scanned:
     """Scan TFRecords by their headers; the digest is of their lengths and checksums."""
-    starts: list[int] = []
-    lengths: list[int] = []
+    starts, lengths = array.array("q"), array.array("q")
     sums = bytearray()
     unpack, overhead = _HEADER.unpack_from, _HEADER.size + _CHECKSUM
     data, first = b"", 0  # what has been read and not yet seen through, and where it begins
@@ -236,10 +236,11 @@ def _made(paths: Sequence[str], scan: Scan, order: ReadOrder | None) -> RecordIn
         found = list(threads.map(scanned, paths))
     counts = [len(each.starts) for each in found]
     places = np.empty(sum(counts), PLACE)
-    places["file"] = np.repeat(np.arange(len(found)), counts)
-    places["number"] = spans(np.zeros(len(found), np.int64), np.array(counts, np.int64))
-    places["start"] = np.concatenate([each.starts for each in found])
-    places["bytes"] = np.concatenate([each.lengths for each in found])
+    end = 0
+    for n, each in enumerate(found):
+        of_file = places[end : (end := end + len(each.starts))]
+        of_file["file"], of_file["number"] = n, np.arange(len(of_file))
+        of_file["start"], of_file["bytes"] = each.starts, each.lengths
     content = hashlib.sha256(repr(order).encode())
     for each in found:
         content.update(each.digest)

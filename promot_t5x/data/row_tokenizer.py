@@ -1,7 +1,6 @@
 """Tokens of any rows of a split by themselves, for pipelines that look at each row by itself."""
 
 import concurrent.futures
-import itertools
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -10,21 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from promot_t5x.data import row_functions
 from promot_t5x.data.lazy import import_tensorflow
 from promot_t5x.data.ragged import FEATURES, joined_texts
 from promot_t5x.data.rows import Rows, type_of_columns
 from promot_t5x.data.tokenization import EXAMPLES_AT_ONCE, Pipeline, Tokens
 
 _THREADS = min(8, os.cpu_count() or 1)
-# Data sets of `tf.data` that have an element for each of another one, in their order.
-_ELEMENT_BY_ELEMENT = {"_MapDataset", "_ParallelMapDataset", "_OptionsDataset", "_PrefetchDataset"}
-# Operations that may do something else for the same input another time.
-_REMEMBERING = {
-    "PyFunc", "EagerPyFunc", "Multinomial", "RandomGamma", "RandomPoissonV2", "RandomShuffle",
-    "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal",
-}  # fmt: skip
-# Operations that make of many rows at once what they make of each.
-_OF_TEXT = {"Const", "Identity", "NoOp", "Pack", "Placeholder", "StringJoin"}
 
 
 class RowTokenizer:
@@ -32,9 +23,10 @@ class RowTokenizer:
 
     **Attributes:**
 
-    - `looks_at_each`: whether the pipeline makes one example of each row, whatever the others are;
-      otherwise this is not to be called. It does where nothing but maps stand between the rows and
-      the examples, and what is mapped does not remember anything.
+    - `looks_at_each`: whether the pipeline looks at each row by itself, whatever the others are;
+      otherwise this is not to be called. It does where nothing but maps and filters stand between
+      the rows and the examples, and their functions do not remember anything.
+    - `keeps_each`: whether it makes one example of each row besides: there are no filters.
     """
 
     def __init__(self, pipeline: Pipeline, rows: Rows):
@@ -46,19 +38,27 @@ class RowTokenizer:
         - `rows`: of the split.
         """
         self._pipeline, self._rows = pipeline, rows
-        self.looks_at_each = False
+
+        # Of one row, outside of the function: a data set within it would be made at each call.
+        source = rows.dataset(rows.columns(np.arange(1)))
+        data = pipeline.dataset(source)
+        steps = row_functions.steps_between(source, data)
+        self.keeps_each = steps is not None and not any(step.is_filter for step in steps)
+        many = steps if steps is not None and row_functions.can_take_many(steps, source) else None
+        self._takes_many = many is not None
+        self.looks_at_each = self.keeps_each or self._takes_many
 
         def run(columns: Any) -> Any:
             source = rows.dataset(columns)
-            data = pipeline.dataset(source)
-            maps = _maps(data, source)
-            self.looks_at_each = maps is not None
-            return (maps and _at_once(maps, data, source)) or _one_by_one(data)
+            if many is not None:
+                return row_functions.of_many(many, data.element_spec, source)
+            return pipeline.dataset(source).ragged_batch(EXAMPLES_AT_ONCE).get_single_element()
 
         signature = [type_of_columns(rows)]
         function = import_tensorflow().function
         self._run = function(run, input_signature=signature, autograph=False)
-        self._run.get_concrete_function()
+        if self.looks_at_each:
+            self._run.get_concrete_function()
 
     def __call__(self, rows: Int64[np.ndarray, " rows"]) -> Tokens:
         """Return the features of rows, by their places in the split, in the order given.
@@ -84,52 +84,14 @@ class RowTokenizer:
     def _chunk(self, rows: Int64[np.ndarray, " rows"]) -> Tokens:
         with self._pipeline.explained():
             epochs, places = np.divmod(rows, len(self._rows))
-            return self._pipeline.tokens(self._run(self._rows.columns(places)), epochs)
-
-
-def _maps(data: Any, source: Any) -> list[Any] | None:
-    """Give the functions that make a data set of another, the first one first.
-
-    None where more than functions of one element each, which remember nothing, stand between them.
-    """
-    functions: list[Any] = []
-    while data is not source:
-        inputs = data._inputs()
-        if type(data).__name__ not in _ELEMENT_BY_ELEMENT or len(inputs) != 1:
-            return None
-        if hasattr(data, "_map_func"):
-            functions.insert(0, data._map_func.function)
-        (data,) = inputs
-    operations = set(itertools.chain(*map(_operations, functions)))
-    return functions if _REMEMBERING.isdisjoint(operations) else None
-
-
-def _one_by_one(data: Any) -> Any:
-    return data.ragged_batch(EXAMPLES_AT_ONCE).get_single_element()
-
-
-def _at_once(functions: list[Any], data: Any, source: Any) -> Any:
-    """Apply functions that only put text together to all rows in one go: a tenth of the time.
-
-    None for others, and for rows with lists.
-    """
-    tf = import_tensorflow()
-    columns = getattr(source, "_tensors", None)
-    if columns is None or any(column.dtype == tf.variant for column in columns):
-        return None
-    if not set(itertools.chain(*map(_operations, functions))) <= _OF_TEXT:
-        return None
-
-    def composed(values: list[Any]) -> list[Any]:
-        for function in functions:
-            values = tf.nest.flatten(function(*values), expand_composites=True)
-        return values
-
-    return tf.nest.pack_sequence_as(data.element_spec, tf.vectorized_map(composed, list(columns)))
-
-
-def _operations(function: Any) -> Iterator[str]:
-    """Name what a function does, and the functions within it."""
-    graph = function.graph.as_graph_def()
-    nodes = itertools.chain(graph.node, *(each.node_def for each in graph.library.function))
-    return (node.op for node in nodes)
+            columns = self._rows.columns(places)
+            try:
+                return self._pipeline.tokens(self._run(columns), epochs)
+            except import_tensorflow().errors.OpError:
+                if not self._takes_many:
+                    raise
+            # One after the other, they say which of them it is.
+            data = self._pipeline.dataset(self._rows.dataset(columns))
+            for batch in data.ragged_batch(len(rows)):
+                return self._pipeline.tokens(batch, epochs)
+            return {name: joined_texts([]) for name in FEATURES}

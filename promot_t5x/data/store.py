@@ -4,7 +4,8 @@ A small split is tokenized whole; with a cache directory its store is kept there
 by a hash of what defines it (see `fingerprint`). Of a large one, whose rows can be read in any
 order and become one example each, only what a run asks for is tokenized (`on_demand`): how many
 examples there are is known without reading them. A large split that is read only from its first
-row to its last, or whose preprocessors leave rows out, is tokenized whole too.
+row to its last, or whose preprocessors leave rows out, is tokenized whole too, into the cache and
+not into memory.
 
 Where demonstrations are drawn anew each epoch, as training does, the first epoch stands for all and
 the others are tokenized when they are asked for.
@@ -14,17 +15,17 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from promot_t5x.data import example_store
-from promot_t5x.data.example_store import ExampleStore, Store
+from promot_t5x.data.example_store import ExampleStore, GrowingTexts, Store
 from promot_t5x.data.fingerprint import digest, task_definition
 from promot_t5x.data.on_demand import OnDemandStore
-from promot_t5x.data.ragged import FEATURES, Ragged
+from promot_t5x.data.ragged import FEATURES
 from promot_t5x.data.rendered_rows import RenderedRows
 from promot_t5x.data.row_tokenizer import RowTokenizer
 from promot_t5x.data.rows import open_rows
@@ -41,6 +42,8 @@ from promot_t5x.errors import UserError
 
 # Splits of more rows than this are tokenized on demand, and looked at by a sample.
 _MOST_ROWS = 1 << 15
+# Tracing a pipeline for any rows takes longer than reading so few from the first to the last.
+_FEW_ROWS = 1 << 11
 _SAMPLE = 1 << 13
 _SILENT_SEC = 5.0
 
@@ -125,9 +128,11 @@ def open_store(
     rows = open_rows(bound.task.source, split, folder.parent if folder else None)
     lengths_file = folder.with_name(f"{folder.name}.lengths") if folder else None
     is_redrawn = seed is not None
-    if rows is not None and len(rows) > _MOST_ROWS:
+    tokenize = None
+    few = _MOST_ROWS if is_redrawn else min(_FEW_ROWS, _MOST_ROWS)
+    if rows is not None and len(rows) > few:
         tokenize = RowTokenizer(pipeline, rows)
-        if tokenize.looks_at_each:
+        if tokenize.keeps_each and len(rows) > _MOST_ROWS:
             sample = np.arange(_SAMPLE) * len(rows) // _SAMPLE
             return OnDemandStore(
                 sample=sample,
@@ -140,7 +145,7 @@ def open_store(
             )
     if is_redrawn:
         held = RenderedRows(pipeline, rows)
-        first = _kept(folder, lambda: _build(bound, split, held.first_epoch(), progress))
+        first = _kept(bound, split, held.first_epoch, folder, progress)
         return OnDemandStore(
             sample=first.sample,
             sampled=first,
@@ -150,7 +155,13 @@ def open_store(
             lengths_file=lengths_file,
             is_redrawn=is_redrawn,
         )
-    return _kept(folder, lambda: _build(bound, split, tokenized(pipeline, rows), progress))
+
+    def chunks() -> Iterator[Tokens]:
+        if rows is None or tokenize is None or not tokenize.looks_at_each:
+            return tokenized(pipeline, rows)
+        return tokenize.chunks(np.arange(len(rows)))
+
+    return _kept(bound, split, chunks, folder, progress)
 
 
 def _folder(
@@ -174,15 +185,22 @@ def _folder(
     return Path(cache_dir) / f"{_file_name(f'{bound.name}-{split}')}-{digest(definition)}"
 
 
-def _kept(folder: Path | None, make: Callable[[], ExampleStore]) -> ExampleStore:
+def _kept(
+    bound: BoundTask,
+    split: str,
+    chunks: Callable[[], Iterator[Tokens]],
+    folder: Path | None,
+    progress: ProgressFn,
+) -> ExampleStore:
     """Return the store in a folder, made and put there where there is none."""
     if folder is None:
-        return make()
+        return _build(bound, split, chunks(), progress)
     if (found := example_store.load(folder)) is not None:
         return found
-    made = make()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = _build(bound, split, chunks(), progress, folder.parent)
     example_store.save(made, folder)
-    # The mapped files rather than the arrays just built, which can then be freed.
+    # The mapped files rather than what was just built, which can then go.
     return example_store.load(folder) or made
 
 
@@ -200,9 +218,13 @@ def _lengths_if_needed(
 
 
 def _build(
-    bound: BoundTask, split: str, chunks: Iterable[Tokens], progress: ProgressFn
+    bound: BoundTask,
+    split: str,
+    chunks: Iterable[Tokens],
+    progress: ProgressFn,
+    directory: Path | None = None,
 ) -> ExampleStore:
-    parts: dict[str, list[Ragged]] = {name: [] for name in FEATURES}
+    """Return the store of some chunks; its tokens lie in a file without a name, or in memory."""
     truncation_counts: Counter[str] = Counter()
     name, total = f"{bound.name}/{split}", bound.num_input_examples(split)
     start, examples = time.monotonic(), 0
@@ -215,13 +237,16 @@ def _build(
             )
         )
 
-    for chunk in chunks:
-        for feature in FEATURES:
-            parts[feature].append(chunk[feature])
-        for loss in TRUNCATIONS.keys() & chunk.keys():
-            truncation_counts[TRUNCATIONS[loss]] += int(np.count_nonzero(chunk[loss].tokens))
-        examples += len(chunk["inputs"].lengths)
-        report(False)
+    with GrowingTexts(directory) as inputs, GrowingTexts(directory) as targets:
+        parts = dict(zip(FEATURES, (inputs, targets), strict=True))
+        for chunk in chunks:
+            for feature, part in parts.items():
+                part.add(chunk[feature])
+            for loss in TRUNCATIONS.keys() & chunk.keys():
+                truncation_counts[TRUNCATIONS[loss]] += int(np.count_nonzero(chunk[loss].tokens))
+            examples += len(chunk["inputs"].lengths)
+            report(False)
+        texts = {feature: part.texts() for feature, part in parts.items()}
     report(True)
     if examples == 0:
         raise UserError(
@@ -229,7 +254,7 @@ def _build(
         )
     features = bound.task.output_features
     eos_ids = {feature: features[feature].vocabulary.eos_id for feature in FEATURES}
-    return example_store.store_of(name, parts, eos_ids, truncation_counts)
+    return example_store.store_of(name, texts, eos_ids, truncation_counts)
 
 
 def _file_name(task_name: str) -> str:

@@ -1,6 +1,7 @@
 """Splits too large to be tokenized whole: the same batches, from the rows that they need alone."""
 
 import dataclasses
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from promot_t5x.bench.data import write_tfds
+from promot_t5x.data import line_rows
 from promot_t5x.data import store as store_module
 from promot_t5x.data.batches import Batches
 from promot_t5x.data.example_store import ExampleStore
@@ -154,6 +156,68 @@ def test_a_packed_run_that_resumes_tokenizes_the_windows_it_is_in(sums, on_deman
     assert digest(afresh, [11]) == expected[11]
 
 
+@pytest.mark.parametrize(
+    "name", ["csv", "tsv", "parquet", "json", "jsonl.gz", "jsonl.zst", "shards"]
+)
+def test_rows_of_files_that_are_decoded_once_are_read_in_any_order(
+    name, on_demand, monkeypatch, tmp_path, capsys
+):
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+    import seqio
+
+    from promot_t5x.tasks import csv, jsonl, parquet, text_task, tsv
+
+    monkeypatch.setattr(line_rows, "_SMALL_BYTES", 0)
+    table = pyarrow.Table.from_pylist([row | {"q": f'{row["q"]} "ß"'} for row in ROWS])
+    lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
+    # A blank line is no row, but counts as a line.
+    text = "".join([*lines[:100], "\n", *lines[100:]]).encode()
+    path = tmp_path / f"train.{name}"
+    if name == "csv":
+        pyarrow.csv.write_csv(table, path)
+    elif name == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=70)
+    elif name == "tsv":
+        rows = ["q\ta", *(f"{row['q']}\t{row['a']}" for row in table.to_pylist())]
+        path.write_text("\n".join(rows), encoding="utf-8")
+    elif name == "shards":
+        # One that is read where it lies beside two that are decoded.
+        (tmp_path / "part-0.jsonl").write_text("".join(lines[:120]))
+        for number, some in ((1, lines[120:200]), (2, lines[200:])):
+            packed = gzip.compress("".join(some).encode())
+            (tmp_path / f"part-{number}.jsonl.gz").write_bytes(packed)
+        path = tmp_path / "part-*"
+    elif name == "json":
+        path.write_text(json.dumps(table.to_pylist()))
+    elif name == "jsonl.gz":
+        path.write_bytes(gzip.compress(text))
+    else:
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(text)
+    kinds = {"csv": csv, "tsv": tsv, "parquet": parquet}
+    definition = text_task(
+        name="sums", source=kinds.get(name, jsonl)(path), inputs="{q} answer:", target="{a}"
+    )
+    bound = BoundTask(name="sums", task=definition.build(seqio.ByteVocabulary()), splits=("train",))
+    store = opened(bound, tmp_path / "cache")
+    assert isinstance(store, OnDemandStore)
+    assert "decoding" in capsys.readouterr().err
+    # The reading of whole files, from the first row to the last.
+    whole = opened(bound)
+    assert len(store) == len(whole) == len(ROWS)
+    chosen = np.array([299, 0, 150, 99, 100, 119, 120])
+    for feature, texts in store.texts(chosen).items():
+        np.testing.assert_array_equal(texts.tokens, whole.texts(chosen)[feature].tokens)
+    rows = open_rows(bound.task.source, "train", tmp_path / "cache")
+    assert not capsys.readouterr().err
+    read = bound.task.source.files.rows("train")
+    ids = [row["row_id"] for row in read.rows]
+    assert rows.columns(chosen)["row_id"].numpy().tolist() == [ids[n].encode() for n in chosen]
+    assert [rows._name(n) for n in chosen.tolist()] == [read.name_row(n) for n in chosen.tolist()]
+
+
 def test_the_content_hash_knows_rows_that_no_sample_has_seen(sums, on_demand, tmp_path):
     first = opened(sums(), tmp_path / "cache").content_hash
     assert opened(sums(), tmp_path / "elsewhere").content_hash == first
@@ -184,10 +248,20 @@ def shuffles(dataset):
 
 
 @pytest.mark.parametrize("step", [leaves_out, shuffles])
-def test_preprocessors_that_look_beyond_a_row_read_the_split_whole(sums, on_demand, step):
-    store = opened(sums(preprocessors=[step]))
-    assert isinstance(store, ExampleStore)
-    assert len(store) == (299 if step is leaves_out else 300)
+def test_preprocessors_that_look_beyond_a_row_read_the_split_whole(
+    sums, on_demand, monkeypatch, tmp_path, step
+):
+    bound = sums(preprocessors=[step])
+    # Rows are taken many at once where only some of them are left out; with a cache, by way of it.
+    found = [opened(bound), opened(bound, tmp_path / "cache")]
+    assert on_demand[0] == (2 * len(ROWS) if step is leaves_out else 0)
+    monkeypatch.setattr(store_module, "_MOST_ROWS", len(ROWS))
+    found.append(opened(bound))
+    assert {type(store) for store in found} == {ExampleStore}
+    assert {len(store) for store in found} == {299 if step is leaves_out else 300}
+    assert len({store.content_hash for store in found}) == 1
+    folder = tmp_path / "cache"
+    assert {path.name[:4] for path in folder.iterdir()} == {"inde", "sums"}
 
 
 def test_numbers_lists_and_objects_are_those_of_the_whole_file(sums, on_demand, monkeypatch):
@@ -230,7 +304,7 @@ def test_a_row_unlike_the_others_is_named(sums, on_demand, monkeypatch, line, me
 
     monkeypatch.setattr(line_rows, "_ROWS_LOOKED_AT", 4)
     bound = sums()
-    file = Path(bound.task.source.files.lines_of("train"))
+    file = Path(bound.task.source.files.named_files("train")[0][0])
     lines = file.read_text().splitlines()
     # Blank lines are no rows, but they are lines.
     lines[10:11] = ["", lines[10], line]

@@ -12,6 +12,7 @@ from promot_t5x.tasks.dialects import (
     sentinel_ids,
     target_ids,
     text_ids,
+    texts_ids,
 )
 from promot_t5x.tasks.encoding import EncodeWhole
 from promot_t5x.tasks.format import Format
@@ -121,6 +122,11 @@ def test_a_sentinel_that_a_row_spells_out_stays_text(vocabularies, name):
     assert not sentinel_ids(vocabulary).keys() & set(text_ids(vocabulary, text))
     spelled = text if name == "bytes" else text.replace("<extra", "< extra")
     assert text_ids(vocabulary, text) == vocabulary.encode(spelled)
+    # Of several texts, each is as by itself.
+    several = ["", "größe 東京", text, " two  spaces ", text.upper()]
+    assert texts_ids(vocabulary, several) == [
+        vocabulary.encode(spelled if each == text else each) for each in several
+    ]
     # The one that is put in is the only one.
     for ids in (question_ids(vocabulary, BOTH, text), target_ids(vocabulary, BOTH, text)):
         assert sum(int(token) in sentinel_ids(vocabulary) for token in ids) == 1

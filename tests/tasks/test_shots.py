@@ -136,24 +136,24 @@ def demonstrations(prompt):
 def test_a_prompt_that_fits_is_whole():
     room = 4 * (50 + AROUND) + 62
     for given in (None, room, room + 1):
-        made = assembler().prompt(LONG_QUERY, given)
+        made = assembler().prompts([LONG_QUERY], given)[0]
         assert (made.dropped_shots, made.cut_articles, len(made.shots)) == (0, 0, 4)
         assert len(made.text.split()) == room
-    assert assembler().prompt(LONG_QUERY, room - 1).dropped_shots == 1
+    assert assembler().prompts([LONG_QUERY], room - 1)[0].dropped_shots == 1
 
 
 def test_whole_demonstrations_go_first_and_the_last_drawn_of_them():
-    whole = assembler().prompt(LONG_QUERY, None)
+    whole = assembler().prompts([LONG_QUERY], None)[0]
     for left in (3, 2, 1):
-        made = assembler().prompt(LONG_QUERY, left * (50 + AROUND) + 62)
+        made = assembler().prompts([LONG_QUERY], left * (50 + AROUND) + 62)[0]
         assert made.shots == whole.shots[:left]
         assert (made.dropped_shots, made.cut_articles) == (4 - left, 0)
-        fewer = dataclasses.replace(assembler(), shots=left).prompt(LONG_QUERY, None)
+        fewer = dataclasses.replace(assembler(), shots=left).prompts([LONG_QUERY], None)[0]
         assert made.text == fewer.text
 
 
 def test_then_articles_are_cut_the_querys_to_what_remains():
-    made = assembler().prompt(LONG_QUERY, 70)
+    made = assembler().prompts([LONG_QUERY], 70)[0]
     assert (made.dropped_shots, made.cut_articles) == (3, 2)
     assert [len(words) for words in demonstrations(made)] == [20]
     query = made.text.split("\n\n")[-1].split()
@@ -165,15 +165,15 @@ def test_then_articles_are_cut_the_querys_to_what_remains():
 
 def test_a_demonstration_goes_that_leaves_the_querys_article_too_little():
     # 20 + 3 for the demonstration and 2 + 20 for the query are 45.
-    assert len(assembler().prompt(LONG_QUERY, 45).shots) == 1
-    made = assembler().prompt(LONG_QUERY, 44)
+    assert len(assembler().prompts([LONG_QUERY], 45)[0].shots) == 1
+    made = assembler().prompts([LONG_QUERY], 44)[0]
     assert (made.shots, made.dropped_shots, made.cut_articles) == ((), 4, 1)
     assert len(made.text.split()) == 44
-    assert len(assembler(kept_shots=0).prompt(LONG_QUERY, 70).shots) == 0
+    assert len(assembler(kept_shots=0).prompts([LONG_QUERY], 70)[0].shots) == 0
 
 
 def test_the_longest_article_of_the_format_holds_whatever_the_room():
-    made = assembler(article_tokens=30).prompt(LONG_QUERY, None)
+    made = assembler(article_tokens=30).prompts([LONG_QUERY], None)[0]
     assert [len(words) for words in demonstrations(made)] == [30] * 4
     assert (made.dropped_shots, made.cut_articles) == (0, 5)
 
@@ -184,7 +184,7 @@ def test_a_task_without_articles_keeps_its_query_and_its_cue_to_the_last():
     query = Row(fields={"a": article("p", 30), "b": article("h", 10)}, answer="", id="q")
     made = assembler(template, rows)
     for room in range(2, 80):
-        prompt = made.prompt(query, room)
+        prompt = made.prompts([query], room)[0]
         words = prompt.text.split()
         assert len(words) <= room
         assert words[-1] == "answer:"
@@ -195,8 +195,8 @@ def test_a_task_without_articles_keeps_its_query_and_its_cue_to_the_last():
         else:
             assert prompt.shots == ()
             assert prompt.dropped_shots == 4
-    assert "h9" in made.prompt(query, 30).text
-    assert "p20" not in made.prompt(query, 30).text
+    assert "h9" in made.prompts([query], 30)[0].text
+    assert "p20" not in made.prompts([query], 30)[0].text
     with pytest.raises(UserError, match="template alone are 2 tokens, but TASK_.* room for 1"):
         made.check(1)
 
@@ -205,7 +205,7 @@ def test_line_breaks_and_separators_are_the_formats():
     template = Template(question="Q: {q}{br}A:", answer="{a}")
     style = {"line_break": "\n", "separator": "\n##\n", "answer_separator": "\n> "}
     made = assembler(template, ROWS[:1], **style)
-    made = dataclasses.replace(made, shots=1).prompt(QUERY, None)
+    made = dataclasses.replace(made, shots=1).prompts([QUERY], None)[0]
     assert made.text == "Q: question 0\nA:\n> answer 0\n##\nQ: what\nA:"
 
 
@@ -239,7 +239,7 @@ def test_a_row_alone_and_rows_together_are_encoded_alike():
         (got,) = dataclasses.replace(step, sequence_length=lengths)(data).as_numpy_iterator()
         columns = {name: [value] * 2 for name, value in row.items()}
         several = step.examples(columns, step.budget(lengths))
-        wanted = made.prompt(LONG_QUERY, room)
+        wanted = made.prompts([LONG_QUERY], room)[0]
         assert got["inputs_pretokenized"].decode() == wanted.text == several[1].question
         assert got["inputs"].tolist() == vocabulary.encode(wanted.text) == several[1].inputs
         assert got["targets"].tolist() == vocabulary.encode("x") == several[1].targets
