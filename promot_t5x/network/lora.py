@@ -40,7 +40,7 @@ class LoRA:
     """
 
     rank: int = 8
-    alpha: float | None = None
+    alpha: int | float | None = None
     dropout_rate: float = 0.0
     kernels: Sequence[str] = (".*attention/(query|value)/kernel",)
 
