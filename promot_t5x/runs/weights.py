@@ -230,7 +230,7 @@ class Weights:
         shapes = flatten(self._model.without_prompt().with_lora(settings).param_shapes())
         parts, origin = self.adapter(reference, lora.adapters_of(shapes), seed=0)
         arrays, origins = dict(loaded.arrays), dict(loaded.origins)
-        for path in sorted(map(lora.kernel_of, parts)):
+        for path in sorted({lora.kernel_of(part) for part in parts}):
             if path in arrays and (within is None or path in within):
                 a, b = (parts[part] for part in lora.parts_of(path))
                 merge = _merger(getattr(arrays[path], "format", None))
@@ -307,7 +307,7 @@ def _merger(where: Any) -> Callable[..., Any]:
     """Return `lora.merged` for kernels that lie so; where None, for numpy's."""
     if where is None:
         return lora.merged
-    compiled = jax.jit(lora.merged, out_shardings=where)
+    compiled = jax.jit(lora.merged, static_argnums=3, out_shardings=where)
 
     def merge(*arguments: Any) -> Any:
         with jax.default_matmul_precision("highest"):

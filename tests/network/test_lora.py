@@ -100,7 +100,9 @@ def test_a_projection_and_its_gradients_have_their_closed_form():
     rng = np.random.default_rng(1)
     shapes = [(5, 4), (4, 6), (5, 6), (4, 2), (2, 6)]
     x, w, dy, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
-    dense = Dense((6,), ("embed", "mlp"), jnp.float32, lora=LoRA(rank=2, alpha=3, kernels=["ker.*"]))
+    dense = Dense(
+        (6,), ("embed", "mlp"), jnp.float32, lora=LoRA(rank=2, alpha=3, kernels=["ker.*"])
+    )
 
     def projected(parts):
         params = {"kernel": w, "lora_a": parts[0], "lora_b": parts[1]}
@@ -164,5 +166,7 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
 
 
 def test_a_pattern_that_matches_no_kernel_is_refused():
-    with pytest.raises(UserError, match=r"has 'query', which matches none of the model's 2 kernels"):
+    with pytest.raises(
+        UserError, match=r"has 'query', which matches none of the model's 2 kernels"
+    ):
         lora.check_kernels(LoRA(kernels=["query"]), ["a/query/kernel", "a/key/kernel", "b/scale"])

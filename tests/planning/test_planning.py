@@ -437,7 +437,9 @@ def test_adapters_are_counted_and_their_evaluation_has_them_where_they_train():
     adapters = 4 * 2 * 3 * 24 * 4 * (4096 + 4096)
     assert asked.parameter_bytes - plain.parameter_bytes == adapters
     assert two.parameter_bytes - plain.parameter_bytes == adapters
-    assert 2 * (one.parameter_bytes - adapters) == plain.parameter_bytes  # a frozen base in bfloat16
+    assert (
+        2 * (one.parameter_bytes - adapters) == plain.parameter_bytes
+    )  # a frozen base in bfloat16
     slots = one.optimizer_bytes  # a second moment of each number, and what counts
     assert adapters < slots < adapters + 2**20
     assert one.flops.backward < 0.6 * two.flops.backward

@@ -43,7 +43,7 @@ def one_device():
 
 
 def test_adapters_alone_move(one_device):
-    batches, _, params = one_device
+    _, _, params = one_device
     before = flatten_dict(random_params(adapted(**PROMPT)), sep="/")
     moved = {path for path in before if before[path].tobytes() != params[path].tobytes()}
     assert moved == {path for path in before if is_adapter(path)}

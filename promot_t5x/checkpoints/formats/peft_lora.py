@@ -148,7 +148,7 @@ def save(
         raise UserError(f"{place} holds an adapter already; name another directory.")
     place.mkdir(parents=True, exist_ok=True)
     kind = hf_t5gemma.MODEL_TYPE if is_t5gemma else "t5"
-    modules = {kernel: _module(kernel, kind) for kernel in sorted(map(kernel_of, arrays))}
+    modules = {kernel: _module(kernel, kind) for kernel in sorted({*map(kernel_of, arrays)})}
     named = {
         f"{_PREFIX}{module}{suffix}": np.ascontiguousarray(arrays[part].T)
         for kernel, module in modules.items()
