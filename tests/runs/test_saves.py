@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import run_helpers
 from checkpoint_helpers import flip_arrays
+from clean_environment import xla_flags
 from fork_helpers import Death
 
 from promot_t5x import errors
@@ -29,9 +30,8 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(lab):
-    with fork_helpers.Server(run_helpers.environment(), lab.directory) as server:
-        yield server
+def server():
+    return fork_helpers.shared()
 
 
 def training(lab, name, **macros):
@@ -105,15 +105,16 @@ def test_ctrl_c_saves_and_the_same_command_resumes(lab, server):
 def test_other_devices_go_on_with_the_same_batches_and_losses(lab, server, devices, then):
     """Also with the model split otherwise; losses agree to float tolerance."""
     layout = {1: {"NUM_PARTITIONS": 1}, 8: {"NUM_PARTITIONS": 2}}
+    flags = {count: {"XLA_FLAGS": xla_flags(count)} for count in (devices, then)}
     names = {"name": f"from_{devices}", "DROPOUT_RATE": 0.1}
     words, directory = training(lab, **names, **layout[devices])
-    assert server.run(words, devices=devices, death=WRITTEN).status == -signal.SIGKILL
+    assert server.run(words, environ=flags[devices], death=WRITTEN).status == -signal.SIGKILL
     words, _ = training(lab, **names, **layout[then])
-    ended = server.run(words, devices=then)
+    ended = server.run(words, environ=flags[then])
     assert ended.status == 0, ended.said
     assert "resumes after step 2" in ended.said
     words, straight = training(lab, f"straight_{then}", DROPOUT_RATE=0.1, **layout[then])
-    assert server.run(words, devices=then).status == 0
+    assert server.run(words, environ=flags[then]).status == 0
     found, wanted = run_helpers.losses(directory), run_helpers.losses(straight)
     assert len(found) == 4
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
