@@ -191,7 +191,7 @@ def _first(count: int) -> Iterator[None]:
     devices = jax.devices()[:count]
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with mock.patch.object(jax, "devices", lambda *_: devices):
+        with mock.patch.object(jax, "devices", return_value=devices):
             yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
