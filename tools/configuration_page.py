@@ -18,6 +18,7 @@ FILES = (
     "runs/stage.gin",
     "runs/finetune.gin",
     "runs/prompt_settings.gin",
+    "runs/lora_settings.gin",
     "runs/promot.gin",
     "runs/held_back.gin",
     "runs/multitask.gin",

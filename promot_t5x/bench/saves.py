@@ -29,11 +29,11 @@ def show() -> None:
     shapes, axes = transformer.param_shapes(config), transformer.param_axes(config)
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), shapes)
-    for name, (trainable, prompted) in STAGES.items():
-        if not prompted:
+    for name, kind in STAGES.items():
+        if not kind.prompted:
             continue
         optimizer = adafactor.adafactor(learning_rate=1e-3)
-        made = state.create(params, axes, trainable, optimizer, Partitioner())
+        made = state.create(params, axes, [kind.trainable], optimizer, Partitioner())
         megabytes, waits, counts = measure(made)
         print(f"{name:22}{megabytes:9.2f}{waits:18.3f}{counts:16.3f}", flush=True)
 

@@ -6,7 +6,8 @@ over `finding` (from a path or a name of `pretrained_names` to a format), `forma
 over devices. To save and restore training, read `paths` (where things lie), `manifest`, `checksums`
 and `finite` (what makes a step count), `state_tree`, `steps` (which steps there are, and the best),
 `saving` and `restoring`; `stage_result` marks a finished stage. `hashing` has the digests,
-`prompt_file` the files of trained prompts, `conversion` copies between formats.
+`prompt_file` the files of trained prompts, `adapters` trained adapters of kernels, `conversion`
+copies between formats.
 
 Public are the names below; they are imported when they are first used.
 """

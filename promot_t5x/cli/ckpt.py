@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from promot_t5x.checkpoints.adapters import ADAPTER_KEY
 from promot_t5x.checkpoints.checksums import find_damage
 from promot_t5x.checkpoints.finding import UnfinishedCheckpointError, find_directory, open_stored
 from promot_t5x.checkpoints.finite import non_finite
@@ -225,7 +226,7 @@ def _show_metadata(step_dir: epath.Path, manifest: Manifest) -> None:
         print(f"  began with {origin}")
     if "frozen_hash" in metadata:
         print(f"  content hash of what is frozen: {metadata['frozen_hash']}")
-    for part in ("data", "position", "rng"):
+    for part in (ADAPTER_KEY, "data", "position", "rng"):
         if part in metadata:
             print(f"  {part}: {metadata[part]}")
     metrics = step_metrics(step_dir.parent, manifest.step)

@@ -4,16 +4,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.checkpoints import pretrained_names
+from promot_t5x.checkpoints import adapters, pretrained_names
 from promot_t5x.checkpoints.conversion import conversion
 from promot_t5x.checkpoints.conversion.conversion import FORMATS, Conversion
-from promot_t5x.checkpoints.formats import shape
+from promot_t5x.checkpoints.formats import peft_lora, shape
 from promot_t5x.cli import flags
 from promot_t5x.errors import UserError
+from promot_t5x.network.gemma import T5GemmaConfig
 from promot_t5x.paths import user_path
 from promot_t5x.progress import Progress
 
 _MIB = 2**20
+PEFT = "peft"  # of adapters alone
 
 _DESCRIPTION = """\
 Copies a checkpoint into another format, a few arrays at a time, so that its size does not matter
@@ -25,6 +27,7 @@ Its format is detected.
   t5x         checkpoint_<step>/ as T5X writes it today (orbax)
   t5x-legacy  checkpoint_<step>/ in T5X's msgpack + zarr format, as the public ones are
   hf          config.json and model.safetensors; a prompt goes to prompt_adapter/ for peft
+  peft        the LoRA adapter that a stage trained, alone; all other formats have it merged
 
 Where DST has no step in its name, the checkpoint is DST/checkpoint_<step>. The model's parameters
 and the step are copied; optimizer slots only if asked for. docs/checkpoints.md says what is exact.\
@@ -35,6 +38,8 @@ examples:
   promot-t5x convert flan_t5_small /data/flan_t5_small --to hf --tokenizer /data/spiece.model
   promot-t5x convert /data/rte/stage_two /data/rte_t5x --to t5x --remove_prompt
   promot-t5x convert /data/google-mt5-xl /data/mt5_xl --to promot --dtype bfloat16
+  promot-t5x convert /data/rte_lora /data/rte_lora_peft --to peft
+  promot-t5x convert /data/google-mt5-xl /data/merged --adapter /data/rte_lora_peft --to hf
   promot-t5x convert /data/google-mt5-xl --gin            # the gin macros of its shape\
 """
 
@@ -64,8 +69,11 @@ def main(words: Sequence[str]) -> int:
     if given.destination is None or given.to is None:
         raise UserError(
             "name the directory to write and its format: promot-t5x convert SRC DST --to "
-            f"{{{','.join(FORMATS)}}}."
+            f"{{{','.join((*FORMATS, PEFT))}}}."
         )
+    if given.to == PEFT:
+        _export_adapter(given)
+        return 0
     _convert(given)
     return 0
 
@@ -74,7 +82,14 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", nargs="?", metavar="SRC", help="the checkpoint: a directory or a name")
     add("destination", nargs="?", metavar="DST", help="a directory that does not exist yet")
-    add("--to", choices=FORMATS, help="the format to write")
+    add("--to", choices=(*FORMATS, PEFT), help="the format to write")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="merge an adapter into the model: of a stage, a checkpoint or peft; may be repeated",
+    )
     add(
         "--remove_prompt",
         action="store_true",
@@ -112,8 +127,24 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="print the bases that have a name, and stop")
 
 
+def _export_adapter(given: argparse.Namespace) -> None:
+    """Write the adapter of a stage for peft."""
+    changes = (given.adapter, given.remove_prompt, given.dtype, given.scanned, given.bias)
+    if any(changes) or given.optimizer_state or given.tokenizer:
+        raise UserError("--to peft writes an adapter as it was trained: it takes no other option.")
+    opened = conversion.open_for_conversion(given.source, with_prompt=False)
+    config = opened.model_shape().config()
+    found = adapters.open_adapter(given.source, config)
+    peft_lora.save(
+        given.destination, found.lora, found.arrays, is_t5gemma=isinstance(config, T5GemmaConfig)
+    )
+    print(f"from {found.directory}\nto {given.destination} (peft, rank {found.lora.rank})")
+
+
 def _convert(given: argparse.Namespace) -> None:
-    opened = conversion.open_for_conversion(given.source, with_prompt=not given.remove_prompt)
+    opened = conversion.open_for_conversion(
+        given.source, with_prompt=not given.remove_prompt, adapters=given.adapter
+    )
     job = Conversion(
         opened=opened,
         to=given.to,

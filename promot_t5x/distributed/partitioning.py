@@ -26,6 +26,7 @@ from jaxtyping import Int
 
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.network import scan
+from promot_t5x.network.lora import RANK_AXIS
 
 MeshAxes = str | Sequence[str] | None
 # (logical axis, the mesh axes that split it: MeshAxes). Any, because flax knows no lists.
@@ -72,6 +73,7 @@ def standard_logical_axis_rules(
         *((name, None) for name in ("relpos_buckets", "length", "layers", "stack")),
         # The prompt is small: every device holds it whole, and any host can write it out.
         *((name, None) for name in ("tasks", "prompt", "prompt_embed")),
+        (RANK_AXIS, None),
         ("mlp_activations", None),
     ]
     return (*rules, *additional_rules)

@@ -31,23 +31,24 @@ class Drift:
 
     **Arguments:**
 
-    - `model`: as it trains; its prompt, if there is one, is left out, and the text has the room
-      that it has behind it.
+    - `model`: without any prompt.
+    - `prompt_length`: of the prompt that it trains with; the text has the room that is left.
     - `config`, `questions`, `partitioner`, `pack`: as `ValidationLoss` has them.
     """
 
     def __init__(
         self,
         model: EncoderDecoderModel,
+        prompt_length: int,
         config: EvalConfig,
         questions: QuestionSet,
         partitioner: Partitioner,
         *,
         pack: bool,
     ):
-        self._model = model.without_prompt()
+        self._model = model
         lengths = dict(config.task_feature_lengths)
-        lengths["inputs"] -= model.prompt_shape[1]
+        lengths["inputs"] -= prompt_length
         plain = dataclasses.replace(config, task_feature_lengths=lengths)
         self._examples = ValidationLoss(self._model, plain, questions, partitioner, pack=pack)
 

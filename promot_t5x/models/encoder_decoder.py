@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Shaped
 
 from promot_t5x.errors import UserError, did_you_mean
@@ -12,6 +13,7 @@ from promot_t5x.models import loss
 from promot_t5x.models.objectives import Objective
 from promot_t5x.network import transformer
 from promot_t5x.network.config import NetworkConfig
+from promot_t5x.network.lora import LoRA, check_kernels
 from promot_t5x.tasks import dialects, format
 
 DECODER_STARTS = ("pad", "bos")
@@ -98,7 +100,7 @@ class EncoderDecoderModel:
         return config.num_prompts, config.prompt_length, config.emb_dim
 
     def without_prompt(self) -> "EncoderDecoderModel":
-        """Return the same model with no prompt table: an ordinary one."""
+        """Return the same model with no prompt table."""
         return self.with_prompts(0, 0)
 
     def with_shot_seed(self, seed: int) -> "EncoderDecoderModel":
@@ -127,6 +129,15 @@ class EncoderDecoderModel:
     def with_prompts(self, num_prompts: int, prompt_length: int) -> "EncoderDecoderModel":
         """Return the same model with a table of so many prompts of so many vectors."""
         return self._with(num_prompts=num_prompts, prompt_length=prompt_length)
+
+    def with_lora(self, lora: LoRA | None) -> "EncoderDecoderModel":
+        """Return the same model with adapters beside its kernels, or without any.
+
+        **Raises:** `UserError` for a pattern that matches no kernel.
+        """
+        if lora is not None:
+            check_kernels(lora, list(flatten_dict(self.param_shapes(), sep="/")))
+        return self._with(lora=lora)
 
     def _with(self, **changes: Any) -> "EncoderDecoderModel":
         config = dataclasses.replace(self.config, **changes)

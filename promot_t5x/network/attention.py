@@ -5,6 +5,7 @@ layout [batch, heads, head_dim, length] throughout, which is T5X's cache layout:
 along the lanes of a TPU, where a head_dim of 64 would leave half of them empty.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -108,14 +109,15 @@ class Attention(nn.Module):
         """Declare the parts and their parameters."""
         cfg = self.config
         heads, axes = (cfg.num_heads, cfg.head_dim), ("embed", "joined_kv")
+        dense = functools.partial(Dense, lora=cfg.lora)
 
         def query_init(rng: jax.Array, shape: tuple[int, int], dtype: Any) -> Array:
             return _query_init(rng, shape, dtype, cfg.head_dim)
 
-        self.query = Dense(heads, axes, cfg.dtype, query_init)
-        self.key = Dense(heads, axes, cfg.dtype, attention_init)
-        self.value = Dense(heads, axes, cfg.dtype, attention_init)
-        self.out = Dense(
+        self.query = dense(heads, axes, cfg.dtype, query_init)
+        self.key = dense(heads, axes, cfg.dtype, attention_init)
+        self.value = dense(heads, axes, cfg.dtype, attention_init)
+        self.out = dense(
             (cfg.emb_dim,), ("joined_kv", "embed"), cfg.dtype, attention_init, contracted=2
         )
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))

@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax import struct
 
 from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.network.lora import LoRA
 
 REMAT_POLICIES = ("none", "minimal", "full")
 ACTIVATION_DTYPES = ("float32", "bfloat16")
@@ -37,6 +38,7 @@ class NetworkConfig:
     - `num_prompts`, `prompt_length`: the table of soft prompts; none if either is 0.
     - `prompt_init`: called as `prompt_init(rng, shape, dtype)` for the table of prompts where the
       network's own `init` makes the parameters, as under upstream T5X; None is uniform in +-0.5.
+    - `lora`: adapters of kernels; None has none.
     """
 
     vocab_size: int = static()
@@ -54,6 +56,7 @@ class NetworkConfig:
     num_prompts: int = static(default=0)
     prompt_length: int = static(default=0)
     prompt_init: Callable[..., Any] | None = static(default=None)
+    lora: LoRA | None = static(default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from promot_t5x.errors import UserError
 from promot_t5x.network.config import NetworkConfig, T5Config
+from promot_t5x.network.lora import LORA_A, LORA_B, RANK_AXIS, LoRA
 
 Initializer = Callable[..., Array]
 
@@ -35,7 +36,8 @@ class Dense(nn.Module):
     """A projection without bias whose kernel is stored as a matrix.
 
     The last `contracted` axes of the input are replaced by `features`; the kernel's shape is
-    [product of the contracted sizes, product of `features`].
+    [product of the contracted sizes, product of `features`]. Where `lora` adapts that kernel, the
+    adapter's part is added.
     """
 
     features: tuple[int, ...]
@@ -43,6 +45,7 @@ class Dense(nn.Module):
     dtype: Any
     kernel_init: Initializer = dense_init
     contracted: int = 1
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*shape"]) -> Float[Array, "*projected"]:
@@ -52,10 +55,40 @@ class Dense(nn.Module):
         kernel = param_with_axes(
             "kernel", self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
         )
-        kernel = kernel.astype(self.dtype).reshape(sizes + self.features)
-        last = tuple(range(inputs.ndim - self.contracted, inputs.ndim))
-        first = tuple(range(self.contracted))
-        return lax.dot_general(inputs.astype(self.dtype), kernel, ((last, first), ((), ())))
+        projected = self._product(inputs, kernel.reshape(sizes + self.features), self.contracted)
+        if self.lora is None or not self.lora.adapts("/".join((*self.path, "kernel"))):
+            return projected
+        return projected + self._adapted(inputs, self.lora, shape)
+
+    def _adapted(
+        self, inputs: Float[Array, "*shape"], lora: LoRA, shape: tuple[int, int]
+    ) -> Float[Array, "*projected"]:
+        """Return the adapter's part; the product of its matrices is never made."""
+        (rows, columns), (axis, other) = shape, self.kernel_axes
+        a = param_with_axes(
+            LORA_A, attention_init, (rows, lora.rank), jnp.float32, axes=(axis, RANK_AXIS)
+        )
+        b = param_with_axes(
+            LORA_B,
+            nn.initializers.zeros,
+            (lora.rank, columns),
+            jnp.float32,
+            axes=(RANK_AXIS, other),
+        )
+        # Whoever wants dropout gives the call a key for it, and nobody else does.
+        drop = nn.Dropout(lora.dropout_rate, deterministic=not self.has_rng("dropout"))
+        sizes = inputs.shape[-self.contracted :]
+        low = self._product(drop(inputs), a.reshape(*sizes, lora.rank), self.contracted)
+        return self._product(low * lora.scale, b.reshape(lora.rank, *self.features), 1)
+
+    def _product(
+        self, inputs: Float[Array, "*shape"], kernel: Float[Array, "..."], contracted: int
+    ) -> Float[Array, "*projected"]:
+        last = tuple(range(inputs.ndim - contracted, inputs.ndim))
+        first = tuple(range(contracted))
+        return lax.dot_general(
+            inputs.astype(self.dtype), kernel.astype(self.dtype), ((last, first), ((), ()))
+        )
 
 
 class LayerNorm(nn.Module):
@@ -96,7 +129,9 @@ class Mlp(nn.Module):
         hidden = None
         for i, activation in enumerate(cfg.mlp_activations):
             name = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
-            branch = Dense((cfg.mlp_dim,), ("embed", "mlp"), cfg.dtype, name=name)(inputs)
+            branch = Dense((cfg.mlp_dim,), ("embed", "mlp"), cfg.dtype, lora=cfg.lora, name=name)(
+                inputs
+            )
             if activation != "linear":
                 branch = getattr(nn, activation)(branch)
             hidden = branch if hidden is None else hidden * branch
@@ -104,7 +139,8 @@ class Mlp(nn.Module):
             hidden, deterministic=deterministic
         )
         hidden = with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        return Dense((cfg.emb_dim,), ("mlp", "embed"), cfg.dtype, name="wo")(hidden)
+        wo = Dense((cfg.emb_dim,), ("mlp", "embed"), cfg.dtype, lora=cfg.lora, name="wo")
+        return wo(hidden)
 
 
 class Embed(nn.Module):

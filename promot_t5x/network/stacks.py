@@ -196,7 +196,9 @@ class Decoder(nn.Module):
         self.decoder_norm = LayerNorm(cfg.dtype)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
         if not cfg.logits_via_embedding:
-            self.logits_dense = Dense((cfg.vocab_size,), ("embed", "vocab"), jnp.float32)
+            self.logits_dense = Dense(
+                (cfg.vocab_size,), ("embed", "vocab"), jnp.float32, lora=cfg.lora
+            )
 
     def cross_key_values(self, encoded: Float[Array, "rows source embed"]) -> CrossKeyValues:
         """Keys and values of every layer: a tuple, or stacked on a leading axis if scanned."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.config import NetworkConfig
+from promot_t5x.network.lora import is_adapter
 from promot_t5x.training.state import flatten, split
 
 _OF_ENCODED = re.compile(r"encoder/|.*encoder_decoder_attention/(key|value)/")
@@ -113,7 +114,7 @@ def _per_weight(shapes: Mapping[str, Any], encoded: int, decoded: int) -> dict[s
     head = _head(flat)
     costs = {}
     for path, leaf in flat.items():
-        if path == head or path.endswith("/kernel"):
+        if path == head or path.endswith("/kernel") or is_adapter(path):
             tokens = encoded if path != head and _OF_ENCODED.match(path) else decoded
             costs[path] = 2.0 * tokens * math.prod(leaf.shape)
     return costs

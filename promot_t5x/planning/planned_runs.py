@@ -21,13 +21,13 @@ from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.answering import shared_decoder
 from promot_t5x.evaluation.evaluator import EvalConfig
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.planning import flops
 from promot_t5x.runs import eval, promot, train
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
+from promot_t5x.runs.weights import Weights
 from promot_t5x.tasks import registry
-from promot_t5x.training.state import flatten, laid_out, unflatten
+from promot_t5x.training.state import laid_out, only
 
 ROOTS = (promot.promot, train.train, eval.evaluate)
 
@@ -54,14 +54,16 @@ STAND_INS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Questions that the run asks: `behind_prompt` or plainly, with what some stage has in memory.
+    """Questions that the run asks, with what some stage has in memory.
 
-    `stage` is the one that asks them while it trains; none asks with float32 weights alone.
+    `stage` is the one that asks them while it trains; none asks with float32 weights alone, into
+    which adapters are merged. `attached` is with prompt and adapters as the stage trains, or with
+    the prompt; otherwise the questions are the suite's.
     """
 
     name: str
     questions: EvalConfig
-    behind_prompt: bool
+    attached: bool
     stage: Stage | None = None
 
 
@@ -127,10 +129,11 @@ def read(
     if bound[0] is train.train:
         stages, asked = [given["stage"]], []
     elif bound[0] is promot.promot:
-        stages, asked = list(given["stages"]), _compared(given["comparison"])
+        stages = list(given["stages"])
+        asked = _compared(given["comparison"], stages)
     else:
         stages = []
-        asked = [_asked(given["questions"], behind_prompt=bool(given.get("prompt_path")))]
+        asked = [_asked(given["questions"], attached=bool(given.get("prompt_path")))]
     if packed and not any(stage.train_dataset.pack == "batch" for stage in stages):
         raise UserError(
             f"--packed={packed}: no stage of this run packs its batches; leave it out, or set "
@@ -140,14 +143,14 @@ def read(
         Asked(
             name=f"{stage.name} validation",
             questions=stage.evaluation,
-            behind_prompt=stage.prompt is not None,
+            attached=True,
             stage=stage,
         )
         for stage in stages
         if stage.evaluation is not None
     ]
     reviewed = [
-        Asked(name=f"{stage.name} suite", questions=stage.suite, behind_prompt=False, stage=stage)
+        Asked(name=f"{stage.name} suite", questions=stage.suite, attached=False, stage=stage)
         for stage in stages
         if stage.suite is not None and stage.suite_period is not None
     ]
@@ -162,22 +165,22 @@ def read(
     )
 
 
-def _compared(comparison: promot.Comparison) -> list[Asked]:
+def _compared(comparison: promot.Comparison, stages: Sequence[Stage]) -> list[Asked]:
     """List what the comparison asks every model."""
     asked = []
     for index, target in enumerate(comparison.targets):
-        prompts = {row.prompts[index] for row in comparison.rows if row.prompts}
-        asked.append(_asked(target, behind_prompt=False))
-        if prompts - {None}:
-            asked.append(_asked(target, behind_prompt=True))
+        names = {name for row in comparison.rows for name in row.attached(index)}
+        asked.append(_asked(target, attached=False))
+        if any(stage.prompt is not None for stage in stages if stage.name in names):
+            asked.append(_asked(target, attached=True))
     if comparison.suite is not None:
-        asked.append(_asked(comparison.suite, behind_prompt=False))
+        asked.append(_asked(comparison.suite, attached=False))
     return asked
 
 
-def _asked(questions: EvalConfig, *, behind_prompt: bool) -> Asked:
-    name = f"ask {questions.name}" + " with prompt" * behind_prompt
-    return Asked(name=name, questions=questions, behind_prompt=behind_prompt)
+def _asked(questions: EvalConfig, *, attached: bool) -> Asked:
+    name = f"ask {questions.name}" + " with prompt" * attached
+    return Asked(name=name, questions=questions, attached=attached)
 
 
 def on_devices(run: Run, devices: Sequence[Any]) -> Partitioner:
@@ -191,10 +194,10 @@ def programs(run: Run, devices: Sequence[Any]) -> list[Program]:
     Of what it asks, the longest inputs and answers, which need the most.
     """
     partitioner = on_devices(run, devices)
-    found = [_training(run.model, stage, partitioner, run.packed) for stage in run.stages]
+    found = [_training(run, stage, partitioner) for stage in run.stages]
     seen: set[Any] = set()
     for asked in run.asked:
-        key, program = _decoding(run.model, asked, partitioner)
+        key, program = _decoding(run, asked, partitioner)
         if key not in seen:
             seen.add(key)
             found.append(program)
@@ -213,12 +216,14 @@ def chosen(found: Sequence[Program], only: Sequence[str]) -> list[Program]:
     return [program for program in found if not only or program.name in only]
 
 
-def _training(
-    model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner, packed: Shape | None
-) -> Program:
-    data = stage.train_dataset
-    program = _program(model, stage, partitioner)
-    shape = (packed if data.pack == "batch" else None) or program.whole
+def _weights(run: Run) -> Weights:
+    return Weights(run.model, {stage.name: stage for stage in run.stages})
+
+
+def _training(run: Run, stage: Stage, partitioner: Partitioner) -> Program:
+    data, model = stage.train_dataset, _weights(run).model_of(stage)
+    program = StageProgram(model, stage, partitioner)
+    shape = (run.packed if data.pack == "batch" else None) or program.whole
     for rows in {shape.rows, program.whole.rows}:
         partitioner.check_batch(rows // stage.microbatches, f"stage {stage.name!r}: a batch")
     shapes = program.state_shapes()
@@ -227,7 +232,7 @@ def _training(
         parameter_bytes=bytes_a_chip((shapes.params, shapes.base)),
         optimizer_bytes=bytes_a_chip(shapes.opt_state),
         flops=flops.training(
-            _of_stage(model, stage),
+            model,
             stage.trainable,
             batch=shape.rows,
             lengths={"inputs": shape.inputs, "targets": shape.targets},
@@ -239,28 +244,18 @@ def _training(
     )
 
 
-def _of_stage(model: EncoderDecoderModel, stage: Stage) -> EncoderDecoderModel:
-    return model if stage.prompt is not None else model.without_prompt()
-
-
-def _program(model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner) -> StageProgram:
-    return StageProgram(_of_stage(model, stage), stage, partitioner)
-
-
-def _decoding(
-    model: EncoderDecoderModel, asked: Asked, partitioner: Partitioner
-) -> tuple[Any, Program]:
+def _decoding(run: Run, asked: Asked, partitioner: Partitioner) -> tuple[Any, Program]:
     questions = asked.questions
     inputs, outputs = questions.task_feature_lengths["inputs"], answer_length(questions)
     waiting = 0
     if asked.stage is not None:
-        state = _program(model, asked.stage, partitioner).state_shapes()
-        held, waiting = flatten(state.params), bytes_a_chip((state.opt_state, state.base))
-        params = unflatten(
-            {p: leaf for p, leaf in held.items() if asked.behind_prompt or p != PROMPT_PATH}
-        )
-    model = model if asked.behind_prompt else model.without_prompt()
-    if asked.stage is None:
+        model = _weights(run).model_of(asked.stage)
+        state = StageProgram(model, asked.stage, partitioner).state_shapes()
+        waiting = bytes_a_chip((state.opt_state, state.base))
+        model = model if asked.attached else asked.stage.in_context(model)
+        params = only(state.params, model.param_shapes())
+    else:
+        model = run.model if asked.attached else run.model.without_prompt()
         params = laid_out(model.param_shapes(), model.param_axes(), partitioner)
     decoder = shared_decoder(
         model.module,
@@ -275,7 +270,7 @@ def _decoding(
         with partitioner.activate():
             return decoder.lower(params, inputs, outputs)
 
-    program = Program(
+    planned = Program(
         name=asked.name,
         parameter_bytes=bytes_a_chip(params),
         optimizer_bytes=0,
@@ -294,7 +289,7 @@ def _decoding(
     dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
     method = questions.decoding_method
     key = (model.config, dtypes, inputs, outputs, questions.batch_size, method, waiting)
-    return key, program
+    return key, planned
 
 
 def answer_length(questions: EvalConfig) -> int:

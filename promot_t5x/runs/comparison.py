@@ -33,17 +33,18 @@ class Row:
     **Attributes:**
 
     - `label`: its name in the table.
-    - `stage`: the stage whose weights it has; none for those of the pretrained checkpoint.
-    - `prompts`: for each target, the stage whose prompt is attached, or none.
-    - `suite_prompt`: the stage whose prompt is attached to the suite too, where the row is to show
-      what the prompt holds; the method removes it.
+    - `stage`: the stage whose weights it has; none for those of the pretrained checkpoint. An
+      adapter that the stage trained is a part of them.
+    - `prompts`: for each target, the stage whose prompt and adapter are attached, several, or none.
+    - `suite_prompt`: the stage whose prompt and adapter are attached to the suite too, where the
+      row is to show what they hold; the method removes them.
     - `shares`: as many rows in place of this one, each with the weights a · tuned + (1 − a) · base
       for one of these a: WiSE-FT (2109.01903). The base is the comparison's.
     """
 
     label: str
     stage: str | None = None
-    prompts: Sequence[str | None] = ()
+    prompts: Sequence[str | Sequence[str] | None] = ()
     suite_prompt: str | None = None
     shares: Sequence[float] = ()
 
@@ -73,7 +74,12 @@ class Row:
     @property
     def stages(self) -> set[str]:
         """The stages that the row's answers depend on."""
-        return {s for s in (self.stage, *self.prompts, self.suite_prompt) if s is not None}
+        attached = {name for entry in self.prompts for name in _names(entry)}
+        return attached | {*_names(self.suite_prompt), *_names(self.stage)}
+
+    def attached(self, target: int) -> tuple[str, ...]:
+        """Return the stages whose prompt and adapter are attached to a target, by its number."""
+        return _names(self.prompts[target]) if self.prompts else ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,9 +128,9 @@ class EvaluatorPair:
     plain: Evaluator
     prompted: Evaluator | None
 
-    def for_prompt(self, prompt: str | None) -> Evaluator:
-        """Return the evaluator of a row that attaches this prompt, or none."""
-        return self.plain if prompt is None or self.prompted is None else self.prompted
+    def for_prompt(self, attaches: bool) -> Evaluator:
+        """Return the evaluator of a row that attaches a prompt, or none."""
+        return self.prompted if attaches and self.prompted is not None else self.plain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,8 +140,7 @@ class _LoadedRow:
     label: str
     directory: epath.Path
     base: str | None
-    params: Tree
-    origin: str
+    model: Loaded
     weights: Weights
     selection_split: Mapping[str, str]
 
@@ -186,9 +191,8 @@ class ComparisonEvaluator:
         self._check_shot_seeds()
 
     def _asking(self, suite: EvalConfig, model: EncoderDecoderModel) -> EvaluatorPair:
-        attached = any(row.suite_prompt for row in self._comparison.rows)
         prompted = None
-        if attached:
+        if any(self._prompt_of(_names(row.suite_prompt)) for row in self._comparison.rows):
             prompted = Evaluator(model, suite, self._partitioner, prompt_index=0)
         plain = Evaluator(model.without_prompt(), suite, self._partitioner)
         return EvaluatorPair(name="suite", plain=plain, prompted=prompted)
@@ -221,27 +225,26 @@ class ComparisonEvaluator:
             return recorded
         preemption.stop_if_reached()
         label = f"[{row.label}]" if seed is None else f"[{row.label}, seed {seed}]"
-        params, origin = self._load(row, weights, label)
         loaded = _LoadedRow(
             label=label,
             directory=directory,
             base=self._base_of(row),
-            params=params,
-            origin=origin,
+            model=self._load(row, weights, label),
             weights=weights,
             selection_split=_selection_split(list(results.values())),
         )
         targets = [
             result
-            for pair, prompt in zip(self._targets, self._prompts_of(row), strict=True)
-            for result in self._answer(loaded, pair, prompt)
+            for number, pair in enumerate(self._targets)
+            for result in self._answer(loaded, pair, row.attached(number))
         ]
-        suite = self._answer(loaded, self._suite, row.suite_prompt) if self._suite else []
+        to_suite = _names(row.suite_prompt)
+        suite = self._answer(loaded, self._suite, to_suite) if self._suite else []
         for shot_seed, pair in self._redrawn.items():
             place = directory / f"{report.REDRAWN}{shot_seed}"
             said = f"{label} demonstrations {shot_seed}:"
             redrawn = dataclasses.replace(loaded, directory=place, label=said)
-            self._answer(redrawn, pair, row.suite_prompt)
+            self._answer(redrawn, pair, to_suite)
         asked = [*targets, *suite]
         made = report.ReportRow(
             label=row.label,
@@ -269,6 +272,13 @@ class ComparisonEvaluator:
                 f"Row {row.label!r} of the comparison has {len(row.prompts)} prompts for "
                 f"{len(self._comparison.targets)} targets; name one (or None) for each."
             )
+        for names in [*map(_names, row.prompts), _names(row.suite_prompt)]:
+            prompts = [name for name in names if self._stages[name].prompt is not None]
+            if len(prompts) > 1:
+                raise UserError(
+                    f"Row {row.label!r} of the comparison attaches the prompts of {prompts} at "
+                    "once; a question has one prompt in front of it."
+                )
 
     def _check_tasks(self) -> None:
         """Refuse a task that is asked twice: a row keeps one file of answers per task."""
@@ -299,9 +309,10 @@ class ComparisonEvaluator:
 
     def _prompted(self) -> list[bool]:
         """For each target, whether any row attaches a prompt to it."""
-        columns = zip(*(row.prompts for row in self._comparison.rows if row.prompts), strict=True)
-        asked = [any(prompts) for prompts in columns]
-        return asked or [False] * len(self._comparison.targets)
+        return [
+            any(self._prompt_of(row.attached(number)) for row in self._comparison.rows)
+            for number in range(len(self._comparison.targets))
+        ]
 
     def _result(self, home: epath.Path, name: str) -> StageResult:
         result = StageResult.read(home / name)
@@ -311,21 +322,22 @@ class ComparisonEvaluator:
     def _base_of(self, row: Row) -> str | None:
         return self._comparison.base if row.stage is None else row.stage
 
-    def _prompts_of(self, row: Row) -> Sequence[str | None]:
-        return row.prompts or [None] * len(self._targets)
+    def _prompt_of(self, attached: Sequence[str]) -> str | None:
+        """Return the stage whose prompt is attached, of those that a row names."""
+        return next((name for name in attached if self._stages[name].prompt is not None), None)
 
-    def _load(self, row: Row, weights: Weights, label: str) -> tuple[Tree, str]:
-        """Read the row's model without a prompt onto the mesh, and say where it came from."""
+    def _load(self, row: Row, weights: Weights, label: str) -> Loaded:
+        """Read the row's model without a prompt onto the mesh."""
         model = self._model.without_prompt()
         wanted = laid_out(model.param_shapes(), model.param_axes(), self._partitioner)
         loaded = self._read(self._base_of(row), wanted, weights, label)
         if not row.shares:
-            return unflatten(loaded.arrays), loaded.origin
+            return loaded
         (share,) = row.shares
         base = self._read(self._comparison.base, wanted, weights, label)
         mixed = _interpolated(loaded.arrays, base.arrays, share)
         origin = f"{share:g} of {loaded.origin}; {1 - share:g} of {base.origin}"
-        return unflatten(mixed), origin
+        return Loaded(arrays=mixed, origins=dict.fromkeys(mixed, origin))
 
     def _read(self, base: str | None, wanted: Tree, weights: Weights, label: str) -> Loaded:
         loaded = weights.read(base, flatten(wanted), seed=0)
@@ -335,10 +347,17 @@ class ComparisonEvaluator:
         return loaded
 
     def _answer(
-        self, loaded: _LoadedRow, pair: EvaluatorPair, prompt: str | None
+        self, loaded: _LoadedRow, pair: EvaluatorPair, attached: Sequence[str]
     ) -> list[TaskResult]:
-        """Evaluate a row's model on the tasks of a pair, behind the prompt of a stage or none."""
-        params, prompt_origin = loaded.params, None
+        """Evaluate a row's model on the tasks of a pair, with what stages have to attach."""
+        model = loaded.model
+        for name in attached:
+            if self._stages[name].adapter is not None and not loaded.weights.holds_adapter(
+                loaded.base, name
+            ):
+                model = loaded.weights.with_adapter(model, name)
+        params, prompt_origin = unflatten(model.arrays), None
+        prompt = self._prompt_of(attached)
         if prompt is not None:
             table, prompt_origin = loaded.weights.prompt(prompt, seed=0, base=None)
             sharding = self._partitioner.sharding(PROMPT_AXES)
@@ -348,13 +367,20 @@ class ComparisonEvaluator:
             0,
             params,
             path=loaded.base,
-            origin=loaded.origin,
+            origin=model.origin,
             prompt_origin=prompt_origin,
             selection_split=loaded.selection_split,
         )
         with self._partitioner.activate():
-            evaluator = pair.for_prompt(prompt)
+            evaluator = pair.for_prompt(prompt is not None)
             return evaluator.run(params, f"{loaded.label} {pair.name}", run)
+
+
+def _names(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the stages that an entry of `Row.prompts` names."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def row_directory(home: epath.Path, row: Row) -> epath.Path:

@@ -22,7 +22,7 @@ from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
 from promot_t5x.runs import preflight, run_directory
-from promot_t5x.runs.weights import Weights
+from promot_t5x.runs.weights import Weights, adapter_paths
 from promot_t5x.training.state import Tree, flatten, laid_out, unflatten, with_prompt
 
 CHECKPOINT_MODES = ("specific", "all")
@@ -51,6 +51,7 @@ def evaluate(
     checkpoint_path: str | Sequence[str],
     checkpoint_mode: str = "specific",
     prompt_path: str | None = None,
+    adapter_path: str | Sequence[str] | None = None,
     prompt_mode: str | None = None,
     questions: EvalConfig,
     output_dir: str,
@@ -67,7 +68,9 @@ def evaluate(
       in one is left behind.
     - `checkpoint_mode`: `specific`, or `all` for every checkpoint in those directories.
     - `prompt_path`: a prompt file to attach, or none to ask without one.
-    - `prompt_mode`: with a prompt, whether it is `kept` (the default), `removed`, or `both`.
+    - `adapter_path`: an adapter to attach, or several, of stages or of peft; none has none.
+    - `prompt_mode`: whether the prompt and the adapters are `kept` (the default), `removed`, or
+      `both`.
     - `questions`: the tasks, and how answers are decoded.
     - `partitioner`: the mesh.
     - `output_dir`: gets `config.gin` and `inference_eval/`; where there are several checkpoints or
@@ -83,10 +86,12 @@ def evaluate(
         questions=questions,
         output_dir=output_dir,
         prompt_path=prompt_path,
+        adapter_path=adapter_path,
     )
     directory = user_path(output_dir, "EVAL_OUTPUT_DIR")
     model = with_prompt_table(model, prompt_path)
-    modes = _prompt_modes(prompt_path, prompt_mode)
+    adapters = adapter_paths(adapter_path)
+    modes = _prompt_modes(bool(prompt_path or adapters), prompt_mode)
     paths = [checkpoint_path] if isinstance(checkpoint_path, str) else list(checkpoint_path)
     checkpoints = find_checkpoints(paths, checkpoint_mode)
     models = {mode: model if mode == "kept" else model.without_prompt() for mode in modes}
@@ -94,6 +99,8 @@ def evaluate(
     for checkpoint in checkpoints:
         weights.check(checkpoint.path, {}, "base")
     weights.check(prompt_path, {}, "prompt")
+    for adapter in adapters:
+        weights.check(adapter, {}, "adapter")
     # One prompt precedes whatever is asked behind it; several belong to a task each.
     index = 0 if models[modes[0]].prompt_shape[0] == 1 else None
     evaluators = {
@@ -103,14 +110,15 @@ def evaluate(
     run_directory.claim(directory, config.resolved_str(), macro="EVAL_OUTPUT_DIR")
 
     found = {}
+    what = "prompt" if prompt_path else "adapter"
     for checkpoint in checkpoints:
         for mode in modes:
             name = "_".join(
-                [checkpoint.label] * (len(checkpoints) > 1) + [f"prompt_{mode}"] * (len(modes) > 1)
+                [checkpoint.label] * (len(checkpoints) > 1) + [f"{what}_{mode}"] * (len(modes) > 1)
             )
-            attached = prompt_path if mode == "kept" else None
+            attached = (prompt_path, adapters) if mode == "kept" else (None, ())
             place = directory / name
-            params, run = load(weights, checkpoint, attached, place, models[mode], partitioner)
+            params, run = load(weights, checkpoint, *attached, place, models[mode], partitioner)
             with partitioner.activate():
                 found[name] = evaluators[mode].run(params, f"[{name or 'evaluate'}]", run)
             del params
@@ -135,17 +143,20 @@ def load(
     weights: Weights,
     checkpoint: Checkpoint,
     prompt_path: str | None,
+    adapters: Sequence[str],
     directory: epath.Path,
     model: EncoderDecoderModel,
     partitioner: Partitioner,
 ) -> tuple[Tree, EvalRun]:
-    """Read a checkpoint onto the mesh, with a prompt if there is one.
+    """Read a checkpoint onto the mesh, with adapters in its kernels and a prompt if there are any.
 
     **Returns:** the parameters, and what identifies an evaluation with them in `directory`.
     """
     plain = model.without_prompt()
     wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
     loaded = weights.read(checkpoint.path, flatten(wanted), seed=0)
+    for adapter in adapters:
+        loaded = weights.with_adapter(loaded, adapter)
     params, prompt_origin = unflatten(loaded.arrays), None
     if prompt_path:
         table, prompt_origin = weights.prompt(prompt_path, seed=0, base=checkpoint.path)
@@ -228,15 +239,17 @@ def _step_of(path: str) -> int:
     return steps[-1] if steps else 0
 
 
-def _prompt_modes(prompt_path: str | None, mode: str | None) -> list[str]:
+def _prompt_modes(attached: bool, mode: str | None) -> list[str]:
     if mode not in (None, *PROMPT_MODES):
         raise UserError(
             f"PROMPT_MODE = {mode!r} must be one of {', '.join(PROMPT_MODES)}."
             f"{did_you_mean(str(mode), PROMPT_MODES)}"
         )
-    if prompt_path is None and mode in ("kept", "both"):
-        raise UserError(f"PROMPT_MODE = {mode!r} needs a prompt: set PROMPT_FILE.")
-    if prompt_path is None:
+    if not attached and mode in ("kept", "both"):
+        raise UserError(
+            f"PROMPT_MODE = {mode!r} needs a prompt or an adapter: set PROMPT_FILE or ADAPTER_FILE."
+        )
+    if not attached:
         return ["removed"]
     return ["kept", "removed"] if mode == "both" else [mode or "kept"]
 

@@ -34,7 +34,7 @@ from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.paths import user_path
 from promot_t5x.runs import preflight, run_directory
 from promot_t5x.runs.eval import Checkpoint, load, with_prompt_table
-from promot_t5x.runs.weights import Weights
+from promot_t5x.runs.weights import Weights, adapter_paths
 from promot_t5x.tasks import dialects, files
 
 OUTPUT_FILE = "answers.jsonl"
@@ -93,6 +93,7 @@ def infer(
     model: EncoderDecoderModel,
     checkpoint_path: str,
     prompt_path: str | None = None,
+    adapter_path: str | Sequence[str] | None = None,
     questions: InferConfig,
     output_dir: str | None,
     partitioner: Partitioner,
@@ -104,6 +105,7 @@ def infer(
     - `model`: the network with its vocabulary; without a prompt table it takes the file's.
     - `checkpoint_path`: a checkpoint of any format; a prompt in it is left behind.
     - `prompt_path`: a prompt file to attach, or none to ask without one.
+    - `adapter_path`: an adapter to attach, or several, of stages or of peft; none has none.
     - `questions`: the inputs, and how answers are decoded.
     - `partitioner`: the mesh.
     - `output_dir`: gets `answers.jsonl` and `config.gin`; without it the answers go to standard
@@ -117,11 +119,15 @@ def infer(
         questions=questions,
         output_dir=output_dir,
         prompt_path=prompt_path,
+        adapter_path=adapter_path,
     )
     model = with_prompt_table(model, prompt_path) if prompt_path else model.without_prompt()
     weights = Weights(model)
     weights.check(checkpoint_path, {}, "base")
     weights.check(prompt_path, {}, "prompt")
+    adapters = adapter_paths(adapter_path)
+    for adapter in adapters:
+        weights.check(adapter, {}, "adapter")
     rows = primary_process_result(lambda: read_rows(questions.input_file))
     encoded, cut = _encode(model, questions, rows)
     kept = questions.method.num_decodes if questions.all_decodes else 1
@@ -133,7 +139,7 @@ def infer(
 
     checkpoint = Checkpoint(path=checkpoint_path, label="", step=0)
     home = directory or epath.Path(".")
-    params, run = load(weights, checkpoint, prompt_path, home, model, partitioner)
+    params, run = load(weights, checkpoint, prompt_path, adapters, home, model, partitioner)
     journal = None
     if directory is not None:
         journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.weights))

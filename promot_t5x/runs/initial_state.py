@@ -15,11 +15,13 @@ import numpy as np
 
 from promot_t5x import config, versions
 from promot_t5x.checkpoints import hashing
+from promot_t5x.checkpoints.adapters import ADAPTER_KEY
 from promot_t5x.checkpoints.restoring import Restored
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.data.batches import Batches
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
+from promot_t5x.network.lora import adapters_of
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
@@ -85,7 +87,7 @@ def initial_state(
     found = restore_or_initialize(stage, program, saver, weights, partitioner)
     for line in describe(found, stage, saver):
         report(line)
-    metadata = run_metadata(stage, found, data)
+    metadata = run_metadata(stage, program, found, data)
     if found.restored is not None:
         check_resumable(stage, found.restored, metadata.at(found.restored.step, data))
         for line in warnings(found.restored):
@@ -138,7 +140,9 @@ def describe(found: InitialState, stage: Stage, saver: Checkpoints) -> list[str]
     return lines
 
 
-def run_metadata(stage: Stage, found: InitialState, data: Batches) -> RunMetadata:
+def run_metadata(
+    stage: Stage, program: StageProgram, found: InitialState, data: Batches
+) -> RunMetadata:
     """Return what the stage's checkpoints say of the run."""
     base, frozen = found.train_state.base, found.train_state.frozen
     frozen_hash = hashing.content_hash(state.merge(base, frozen))
@@ -162,6 +166,8 @@ def run_metadata(stage: Stage, found: InitialState, data: Batches) -> RunMetadat
             "examples": data.contents,
         },
     }
+    if (lora := program.model.config.lora) is not None:
+        constant |= {ADAPTER_KEY: dataclasses.asdict(lora), "adapter_path": str(stage.adapter)}
     base_hash = None
     if state.flatten(found.train_state.trainable).keys() <= {PROMPT_PATH}:
         base_hash = hashing.content_hash(frozen) if base else frozen_hash
@@ -222,13 +228,20 @@ def _load(
     wanted: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Loaded:
     """Read parameters from where the stage says that they come from; each process its shards."""
-    model = {path: leaf for path, leaf in wanted.items() if path != PROMPT_PATH}
+    adapters = adapters_of(wanted)
+    model = {p: leaf for p, leaf in wanted.items() if p != PROMPT_PATH and p not in adapters}
     loaded = weights.read(stage.base, model, seed=stage.random_seed)
-    if (leaf := wanted.get(PROMPT_PATH)) is None:
-        return loaded
-    table, origin = weights.prompt(stage.prompt, seed=stage.random_seed, base=stage.base)
-    placed = partitioner.place(table.astype(leaf.dtype), leaf.sharding)
-    return Loaded(
-        arrays={**loaded.arrays, PROMPT_PATH: placed},
-        origins={**loaded.origins, PROMPT_PATH: origin},
-    )
+    arrays, origins = dict(loaded.arrays), dict(loaded.origins)
+    if (leaf := wanted.get(PROMPT_PATH)) is not None:
+        table, origin = weights.prompt(stage.prompt, seed=stage.random_seed, base=stage.base)
+        arrays[PROMPT_PATH] = partitioner.place(table.astype(leaf.dtype), leaf.sharding)
+        origins[PROMPT_PATH] = origin
+    if adapters:
+        assert stage.adapter is not None  # or the model would have none
+        parts, origin = weights.adapter(stage.adapter, adapters, seed=stage.random_seed)
+        for path, leaf in adapters.items():
+            part = parts[path]
+            cast = part if part.dtype == leaf.dtype else part.astype(leaf.dtype)
+            arrays[path] = partitioner.place(cast, leaf.format)
+            origins[path] = origin
+    return Loaded(arrays=arrays, origins=origins)

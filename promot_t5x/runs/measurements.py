@@ -18,7 +18,6 @@ from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult, mean_score
 from promot_t5x.evaluation.validation_loss import ValidationLoss
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.runs import goodput
 from promot_t5x.runs.metric_writer import ALIGNMENT, EvaluationEvents
 from promot_t5x.runs.stages import Stage
@@ -39,6 +38,7 @@ class Evaluators:
     suite: Evaluator | None
     alignment: alignment.Alignment | None
     drift: drift.Drift | None
+    in_context: EncoderDecoderModel
 
     @property
     def selection_split(self) -> dict[str, str]:
@@ -71,6 +71,7 @@ def evaluators(
     - `trained`: the same with the stage's own label smoothing.
     """
     target, validation_loss, drifted = None, None, None
+    in_context = stage.in_context(model)
     if stage.evaluation:
         target = Evaluator(model, stage.evaluation, partitioner)
         pack = bool(stage.train_dataset.pack)
@@ -79,10 +80,13 @@ def evaluators(
             trained, stage.evaluation, questions, partitioner, pack=pack
         )
         if stage.drift:
-            drifted = drift.Drift(model, stage.evaluation, questions, partitioner, pack=pack)
+            length = model.prompt_shape[1]
+            drifted = drift.Drift(
+                in_context, length, stage.evaluation, questions, partitioner, pack=pack
+            )
     suite, aligned = None, None
     if stage.suite and stage.suite_period:
-        suite = Evaluator(model.without_prompt(), stage.suite, partitioner)
+        suite = Evaluator(in_context, stage.suite, partitioner)
     if stage.alignment:
         data = stage.train_dataset
         aligned = alignment.Alignment(model, stage.alignment, data, partitioner)
@@ -93,6 +97,7 @@ def evaluators(
         suite=suite,
         alignment=aligned,
         drift=drifted,
+        in_context=in_context,
     )
 
 
@@ -163,11 +168,11 @@ class Measurements:
         return step % period == 0 or step == self.stage.train_steps
 
     def evaluate_suite(self, train_state: state.TrainState, step: int) -> None:
-        """Evaluate the suite without the prompt, if it is due and not on file already."""
+        """Evaluate the suite without what is attached, if it is due and not on file already."""
         suite = self.evaluators.suite
         if suite is None or not self.suite_is_due(step):
             return
-        params = _without_prompt(train_state.params)
+        params = self._in_context(train_state.params)
         directory = self.directory / SUITE_DIRECTORY
         run = self._eval_run(directory, step, params)
         with self.evaluators.partitioner.activate():
@@ -201,7 +206,7 @@ class Measurements:
             return {}
         base = state.merge(train_state.base, train_state.frozen)
         drifts = self.evaluators.drift.measure(
-            _without_prompt(train_state.params), _without_prompt(base), self.token_cache
+            self._in_context(train_state.params), self._in_context(base), self.token_cache
         )
         if processes.is_primary():
             drift.write(self.directory, step, drifts)
@@ -241,8 +246,5 @@ class Measurements:
             selection_split=self.evaluators.selection_split,
         )
 
-
-def _without_prompt(params: state.Tree) -> state.Tree:
-    flat = state.flatten(params)
-    flat.pop(PROMPT_PATH, None)
-    return state.unflatten(flat)
+    def _in_context(self, params: state.Tree) -> state.Tree:
+        return state.only(params, self.evaluators.in_context.param_shapes())

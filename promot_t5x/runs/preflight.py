@@ -5,7 +5,7 @@ but the partitioner. The command's function calls it first. Paths are read as `p
 reads them; whether something is there, and may be written, only a start can say.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promot_t5x.config import validation
@@ -16,6 +16,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.paths import user_path
 from promot_t5x.runs.loggers import check as check_loggers
 from promot_t5x.runs.stages import Stage
+from promot_t5x.runs.weights import Weights, adapter_paths
 from promot_t5x.training import state
 
 
@@ -23,7 +24,7 @@ def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str, loggers: 
     """Raise `UserError` for values that `train` does not take."""
     check_loggers(loggers)
     user_path(model_dir, "MODEL_DIR")
-    _check_stage(model, stage, ())
+    _check_stage(model, stage, {})
     if stage.suite and not stage.suite_period:
         raise UserError(
             "SUITE names tasks to evaluate while the stage trains, but not how often: set "
@@ -48,7 +49,7 @@ def promot(
         raise UserError(f"Two stages share a name: {names}.")
     _check_seeds(seeds)
     for index, stage in enumerate(stages):
-        _check_stage(model, stage, names[:index])
+        _check_stage(model, stage, {s.name: s for s in stages[:index]})
     for questions in (*comparison.targets, comparison.suite):
         _check_questions(questions)
 
@@ -60,6 +61,7 @@ def evaluate(
     questions: EvalConfig,
     output_dir: str,
     prompt_path: str | None = None,
+    adapter_path: str | Sequence[str] | None = None,
     **modes: Any,
 ) -> None:
     """Raise `UserError` for values that `eval` does not take."""
@@ -70,6 +72,7 @@ def evaluate(
         user_path(path, "CHECKPOINT_PATH")
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
+    _check_adapters(adapter_path)
     _check_questions(questions)
 
 
@@ -80,31 +83,42 @@ def infer(
     questions: Any,
     output_dir: str | None,
     prompt_path: str | None = None,
+    adapter_path: str | Sequence[str] | None = None,
 ) -> None:
     """Raise `UserError` for values that `infer` does not take."""
     del model
     user_path(checkpoint_path, "CHECKPOINT_PATH")
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
+    _check_adapters(adapter_path)
     if output_dir is not None:
         user_path(output_dir, "INFER_OUTPUT_DIR")
     if questions.input_file != "-":
         user_path(questions.input_file, "INPUT_FILE")
 
 
-def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Collection[str]) -> None:
-    """Refuse a stage's values; `earlier` are the names of the stages that run before it."""
+def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Mapping[str, Stage]) -> None:
+    """Refuse a stage's values; `earlier` are the stages that run before it, by name."""
     where = f"stage {stage.name!r}: "
     if stage.base is not None and stage.base not in earlier:
         user_path(stage.base, f"{where}INITIAL_CHECKPOINT_PATH")
     if isinstance(stage.prompt, str) and stage.prompt not in earlier:
         user_path(stage.prompt, f"{where}PROMPT_FILE")
+    by_path = isinstance(stage.adapter, str) and stage.adapter not in earlier
+    if by_path:
+        user_path(stage.adapter, f"{where}ADAPTER_FILE")
     data = stage.train_dataset
     sources.check_names([data.mixture_or_task_name], data.module)
     for questions in (stage.evaluation, stage.suite):
         _check_questions(questions)
-    bound = model if stage.prompt is not None else model.without_prompt()
-    state.split(bound.param_shapes(), stage.trainable)
+    if not by_path:  # whose kernels its file names; the stage looks at them before it begins
+        bound = Weights(model, earlier).model_of(stage)
+        state.split(bound.param_shapes(), stage.trainable)
+
+
+def _check_adapters(given: str | Sequence[str] | None) -> None:
+    for path in adapter_paths(given):
+        user_path(path, "ADAPTER_FILE")
 
 
 def _check_questions(questions: EvalConfig | None) -> None:

@@ -1,15 +1,17 @@
 """A stage is data: what trains, from which weights, with which prompt, on which examples.
 
-ProMoT's two stages, standard fine-tuning, prompt tuning, joint tuning and a fixed random prompt
-differ only in the values of a `Stage`:
+ProMoT's two stages, standard fine-tuning, prompt tuning, joint tuning, a fixed random prompt and
+LoRA differ only in the values of a `Stage`:
 
-| stage                | trainable                  | prompt                  |
-|----------------------|----------------------------|-------------------------|
-| ProMoT stage one     | `encoder/prompt/.*`        | an initializer          |
-| ProMoT stage two     | `(?!encoder/prompt/).*`    | `'stage_one'`           |
-| standard fine-tuning | `.*`                       | none                    |
-| joint tuning         | `.*`                       | an initializer          |
-| fixed random prompt  | `(?!encoder/prompt/).*`    | an initializer          |
+| stage                | trainable | prompt         | adapter       |
+|----------------------|-----------|----------------|---------------|
+| ProMoT stage one     | `prompt`  | an initializer | none          |
+| ProMoT stage two     | `model`   | `'stage_one'`  | none          |
+| standard fine-tuning | `all`     | none           | none          |
+| joint tuning         | `all`     | an initializer | none          |
+| fixed random prompt  | `model`   | an initializer | none          |
+| LoRA                 | `adapter` | none           | `LoRA()`      |
+| stage two behind it  | `model`   | none           | `'stage_one'` |
 """
 
 import dataclasses
@@ -23,8 +25,10 @@ from promot_t5x.config import validation
 from promot_t5x.data import batches
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.models.objectives import Objective
-from promot_t5x.training import adafactor
+from promot_t5x.network.lora import LoRA, adapters_of
+from promot_t5x.training import adafactor, state
 from promot_t5x.training.alignment import AlignmentConfig
 
 DTYPES = ("float32", "bfloat16")
@@ -74,23 +78,28 @@ class Stage:
     **Attributes:**
 
     - `name`: the stage's directory within a run of several stages, and what later ones call it.
-    - `trainable`: regular expressions over whole parameter paths; what matches none is frozen.
+    - `trainable`: what trains: `prompt`, `adapter`, `model` (all but these two), `all`, or regular
+      expressions over whole parameter paths; what matches none is frozen.
     - `base`: the weights to start from: a checkpoint's path, the name of an earlier stage, or
-      none for random ones. A prompt in it is left behind.
+      none for random ones. A prompt in it is left behind; an adapter that the stage trained is
+      merged into its kernels.
     - `prompt`: an initializer of `prompt_init` for a new prompt, the name of an earlier stage or
       a file for a trained one, or none to train without.
+    - `adapter`: `lora.LoRA` for new adapters, the name of an earlier stage or a path (a stage's
+      directory, a checkpoint, an adapter of peft) for trained ones, or none to train without.
     - `train_dataset`: see `DatasetConfig`.
     - `evaluation`: how the target's validation score is taken, which chooses the best checkpoint;
       none keeps the last one.
     - `best_ties`: of equally good checkpoints, the one with the least teacher-forced validation
       `loss` is the best, or the `earliest`, or the `latest`.
-    - `suite`, `suite_period`: tasks that the model is asked without its prompt before the first
-      step, every so many steps and after the last: what it can still do in context. Without a
-      period they are not asked while the stage trains.
+    - `suite`, `suite_period`: tasks that the model is asked, before the first step, every so many
+      steps and after the last: what it can still do in context. It is asked without its prompt,
+      and without adapters that do not train. Without a period they are not asked while the stage
+      trains.
     - `alignment`: measure gradient alignment at step 0, with every validation score, and at the
       steps that it names.
-    - `drift`: measure how far the model has gone from what it was, without its prompt, at step 0
-      and with every validation score; needs an `evaluation`.
+    - `drift`: measure how far the model, as the suite is asked of it, has gone from what it was, at
+      step 0 and with every validation score; needs an `evaluation`.
     - `train_steps`: updates of this stage, whatever came before it.
     - `optimizer`: called as `optimizer(learning_rate=schedule)`; any optax optimizer fits.
     - `learning_rate`: schedule from the stage's own step to a rate.
@@ -120,6 +129,7 @@ class Stage:
     trainable: Sequence[str]
     base: str | None
     prompt: Any = None
+    adapter: LoRA | str | None = None
     train_dataset: DatasetConfig
     evaluation: EvalConfig | None = None
     best_ties: str = "loss"
@@ -149,6 +159,19 @@ class Stage:
         """Whether what trains is kept as it was at the stage's beginning, beside what it is."""
         return self.drift or (self.objective is not None and self.objective.needs_base)
 
+    def in_context(self, model: EncoderDecoderModel) -> EncoderDecoderModel:
+        """Return the stage's model as the suite is asked of it.
+
+        It has no prompt, and adapters only where they train.
+        """
+        plain = model.without_prompt()
+        return plain if self.trains_adapter(model) else plain.with_lora(None)
+
+    def trains_adapter(self, model: EncoderDecoderModel) -> bool:
+        """Whether adapters train, given the stage's model."""
+        adapters = adapters_of(state.flatten(model.param_shapes()))
+        return bool(state.trained_paths(adapters, self.trainable))
+
     def with_seed(self, seed: int) -> "Stage":
         """Return the stage with another seed of dropout, of what is new and of the data."""
         data = dataclasses.replace(self.train_dataset, seed=seed)
@@ -163,6 +186,11 @@ class Stage:
             raise UserError(
                 f"stage {self.name!r}: trainable = {self.trainable!r} must be a list of patterns, "
                 "as in ['encoder/.*']."
+            )
+        if not isinstance(self.adapter, LoRA | str | None):
+            raise UserError(
+                f"stage {self.name!r}: adapter = {self.adapter!r} must be @lora.LoRA(), an earlier "
+                "stage, a path, or None."
             )
         if self.best_mode not in ("max", "min"):
             raise UserError(

@@ -106,14 +106,14 @@ class Trainer:
     ):
         self.stage, self._weights, self._partitioner = stage, weights, partitioner
         self._label = f"[{stage.name}]"
-        self._model = model if stage.prompt is not None else model.without_prompt()
         data = stage.train_dataset
         partitioner.check_batch(data.batch_size, f"stage {stage.name!r}: BATCH_SIZE")
         if stage.microbatches > 1:
             rows = data.batch_size // stage.microbatches
             partitioner.check_batch(rows, f"stage {stage.name!r}: BATCH_SIZE / microbatches")
-        for what in ("base", "prompt"):
+        for what in ("base", "prompt", "adapter"):
             weights.check(getattr(stage, what), earlier or {}, what)
+        self._model = weights.model_of(stage)
         shapes = self._model.param_shapes()
         state.split(shapes, stage.trainable)
         partitioner.shard_tree(self._model.param_axes(), shapes)

@@ -6,7 +6,8 @@ nothing is read that is not asked for.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +16,15 @@ from etils import epath
 from jaxtyping import Float
 
 from promot_t5x.checkpoints import pretrained_names, prompt_file
+from promot_t5x.checkpoints.adapters import open_adapter
 from promot_t5x.checkpoints.formats.reading import NotACheckpointError
 from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network import lora
+from promot_t5x.network.lora import LoRA
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.runs.stages import Stage
@@ -49,7 +53,7 @@ class Loaded:
 
 
 class Weights:
-    """Finds weights and prompts by reference: an earlier stage's name, or a path."""
+    """Finds weights, prompts and adapters by reference: an earlier stage's name, or a path."""
 
     def __init__(
         self,
@@ -70,13 +74,13 @@ class Weights:
         self._directory = directory or epath.Path(".")
 
     def check(self, reference: Any, earlier: Mapping[str, Stage], what: str) -> None:
-        """Raise `UserError` where a base or prompt can be neither found nor used.
+        """Raise `UserError` where a base, prompt or adapter can be neither found nor used.
 
         **Arguments:**
 
         - `reference`: as a `Stage` has it.
         - `earlier`: the stages that will have run by then.
-        - `what`: `base` or `prompt`, for the message.
+        - `what`: `base`, `prompt` or `adapter`, for the message.
         """
         if not isinstance(reference, str) or reference in earlier:
             return
@@ -93,6 +97,9 @@ class Weights:
                 f"{named if what == 'base' else ''}, nor a path that exists."
                 f"{did_you_mean(reference, known)}"
             )
+        if what == "adapter":
+            open_adapter(reference, self._model.config)
+            return
         if what == "prompt":
             prompt_file.load_prompt(reference, shape=self._model.prompt_shape)
             return
@@ -119,9 +126,11 @@ class Weights:
         """
         arrays: dict[str, Any] = {}
         origins: dict[str, str] = {}
+        adapted: list[tuple[str, set[str]]] = []
         while rest := {path: leaf for path, leaf in wanted.items() if path not in arrays}:
             if reference is None:
-                found, origin = self._random(rest, seed), f"scratch (seed {seed})"
+                model = self._model.without_prompt()
+                found, origin = self._random(rest, seed, model), f"scratch (seed {seed})"
             elif (stage := self._stages.get(reference)) is None:
                 found = open_checkpoint(reference, self._model.config).read(rest)
                 origin = f"the base {reference}"
@@ -131,10 +140,103 @@ class Weights:
                 trained = result.trained()
                 found = trained.read({p: leaf for p, leaf in rest.items() if p in trained.shapes})
                 origin = f"this run: stage {reference}, step {result.step}"
+                if any(map(lora.is_adapter, trained.shapes)):
+                    adapted.append((reference, set(rest)))
                 reference, seed = stage.base, stage.random_seed
             arrays |= found
             origins |= dict.fromkeys(found, origin)
-        return Loaded(arrays={p: arrays[p] for p in wanted}, origins=origins)
+        loaded = Loaded(arrays={p: arrays[p] for p in wanted}, origins=origins)
+        for name, paths in reversed(adapted):
+            loaded = self.with_adapter(loaded, name, within=paths)
+        return loaded
+
+    def model_of(self, stage: Stage) -> EncoderDecoderModel:
+        """Return the model that a stage trains: with a prompt table and adapters if it has them."""
+        model = self._model if stage.prompt is not None else self._model.without_prompt()
+        return model.with_lora(self.lora(stage.adapter))
+
+    def lora(self, reference: LoRA | str | None) -> LoRA | None:
+        """Return which kernels an adapter is of, and how.
+
+        **Arguments:**
+
+        - `reference`: as a `Stage` has it.
+        """
+        if not isinstance(reference, str):
+            return reference
+        if (stage := self._stages.get(reference)) is None:
+            return open_adapter(reference, self._model.config).lora
+        if stage.adapter is None:
+            raise UserError(f"Stage {reference!r} has no adapter to give to another one.")
+        return self.lora(stage.adapter)
+
+    def adapter(
+        self, reference: LoRA | str, wanted: Mapping[str, jax.ShapeDtypeStruct], *, seed: int
+    ) -> tuple[dict[str, Any], str]:
+        """Return the matrices of adapters, and where they came from.
+
+        **Arguments:**
+
+        - `reference`: as a `Stage` has it.
+        - `wanted`: the matrices by path, in the dtype and sharding in which new ones are to lie;
+          trained ones are numpy's, float32.
+        - `seed`: of new ones.
+        """
+        if isinstance(reference, LoRA):
+            model = self._model.without_prompt().with_lora(reference)
+            return self._random(wanted, seed, model), f"scratch: adapters (seed {seed})"
+        if reference not in self._stages:
+            arrays = open_adapter(reference, self._model.config).arrays
+            return dict(arrays), f"the adapter {reference}"
+        stage, result = self._stages[reference], self._result(reference)
+        trained = result.trained()
+        if not any(map(lora.is_adapter, trained.shapes)):
+            # The stage kept its adapter frozen, so its adapter is the one that it started with.
+            assert stage.adapter is not None  # as `lora` has checked
+            return self.adapter(stage.adapter, wanted, seed=stage.random_seed)
+        plain = {p: jax.ShapeDtypeStruct(a.shape, np.float32) for p, a in wanted.items()}
+        return trained.read(plain), f"this run: stage {reference}, step {result.step}"
+
+    def holds_adapter(self, base: str | None, reference: str) -> bool:
+        """Whether a stage's weights, as `read` gives them, hold an adapter already.
+
+        **Arguments:**
+
+        - `base`: the stage of the weights, or what they are otherwise.
+        - `reference`: the stage of the adapter.
+        """
+        source, trainer = self._stages[reference], reference
+        while not source.trains_adapter(self.model_of(source)):
+            if not isinstance(source.adapter, str) or source.adapter not in self._stages:
+                return False
+            trainer, source = source.adapter, self._stages[source.adapter]
+        while base is not None and base in self._stages and base != trainer:
+            base = self._stages[base].base
+        return base == trainer
+
+    def with_adapter(
+        self, loaded: Loaded, reference: str, *, within: Collection[str] | None = None
+    ) -> Loaded:
+        """Merge an adapter into the kernels that it is of.
+
+        **Arguments:**
+
+        - `loaded`: parameters of the model; its kernels stay as they are, others take their place.
+        - `reference`: an earlier stage, or a path.
+        - `within`: the paths of the kernels that it may change; None for all.
+        """
+        settings = self.lora(reference)
+        assert settings is not None
+        shapes = flatten(self._model.without_prompt().with_lora(settings).param_shapes())
+        parts, origin = self.adapter(reference, lora.adapters_of(shapes), seed=0)
+        arrays, origins = dict(loaded.arrays), dict(loaded.origins)
+        for path in sorted({lora.kernel_of(part) for part in parts}):
+            if path in arrays and (within is None or path in within):
+                a, b = (parts[part] for part in lora.parts_of(path))
+                merge = _merger(getattr(arrays[path], "format", None))
+                arrays[path] = merge(arrays[path], a, b, settings.scale)
+                origins[path] = f"{origins[path]}, with the adapter of {origin}"
+        return Loaded(arrays=arrays, origins=origins)
 
     def prompt(
         self, reference: Any, *, seed: int, base: str | None
@@ -181,11 +283,34 @@ class Weights:
             )
         return result
 
-    def _random(self, wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    def _random(
+        self, wanted: Mapping[str, Any], seed: int, model: EncoderDecoderModel
+    ) -> dict[str, Any]:
         def draw(key: Any) -> dict[str, Any]:
-            drawn = flatten(self._model.without_prompt().initial_params(key))
+            drawn = flatten(model.initial_params(key))
             return {path: drawn[path].astype(leaf.dtype) for path, leaf in wanted.items()}
 
         formats = {path: leaf.format for path, leaf in wanted.items()}
         drawn = jax.jit(draw, out_shardings=formats)(jax.random.key(seed))
         return {p: a if formats[p].sharding else np.asarray(a) for p, a in drawn.items()}
+
+
+def adapter_paths(given: str | Sequence[str] | None) -> Sequence[str]:
+    """Return the adapters that ADAPTER_FILE names."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+@functools.cache
+def _merger(where: Any) -> Callable[..., Any]:
+    """Return `lora.merged` for kernels that lie so; where None, for numpy's."""
+    if where is None:
+        return lora.merged
+    compiled = jax.jit(lora.merged, static_argnums=3, out_shardings=where)
+
+    def merge(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return compiled(*arguments)
+
+    return merge

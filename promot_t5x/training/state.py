@@ -7,7 +7,7 @@ costs neither weight gradients nor their memory.
 import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -20,9 +20,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
+from promot_t5x.network.lora import LORA_A, LORA_B
 from promot_t5x.network.prompt import PROMPT_PATH
 
 Tree = dict[str, Any]
+
+# What trains, by name; everything else is a pattern.
+PARTS = {
+    "prompt": r"encoder/prompt/.*",
+    "adapter": rf".*/({LORA_A}|{LORA_B})",
+    "model": rf"(?!encoder/prompt/)(?!.*/({LORA_A}|{LORA_B})$).*",
+    "all": r".*",
+}
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -66,18 +75,19 @@ def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tre
 
     **Arguments:**
 
-    - `patterns`: regular expressions; a parameter trains if one of them matches the whole of its
-      path, such as `encoder/prompt/prompt`.
+    - `patterns`: names of `PARTS` or regular expressions; a parameter trains if one of them matches
+      the whole of its path, such as `encoder/prompt/prompt`.
 
     **Raises:** `UserError` for a pattern that matches nothing.
     """
     flat = flatten(params)
-    for pattern in patterns:
+    for given in patterns:
+        pattern = PARTS.get(given, given)
         try:
             re.compile(pattern)
         except re.error as error:
             raise UserError(
-                f"stages.Stage.trainable has {pattern!r}, which is no regular expression: {error}."
+                f"stages.Stage.trainable has {given!r}, which is no regular expression: {error}."
             ) from error
         if not any(re.fullmatch(pattern, path) for path in flat):
             # A pattern is nearest to the paths that look like it without its special characters.
@@ -86,22 +96,39 @@ def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tre
             shorter |= {path[: len(plain)]: path for path in flat}
             near = difflib.get_close_matches(plain, [*shorter, *flat], n=1, cutoff=0.0)
             hint = f" The nearest is {shorter.get(near[0], near[0])!r}." if near else ""
-            prompt = " A prompt exists only where PROMPT_LENGTH and NUM_PROMPTS are above 0."
+            adapter = " Adapters exist only where the stage has some (stages.Stage.adapter)."
+            known = {
+                "prompt": " A prompt exists only where PROMPT_LENGTH and NUM_PROMPTS are above 0.",
+                "adapter": adapter,
+                "lora": adapter,
+            }
             raise UserError(
-                f"stages.Stage.trainable has {pattern!r}, which matches none of the model's "
+                f"stages.Stage.trainable has {given!r}, which matches none of the model's "
                 f"{len(flat)} parameters; a pattern must match the whole path.{hint}"
-                + (prompt if "prompt" in pattern else "")
+                + next((said for word, said in known.items() if word in given), "")
             )
-    chosen = {p for p in flat if any(re.fullmatch(pattern, p) for pattern in patterns)}
+    chosen = set(trained_paths(flat, patterns))
     return (
         unflatten({p: a for p, a in flat.items() if p in chosen}),
         unflatten({p: a for p, a in flat.items() if p not in chosen}),
     )
 
 
+def trained_paths(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Return those of the paths that names of `PARTS` or patterns let train."""
+    found = [PARTS.get(given, given) for given in patterns]
+    return [path for path in paths if any(re.fullmatch(pattern, path) for pattern in found)]
+
+
 def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
     """Join what `split` parted."""
     return unflatten({**flatten(frozen), **flatten(trainable)})
+
+
+def only(params: Mapping[str, Any], model: Mapping[str, Any]) -> Tree:
+    """Return the parameters that a model of these parameters has too."""
+    wanted = flatten(model)
+    return unflatten({path: leaf for path, leaf in flatten(params).items() if path in wanted})
 
 
 def with_prompt(params: Mapping[str, Any], table: Any) -> Tree:

@@ -469,7 +469,7 @@ def test_nothing_is_overwritten(written, tmp_path, capsys):
     ("words", "said"),
     [
         ([], "name the checkpoint to convert"),
-        (["{src}"], "promot-t5x convert SRC DST --to {promot,t5x,t5x-legacy,hf}"),
+        (["{src}"], "promot-t5x convert SRC DST --to {promot,t5x,t5x-legacy,hf,peft}"),
         (["{src}", "x", "--to", "gguf"], "invalid choice: 'gguf'"),
         (["{src}", "x", "--to", "hf", "--scanned"], "--to hf has none"),
         (["{src}", "x", "--to", "t5x", "--scanned", "--bias", "shared"], "bias in every layer"),

@@ -25,6 +25,7 @@ from promot_t5x.data.batch_rows import Shape
 from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.errors import UserError
 from promot_t5x.models.objectives import KLToBase
+from promot_t5x.network.lora import LoRA
 from promot_t5x.planning import (
     cache,
     chips,
@@ -249,15 +250,18 @@ def compiler_count(lowered):
         (EVERYTHING, "full", None),
         (ALL_BUT_PROMPT, "minimal", None),
         (EVERYTHING, "none", KLToBase()),
+        (("adapter",), "none", None),
     ],
 )
 def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, objective):
-    shape = wide_config(num_prompts=1, prompt_length=8, remat_policy=remat)
+    adapters = LoRA(rank=64, kernels=[".*/kernel"]) if "adapter" in trainable else None
+    shape = wide_config(num_prompts=1, prompt_length=8, remat_policy=remat, lora=adapters)
     model = model_of(shape, loss_chunk_tokens=4096)
     lengths = {"inputs": 192, "targets": 64}
     stage = stages.Stage(
         trainable=trainable,
         base=None,
+        adapter=adapters,
         train_dataset=stages.DatasetConfig(
             mixture_or_task_name="fake", task_feature_lengths=lengths, batch_size=4
         ),
@@ -331,11 +335,15 @@ def test_a_run_of_the_paper_has_the_papers_settings(name):
         assert data.batch_size == 64
         assert not data.pack
         assert data.task_feature_lengths["inputs"] >= 612
-        prompted = list(stage.trainable) == ["encoder/prompt/.*"]
+        prompted, adapted = (list(stage.trainable) == [part] for part in ("prompt", "adapter"))
         steps = 10000 if "multitask" in name else 5000
-        assert stage.train_steps == (steps if prompted else 1000)
-        assert stage.frozen_dtype == ("bfloat16" if prompted else "float32")
+        assert stage.train_steps == (steps if prompted or adapted else 1000)
+        assert stage.frozen_dtype == ("bfloat16" if prompted or adapted else "float32")
         assert float(stage.learning_rate(0)) == pytest.approx(0.2 if prompted else 0.001)
+    if "lora" in name:
+        one, two = run.stages
+        assert (one.adapter.rank, one.prompt) == (int(name[-1]), None)
+        assert two.adapter == "stage_one"
     for asked in run.asked:
         assert asked.questions.method == decoding.BeamSearch(num_decodes=4)
     assert "icl_1shot" in [asked.questions.mixture_or_task_name for asked in run.asked]
@@ -405,6 +413,36 @@ def test_a_packed_step_is_planned_at_its_shape_and_without_one_at_its_largest():
         stage_two(Shape(24, 612, 16), PACKED[1:])
     with pytest.raises(UserError, match="PACK must be False, True or 'batch', got 'rows'"):
         stage_two(None, ["PACK = 'rows'"])
+
+
+def test_adapters_are_counted_and_their_evaluation_has_them_where_they_train():
+    found = {
+        each.name: each
+        for each in planned_runs.programs(
+            planned_runs.read(["paper/mt5_xxl_enfr_lora_r4.gin"], ["NUM_PARTITIONS = 1"], []),
+            jax.devices()[:1],
+        )
+    }
+    assert list(found) == [
+        "stage_one",
+        "stage_two",
+        "stage_one validation",
+        "stage_two validation",
+        "ask wmt14_enfr",
+        "ask icl_1shot",
+    ]
+    one, two = found["stage_one"], found["stage_two"]
+    asked, plain = found["stage_two validation"], found["ask wmt14_enfr"]
+    # A and B of 3 x 24 attentions' queries and values, of 4096 to 4096, rank 4, float32.
+    adapters = 4 * 2 * 3 * 24 * 4 * (4096 + 4096)
+    assert asked.parameter_bytes - plain.parameter_bytes == adapters
+    assert two.parameter_bytes - plain.parameter_bytes == adapters
+    assert (
+        2 * (one.parameter_bytes - adapters) == plain.parameter_bytes
+    )  # a frozen base in bfloat16
+    slots = one.optimizer_bytes  # a second moment of each number, and what counts
+    assert adapters < slots < adapters + 2**20
+    assert one.flops.backward < 0.6 * two.flops.backward
 
 
 def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimizer():

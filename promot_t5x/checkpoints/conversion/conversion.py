@@ -11,13 +11,14 @@ import contextlib
 import ctypes
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from promot_t5x.checkpoints.adapters import Merged, open_adapter
 from promot_t5x.checkpoints.conversion import stage, writers
 from promot_t5x.checkpoints.conversion.writers import (
     HuggingFaceTarget,
@@ -29,7 +30,13 @@ from promot_t5x.checkpoints.finding import find_directory
 from promot_t5x.checkpoints.formats import hf_config, layouts, read_arrays, shape, t5x
 from promot_t5x.checkpoints.formats.hugging_face import HuggingFaceCheckpoint
 from promot_t5x.checkpoints.formats.layouts import Layout, Relaid
-from promot_t5x.checkpoints.formats.source import ParamSource, Shapes, nbytes, total_bytes
+from promot_t5x.checkpoints.formats.source import (
+    ArraySource,
+    ParamSource,
+    Shapes,
+    nbytes,
+    total_bytes,
+)
 from promot_t5x.checkpoints.formats.t5x import T5xCheckpoint
 from promot_t5x.checkpoints.formats.t5x_writing import LegacyWriter, T5xOrbaxWriter
 from promot_t5x.checkpoints.opening import check_finite, check_floating, open_checkpoint
@@ -81,7 +88,9 @@ class ConversionSource:
         return shape.infer(shapes, source=self.directory, described=self.described)
 
 
-def open_for_conversion(path: str, *, with_prompt: bool = True) -> ConversionSource:
+def open_for_conversion(
+    path: str, *, with_prompt: bool = True, adapters: Sequence[str] = ()
+) -> ConversionSource:
     """Open any checkpoint.
 
     **Arguments:**
@@ -89,9 +98,24 @@ def open_for_conversion(path: str, *, with_prompt: bool = True) -> ConversionSou
     - `path`: as `open_checkpoint` takes it. A stage is completed with what was frozen beside it; of
       a finished stage's directory its chosen step is taken.
     - `with_prompt`: take along a prompt that a stage kept frozen.
+    - `adapters`: merged into the model, one after the other; as `open_adapter` takes them.
 
     **Raises:** `UserError` where there is none, or it cannot be read.
     """
+    opened = _open(path, with_prompt)
+    for adapter in adapters:
+        found = open_adapter(adapter, opened.model_shape().config())
+        matrices = ArraySource(found.directory, found.arrays)
+        below = Relaid(opened.source, Layout(scanned=False))
+        opened = dataclasses.replace(
+            opened,
+            source=Merged(below, matrices, found.lora),
+            origins=[str(found.directory), *opened.origins],
+        )
+    return opened
+
+
+def _open(path: str, with_prompt: bool) -> ConversionSource:
     directory = find_directory(path)
     if (result := StageResult.read(directory)) is not None:
         stored = result.trained().stored

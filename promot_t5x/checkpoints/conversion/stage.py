@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from promot_t5x.checkpoints import hashing
+from promot_t5x.checkpoints.adapters import Merged, trained_adapter
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout, Relaid, batches
 from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.formats.source import ArraySource, ParamSource, Shapes
@@ -18,6 +19,7 @@ from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.prompt_file import load_prompt
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, listed
+from promot_t5x.network import lora
 from promot_t5x.network.prompt import PROMPT_PATH
 
 _PROMPT_KEY = "prompt_path"  # in the metadata of a stage's checkpoints
@@ -138,7 +140,7 @@ def _complete_model(own: PromotCheckpoint) -> CompletedStage:
     trained = Relaid(own, Layout(scanned=False))
     origins = [str(own.directory)]
     if own.is_whole:
-        return CompletedStage(source=trained, origins=origins)
+        return CompletedStage(source=_with_adapter(own, trained), origins=origins)
     reference = own.manifest.metadata.get("base_path")
     if reference is None:
         raise UserError(
@@ -164,11 +166,19 @@ def _complete_model(own: PromotCheckpoint) -> CompletedStage:
     def verify() -> None:
         base.verify()
         expected = own.manifest.metadata.get("frozen_hash")
-        if expected is not None and trained.shapes.keys() == {PROMPT_PATH}:
+        alone = all(path == PROMPT_PATH or lora.is_adapter(path) for path in trained.shapes)
+        behind = own.manifest.metadata.get(_PROMPT_KEY) and PROMPT_PATH not in trained.shapes
+        if expected is not None and alone and not behind:
             _check_hash(own.directory, below, expected, reference)
 
-    source = Overlaid(below, trained)
+    source = _with_adapter(own, Overlaid(below, trained))
     return CompletedStage(source=source, origins=origins + base.origins, verify=verify)
+
+
+def _with_adapter(own: PromotCheckpoint, model: ParamSource) -> ParamSource:
+    """Return a stage's model with the adapter that the stage trained, if it did."""
+    found = trained_adapter(own)
+    return model if found is None else Merged(model, *found)
 
 
 def _check_hash(step_dir: epath.Path, base: ParamSource, expected: str, reference: str) -> None:
@@ -191,7 +201,9 @@ def _check(step_dir: epath.Path, trained: Shapes, base: Mapping[str, Any], refer
     wrong = [
         path
         for path, leaf in trained.items()
-        if path != PROMPT_PATH and (path not in base or base[path].shape != leaf.shape)
+        if path != PROMPT_PATH
+        and not lora.is_adapter(path)
+        and (path not in base or base[path].shape != leaf.shape)
     ]
     if PROMPT_PATH in trained and trained[PROMPT_PATH].shape[-1] != base[EMBEDDING].shape[-1]:
         wrong.append(PROMPT_PATH)

@@ -1,5 +1,7 @@
 """Attention whose heads of keys and values serve several queries, with windows and soft caps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,11 +27,11 @@ class GroupedAttention(nn.Module):
     def setup(self) -> None:
         """Declare the parts and their parameters."""
         cfg = self.config
-        axes = ("embed", "joined_kv")
-        self.query = Dense((cfg.num_heads, cfg.head_dim), axes, cfg.dtype)
-        self.key = Dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
-        self.value = Dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
-        self.out = Dense((cfg.emb_dim,), ("joined_kv", "embed"), cfg.dtype, contracted=2)
+        axes, dense = ("embed", "joined_kv"), functools.partial(Dense, lora=cfg.lora)
+        self.query = dense((cfg.num_heads, cfg.head_dim), axes, cfg.dtype)
+        self.key = dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
+        self.value = dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
+        self.out = dense((cfg.emb_dim,), ("joined_kv", "embed"), cfg.dtype, contracted=2)
 
     def key_values(
         self,
