@@ -296,6 +296,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         takes_gin=False,
     ),
     Command(
+        name="completion",
+        help="print the script that makes bash, zsh or fish complete all of these",
+        target="promot_t5x.cli.completion:main",
+        takes_gin=False,
+    ),
+    Command(
         name="bench",
         help="measure throughput, and the speed-up of each design choice",
         target="promot_t5x.cli.bench:main",
