@@ -96,7 +96,7 @@ install-short: $(INSTALLED)
 	UV_HTTP_TIMEOUT=300 $(BIN)/uv pip install --quiet --python $(SHORT_VENV) \
 	  --constraint constraints.txt --requirements pyproject.toml beartype hypothesis pytest pytest-xdist
 
-test-hf: $(HF_VENV)/.installed  ## against the packages themselves: transformers, peft, wandb and trackio
+test-hf: $(HF_VENV)/.installed  ## against the packages themselves: transformers, peft, CTranslate2, lm-eval, wandb, trackio
 	$(HF_VENV)/bin/pytest tests/hf
 
 test-t5x: $(T5X_VENV)/.installed  ## runs under upstream T5X: make test-t5x T5X_PATH=… (docs/t5x.md)
@@ -135,7 +135,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	  echo "promot-t5x needs Python 3.11, 3.12 or 3.13 (3.14 has no TensorFlow), and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>&1); name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,languages,mecab,tokenizers]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,hub,languages,mecab,tokenizers]'
 	touch $@
 
 $(TPU_COMPILER): constraints.txt | $(INSTALLED)
@@ -150,7 +150,7 @@ $(HF_VENV)/.installed: setup.py pyproject.toml constraints.txt constraints-hf.tx
 	# trackio takes an older pillow than the rest.
 	grep -v '^pillow=' constraints.txt > $(HF_VENV)/constraints.txt
 	$(HF_VENV)/bin/python -m pip install --quiet --constraint $(HF_VENV)/constraints.txt \
-	  --constraint constraints-hf.txt --editable '.[test,test-hf,wandb,trackio]'
+	  --constraint constraints-hf.txt --editable '.[test,test-hf,wandb,trackio,lm-eval]'
 	touch $@
 
 $(T5X_VENV)/.installed: setup.py pyproject.toml constraints.txt constraints-t5x.txt
