@@ -111,7 +111,7 @@ class Workload:
 
 
 class Trials:
-    """Workloads in a directory of their own, two servers to run them, and a stream of chance."""
+    """Workloads in a directory of their own, a server to run them, and a stream of chance."""
 
     def __init__(self, directory: Path, seed: str, names: Collection[str]):
         self.directory, self.rng = directory, random.Random(seed)
@@ -121,18 +121,15 @@ class Trials:
             [compiler, "-O1", "-shared", "-fPIC", "-o", library, SHIM, "-ldl"], check=True
         )
         environment = {**run_helpers.environment(), "LD_PRELOAD": str(library)}
-        self._servers = contextlib.ExitStack()
-        self.first, self.second = (
-            self._servers.enter_context(fork_helpers.Server(environment, directory))
-            for _ in range(2)
-        )
+        self._server = fork_helpers.Server(environment)
+        self._started: list[fork_helpers.Process] = []
         self.workloads = self._prepared(run_helpers.Lab(directory), names)
 
     def __enter__(self) -> "Trials":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._servers.close()
+        self._server.close()
 
     def _prepared(self, lab: run_helpers.Lab, names: Collection[str]) -> list[Workload]:
         home = self.directory
@@ -142,7 +139,7 @@ class Trials:
         )
         base = home / "base"
         pretrain = lab.words("train", "pretrain", "train", MODEL_DIR=base, TRAIN_STEPS=1)
-        assert self.first.run(pretrain).status == 0
+        assert self._server.run(pretrain).status == 0
         macros = {
             "INITIAL_CHECKPOINT_PATH": base / "checkpoint_1",
             "TRAIN_STEPS": STEPS,
@@ -168,7 +165,7 @@ class Trials:
             for _ in range(2):  # the second time, nothing is compiled
                 shutil.rmtree(workload.directory, ignore_errors=True)
                 began = time.monotonic()
-                ended = self.first.run(workload.words)
+                ended = self._server.run(workload.words)
                 assert ended.status == 0, (workload.name, ended.said)
             workload.seconds = time.monotonic() - began
             workload.straight = determined(run_helpers.tree(workload.directory))
@@ -199,11 +196,16 @@ class Trials:
 
     def launch(self, workload: Workload, said: list[str], **how: object) -> Ended:
         """Run the command to its end with a fault of `fork_helpers`."""
-        self.first.start(workload.words, **how)
-        return self.ended(said)
+        return self.ended(self.start(workload, **how), said)
 
-    def ended(self, said: list[str]) -> Ended:
-        ended = self.first.finish()
+    def start(self, workload: Workload, **how: object) -> fork_helpers.Process:
+        process = self._server.start(workload.words, **how)
+        self._started.append(process)
+        return process
+
+    def ended(self, process: fork_helpers.Process, said: list[str]) -> Ended:
+        ended = process.wait()
+        self._started.remove(process)
         said.append(f"--- status {ended.status}\n{ended.said[-3000:]}")
         return ended
 
@@ -213,10 +215,9 @@ class Trials:
         hung: list[int] = []
 
         def kill() -> None:
-            for server in (self.first, self.second):
-                for pid in server.children():
-                    hung.append(pid)
-                    os.kill(pid, signal.SIGKILL)
+            for process in self._started:
+                hung.append(process.pid)
+                process.kill()
 
         timer = threading.Timer(HUNG_SEC, kill)
         timer.start()
@@ -260,14 +261,13 @@ Fault = Callable[[Trials, Workload, list[str]], Path | None]
 
 
 def _signaled(number: int, trials: Trials, workload: Workload, said: list[str]) -> None:
-    pid = trials.first.start(workload.words)
+    process = trials.start(workload)
     time.sleep(trials.rng.uniform(0, workload.seconds))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-        if number == signal.SIGSTOP:
-            time.sleep(trials.rng.uniform(0.1, 1.0))
-            os.kill(pid, signal.SIGCONT)
-    trials.ended(said)
+    process.kill(number)
+    if number == signal.SIGSTOP:
+        time.sleep(trials.rng.uniform(0.1, 1.0))
+        process.kill(signal.SIGCONT)
+    trials.ended(process, said)
 
 
 def _failing_call(kind: str, trials: Trials, workload: Workload, said: list[str]) -> None:
@@ -306,12 +306,11 @@ def _damaged(how: str, trials: Trials, workload: Workload, said: list[str]) -> P
 
 
 def _second_run(trials: Trials, workload: Workload, said: list[str]) -> None:
-    trials.first.start(workload.words)
+    first = trials.start(workload)
     time.sleep(trials.rng.uniform(0, workload.seconds))
-    trials.second.start(workload.words)
-    trials.ended(said)
-    other = trials.second.finish()
-    said.append(f"--- the second: status {other.status}\n{other.said[-2000:]}")
+    second = trials.start(workload)
+    trials.ended(first, said)
+    other = trials.ended(second, said)
     if other.status not in (0, errors.EXIT_IN_USE):
         raise AssertionError(said[-1])
 

@@ -3,22 +3,26 @@
 Run as a script it is the server: it reads one JSON request a line and, for each, forks a child
 that runs `promot-t5x` on the request's words and may be told to die at a certain call. `Server`
 is the other end. JAX starts in the children only, for it must not be forked when it runs.
+Whoever starts `promot-t5x` in a test, asks `shared()`, unless imports are what the test is about.
 """
 
+import atexit
+import contextlib
 import ctypes
 import functools
+import gc
 import importlib
+import itertools
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
-
-import clean_environment
 
 SLOWEST_SEC = 300.0
 # Everything that a run imports late; `run_tasks` is the tests' own.
@@ -45,115 +49,154 @@ class Death(NamedTuple):
     after: bool = False
 
 
-class Server:
-    """Runs command lines, one at a time."""
+class Process:
+    """A command line that runs; its output is in files."""
 
-    def __init__(self, environment, directory: Path):
+    def __init__(self, server, pid, log, errors):
+        self.pid, self._server, self._log, self._errors = pid, server, log, errors
+
+    @property
+    def said(self):
+        """What it has printed, unless `errors` is apart: on stdout and stderr in turn."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def errors(self):
+        """What it has printed on stderr."""
+        return self._errors.read_text(errors="replace")
+
+    @property
+    def alive(self):
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except FileNotFoundError:
+            return False
+        return stat.rpartition(")")[2].split()[0] != "Z"
+
+    def kill(self, number=signal.SIGKILL):
+        """Send a signal, if there is still somebody to get it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self):
+        """Wait for its end."""
+        status = self._server.ask({"wait": self.pid})
+        return Ended(os.waitstatus_to_exitcode(status), self.said)
+
+
+class Server:
+    """Starts command lines; those that still run at its end are killed."""
+
+    def __init__(self, environment):
+        self._logs = tempfile.TemporaryDirectory(prefix="forked-")
+        self._numbers = itertools.count()
         self._process = subprocess.Popen(
             [sys.executable, __file__],
-            env=environment,
+            env={**environment, "OPENBLAS_NUM_THREADS": "1"},  # one thread, or it cannot fork
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-            cwd=directory,
         )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        self.close()
 
-    def run(
-        self,
-        words,
-        *,
-        death=None,
-        archive=None,
-        sign=None,
-        delay=0.0,
-        number=signal.SIGKILL,
-        devices=None,
-        file_limit=None,
-        fault=None,
-    ):
-        """Run a command line to its end.
+    def close(self):
+        self._process.communicate()
+        self._logs.cleanup()
 
-        Args:
-          death: a `Death` that the process brings on itself.
-          archive: keep in this directory a copy of every checkpoint that is removed.
-          sign: send the signal `number`, `delay` seconds after this file has appeared.
-          devices: so many virtual ones, instead of the server's number.
-          file_limit: no file can be longer than so many bytes, as on a full disk.
-          fault: arguments of `fault_arm` in `faulty_calls.c`, which the server has preloaded.
-        """
-        pid = self.start(
-            words,
-            death=death,
-            archive=archive and str(archive),
-            devices=devices,
-            file_limit=file_limit,
-            fault=fault,
-        )
-        if sign is not None:
-            end = time.monotonic() + SLOWEST_SEC
-            while not sign.exists() and self.alive(pid) and time.monotonic() < end:
-                time.sleep(0.002)
-            time.sleep(delay)
-            if self.alive(pid):
-                os.kill(pid, number)
-        return self.finish()
-
-    def start(self, words, **how):
-        """Start a command line, with what `run` takes; return its process id."""
-        self._process.stdin.write(json.dumps({"words": words, **how}) + "\n")
+    def ask(self, request):
+        self._process.stdin.write(json.dumps(request, default=str) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def finish(self):
-        """Wait for the end of what was started."""
-        status, said = json.loads(self._process.stdout.readline())
-        return Ended(os.waitstatus_to_exitcode(status), said)
+    def run(self, words, *, sign=None, delay=0.0, number=signal.SIGKILL, **how):
+        """Run a command line to its end, with what `start` takes.
 
-    def children(self):
-        """Ids of the processes that run now."""
-        task = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return [int(pid) for pid in task.read_text().split()]
+        Args:
+          sign: send the signal `number`, `delay` seconds after this file has appeared.
+        """
+        process = self.start(words, **how)
+        if sign is not None:
+            end = time.monotonic() + SLOWEST_SEC
+            while not sign.exists() and process.alive and time.monotonic() < end:
+                time.sleep(0.002)
+            time.sleep(delay)
+            process.kill(number)
+        return process.wait()
 
-    @staticmethod
-    def alive(pid):
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
+    def start(self, words, *, apart=False, **how):
+        """Start a command line in a process of its own.
+
+        Args:
+          apart: keep stderr apart from stdout.
+          cwd: its directory.
+          environ: what is different in its environment; JAX has read JAX_... already.
+          death: a `Death` that the process brings on itself.
+          archive: keep in this directory a copy of every checkpoint that is removed.
+          file_limit: no file can be longer than so many bytes, as on a full disk.
+          fault: arguments of `fault_arm` in `faulty_calls.c`, which the server has preloaded.
+          step_fault: what `spoil_step` takes.
+        """
+        log = Path(self._logs.name) / f"{next(self._numbers)}.log"
+        errors = log.with_suffix(".err") if apart else log
+        pid = self.ask({"words": words, "log": log, "errors": errors, **how})
+        return Process(self, pid, log, errors)
+
+
+@functools.cache
+def shared():
+    """The server of this process's tests, started when it is first needed."""
+    import run_helpers
+
+    server = Server(run_helpers.environment())
+    atexit.register(server.close)
+    return server
 
 
 def serve():
     for name in MODULES.split():
         importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: a forked process would lack all but one"
+    gc.freeze()  # what is imported stays; to look at it again and again is a tenth of a run's time
+    running = {}
     for line in sys.stdin:
         request = json.loads(line)
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(read)
-            obey(request, write)
-        os.close(write)
-        print(pid, flush=True)
-        with open(read, errors="replace") as pipe:
-            said = pipe.read()
-        print(json.dumps([os.waitpid(pid, 0)[1], said]), flush=True)
+        if "wait" in request:
+            log, pipe = running.pop(request["wait"])
+            if pipe is not None:
+                with open(pipe, "rb") as said:
+                    Path(log).write_bytes(said.read())
+            answer = os.waitpid(request["wait"], 0)[1]
+        else:
+            # What must not write long files writes its log into a pipe.
+            read, write = os.pipe() if request.get("file_limit") else (None, None)
+            answer = os.fork()
+            if answer == 0:
+                obey(request, write)
+            if write is not None:
+                os.close(write)
+            running[answer] = request["log"], read
+        print(answer, flush=True)
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
 
 
 def obey(request, output):
     # A shell's job in the background ignores Ctrl-C, and its children would.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    if request.get("devices"):
-        os.environ["XLA_FLAGS"] = clean_environment.xla_flags(request["devices"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for path, descriptor in ((request["log"], 1), (request["errors"], 2)):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(output or os.open(path, flags), descriptor)
+    os.environ.update(request.get("environ") or {})
+    if request.get("cwd"):
+        os.chdir(request["cwd"])
     if request.get("file_limit"):
         # What it compiles does not go into the shared cache, where half of it would stay.
         importlib.import_module("jax").config.update(
@@ -170,15 +213,27 @@ def obey(request, output):
         kind, nth, prefix = request["fault"]
         armed = ctypes.CDLL(None).fault_arm(kind.encode(), ctypes.c_long(nth), prefix.encode())
         assert armed == 0, kind
+    command(request["words"])
+
+
+def command(words):
+    """Be `promot-t5x` with these words."""
+    import seqio
     import tensorflow
 
     from promot_t5x.cli import main as cli
 
+    sys.argv = ["promot-t5x", *words]
+    for word in words:
+        if word.startswith("--tfds_data_dir="):  # which is read where the library is imported
+            seqio.set_tfds_data_dir_override(word.partition("=")[2])
     # AutoGraph would rewrite seqio's preprocessors, which need no rewriting, for a second.
     main = tensorflow.autograph.experimental.do_not_convert(cli.main)
     status = 1
     try:
-        status = main(request["words"])
+        status = main(words)
+    except SystemExit as stop:
+        status = stop.code or 0
     except BaseException:
         import traceback
 

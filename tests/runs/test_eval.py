@@ -1,9 +1,9 @@
 """`promot-t5x eval` and `infer` on the tiny world's base: killed, resumed, and in every mode."""
 
 import json
-import subprocess
 import time
 
+import fork_helpers
 import numpy as np
 import pytest
 import run_helpers
@@ -65,21 +65,15 @@ def killed(tmp_path_factory):
     answers.rename(straight)
 
     partial = answers / "inference_eval" / "answers-000000.partial"
-    with subprocess.Popen(
-        run_helpers.command(command),
-        env=run_helpers.environment(devices=8),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        end = time.monotonic() + SLOWEST_LAUNCH_SEC
-        while time.monotonic() < end and process.poll() is None:
-            if partial.exists() and partial.read_text().count("\n") > 4:
-                break
-            time.sleep(0.001)
-        process.kill()
-        output = process.communicate()[0]
-    assert process.returncode == -9, output
+    process = fork_helpers.shared().start(command)
+    end = time.monotonic() + SLOWEST_LAUNCH_SEC
+    while time.monotonic() < end and process.alive:
+        if partial.exists() and partial.read_text().count("\n") > 4:
+            break
+        time.sleep(0.001)
+    process.kill()
+    ended = process.wait()
+    assert ended.status == -9, ended.said
     assert not list((answers / "inference_eval").glob("*.json"))
     recorded = [json.loads(line) for line in partial.read_text().split("\n")[1:-1]]
     run_helpers.succeed(command)

@@ -5,14 +5,11 @@ with SIGKILL; a stage in four, whose model is split across processes. Each is co
 one process.
 """
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import fork_helpers
 import numpy as np
 import pytest
 import run_helpers
@@ -38,55 +35,33 @@ END_SEC = 60.0  # in which a process follows one that was killed
 
 
 class Processes:
-    """The server of `forked.py`, and the processes that it has forked last."""
+    """The processes that were started last."""
 
     def __init__(self, directory: Path):
         self._directory = directory
-        self._server = subprocess.Popen(
-            [sys.executable, Path(run_helpers.__file__).with_name("forked.py")],
-            env={
-                **run_helpers.environment(),
-                "XLA_FLAGS": xla_flags(optimized=False),
-                "OPENBLAS_NUM_THREADS": "1",  # so that there is one thread to fork
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.pids: list[int] = []
+        self._started: list[fork_helpers.Process] = []
 
     def start(self, words: list[str], count: int, *, apart: bool = False) -> None:
-        """Fork processes that run one command line together, or each in a directory of its own."""
-        homes = [self._directory / (f"host_{index}" if apart else "") for index in range(count)]
-        for home in homes:
-            home.mkdir(exist_ok=True)
+        """Start processes that run one command line together, or each in a directory of its own."""
         own = [f"--coordinator_address=localhost:{free_port()}", f"--process_count={count}"]
-        commands = [
-            ([*words, *own, f"--process_index={index}"], str(self._log(index)), str(home))
-            for index, home in enumerate(homes)
-        ]
-        assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps(commands) + "\n")
-        self._server.stdin.flush()
-        self.pids = self._answer()
+        self._started = []
+        for index in range(count):
+            home = self._directory / (f"host_{index}" if apart else "")
+            home.mkdir(exist_ok=True)
+            command = [*words, *own, f"--process_index={index}"]
+            self._started.append(
+                fork_helpers.shared().start(
+                    command, cwd=home, environ={"XLA_FLAGS": xla_flags(optimized=False)}
+                )
+            )
 
     def wait(self) -> list[int]:
         """The exit statuses of the processes, once all have ended."""
-        statuses = self._answer()
-        self.pids = []
-        return statuses
-
-    def _answer(self) -> list[int]:
-        assert self._server.stdout is not None
-        return json.loads(self._server.stdout.readline())
-
-    def _log(self, index: int) -> Path:
-        return self._directory / f"process_{index}.log"
+        return [process.wait().status for process in self._started]
 
     def said(self, index: int) -> str:
         """What a process of the last start has printed."""
-        return self._log(index).read_text()
+        return self._started[index].said
 
     def kill_when(
         self, index: int, sign: Path, number: int = signal.SIGKILL
@@ -96,15 +71,10 @@ class Processes:
         while not sign.exists() and time.monotonic() < end:
             time.sleep(0.005)
         assert sign.exists(), self.said(0)
-        os.kill(self.pids[index], number)
+        self._started[index].kill(number)
         killed = time.monotonic()
         statuses = self.wait()
         return time.monotonic() - killed, statuses
-
-    def close(self) -> None:
-        for pid in self.pids:
-            os.kill(pid, signal.SIGKILL)
-        self._server.communicate()
 
 
 def free_port() -> int:
@@ -125,9 +95,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes(lab):
-    processes = Processes(lab.directory)
-    yield processes
-    processes.close()
+    return Processes(lab.directory)
 
 
 @pytest.fixture(scope="module")

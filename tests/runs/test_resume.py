@@ -64,34 +64,34 @@ def runs(tmp_path_factory):
         PROMPT_EVAL_PERIOD=PERIOD,
     )
     rng, trials = random.Random(0), []
-    with fork_helpers.Server(run_helpers.environment(), directory) as server:
+    server = fork_helpers.shared()
 
-        def trial(status=-signal.SIGKILL, **how):
-            ended = server.run(words, **how)
-            trials.append((how, ended))
-            assert ended.status == status, (how, ended)
-            compare_what_is_there(model_dir, straight)
+    def trial(status=-signal.SIGKILL, **how):
+        ended = server.run(words, **how)
+        trials.append((how, ended))
+        assert ended.status == status, (how, ended)
+        compare_what_is_there(model_dir, straight)
 
-        pretrain = lab.words("train", "pretrain", "train", MODEL_DIR=base, TRAIN_STEPS=1)
-        assert server.run(pretrain).status == 0
-        ended = server.run(words, archive=archive_of(straight))
-        assert ended.status == 0, ended.said
-        # A run's directory is part of its configuration, so both have the same one, in turn.
-        model_dir.rename(straight)
+    pretrain = lab.words("train", "pretrain", "train", MODEL_DIR=base, TRAIN_STEPS=1)
+    assert server.run(pretrain).status == 0
+    ended = server.run(words, archive=archive_of(straight))
+    assert ended.status == 0, ended.said
+    # A run's directory is part of its configuration, so both have the same one, in turn.
+    model_dir.rename(straight)
 
-        for death in SAVING + ENDING:
-            trial(death=death)
-        place = model_dir / "stage_two"
-        trial(sign=place / "train" / "metrics.jsonl", delay=rng.uniform(0, 0.1))
-        trial(
-            errors.EXIT_START_AGAIN,
-            sign=next_records(place),
-            delay=rng.uniform(0, 0.05),
-            number=signal.SIGTERM,
-        )
-        assert not (place / "stage.json").exists()
-        trial(death=Death("promot_t5x.runs.comparison:ComparisonEvaluator.evaluate", call=2))
-        trial(status=0)
+    for death in SAVING + ENDING:
+        trial(death=death)
+    place = model_dir / "stage_two"
+    trial(sign=place / "train" / "metrics.jsonl", delay=rng.uniform(0, 0.1))
+    trial(
+        errors.EXIT_START_AGAIN,
+        sign=next_records(place),
+        delay=rng.uniform(0, 0.05),
+        number=signal.SIGTERM,
+    )
+    assert not (place / "stage.json").exists()
+    trial(death=Death("promot_t5x.runs.comparison:ComparisonEvaluator.evaluate", call=2))
+    trial(status=0)
     return straight, model_dir, trials
 
 

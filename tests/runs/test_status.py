@@ -5,12 +5,12 @@ import datetime
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fork_helpers
 import gcs_server
 import owner_helpers
 import pytest
@@ -95,10 +95,7 @@ def test_a_run_that_goes_on_and_is_killed(lab):
     run = lab.directory / "long"
     words = lab.words("train", "pretrain", "train", MODEL_DIR=run, TRAIN_STEPS=1_000_000,
                       EVAL_PERIOD=20)  # fmt: skip
-    process = subprocess.Popen(
-        run_helpers.command(words), env=run_helpers.environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = fork_helpers.shared().start(words)
     try:
         until(lambda: (run / "checkpoint_20" / "manifest.json").exists())
         until(lambda: json.loads((run / "owner.json").read_text())["where"])
@@ -115,7 +112,7 @@ def test_a_run_that_goes_on_and_is_killed(lab):
         before = (run / "owner.json").read_bytes()
         assert json.loads(before)["process"] == process.pid  # reading has not become the owner
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     shown = status(run)
     assert shown["owner"].endswith("; dead or suspended: the same command resumes the run")
