@@ -7,7 +7,7 @@ import re
 
 from etils import epath
 
-from promot_t5x.checkpoints import pretrained_names
+from promot_t5x.checkpoints import hub, pretrained_names
 from promot_t5x.checkpoints.formats import hf_config, peft, read_arrays, t5x
 from promot_t5x.checkpoints.formats.hugging_face import HuggingFaceCheckpoint
 from promot_t5x.checkpoints.formats.reading import (
@@ -45,10 +45,13 @@ def find_directory(path: str | os.PathLike[str]) -> epath.Path:
 
     **Arguments:**
 
-    - `path`: a name of `pretrained_names`, or a directory, local or on `gs://`.
+    - `path`: a name of `pretrained_names`; `hf://org/name@revision`, which is downloaded; or a
+      directory, local or on `gs://`.
 
     **Raises:** `NotACheckpointError` where there is none, `UserError` where it may not be read.
     """
+    if hub.is_reference(path):
+        return hub.download(str(path))
     given = pretrained_names.resolve(str(path))
     places = [absolute(user_path(place, "the checkpoint")) for place in given]
     for directory in places:
@@ -61,6 +64,20 @@ def find_directory(path: str | os.PathLike[str]) -> epath.Path:
     if len(places) > 1:
         raise NotACheckpointError(f"{path} is at none of {', '.join(map(str, places))}.")
     raise NotACheckpointError(f"{path} {_what_is_there(directory)}.{_nearest(directory)}")
+
+
+def check_reference(path: object, source: str) -> None:
+    """Raise `UserError` for what names no checkpoint, without looking for it.
+
+    **Arguments:**
+
+    - `path`: what was given.
+    - `source`: where it is from, for messages, such as `CHECKPOINT_PATH`.
+    """
+    if isinstance(path, str) and hub.is_reference(path):
+        hub.parse(path)
+    else:
+        user_path(path, source)
 
 
 def open_stored(path: str | os.PathLike[str]) -> StoredCheckpoint:

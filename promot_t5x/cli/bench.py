@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 
 from promot_t5x.bench import data, decoding, saves, training
+from promot_t5x.cli.flags import Parser
 from promot_t5x.distributed.partitioning import Partitioner
 
 TABLES = ("training", "saves", "decoding", "data")
@@ -17,7 +18,7 @@ TABLES = ("training", "saves", "decoding", "data")
 
 def main(argv: Sequence[str]) -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="promot-t5x bench", description=__doc__)
+    parser = Parser(prog="promot-t5x bench", description=__doc__)
     parser.add_argument(
         "--steps", type=_positive, default=3, help="training steps timed for each row"
     )

@@ -260,6 +260,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         takes_gin=False,
     ),
     Command(
+        name="lm_eval",
+        help="run lm-evaluation-harness's tasks on a checkpoint: its own flags, --model promot_t5x",
+        target="promot_t5x.cli.lm_eval:main",
+        takes_gin=False,
+    ),
+    Command(
         name="launch",
         help="start a run on TPU slices, GKE, Slurm, or in several processes here",
         target="promot_t5x.cli.launch:main",
@@ -293,6 +299,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         name="prompt",
         help="inspect, export and import soft prompts",
         target="promot_t5x.cli.prompt:main",
+        takes_gin=False,
+    ),
+    Command(
+        name="completion",
+        help="print the script that makes bash, zsh or fish complete all of these",
+        target="promot_t5x.cli.completion:main",
         takes_gin=False,
     ),
     Command(

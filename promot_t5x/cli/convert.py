@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.checkpoints import adapters, pretrained_names
+from promot_t5x.checkpoints import adapters, hub, pretrained_names
 from promot_t5x.checkpoints.conversion import conversion
 from promot_t5x.checkpoints.conversion.conversion import FORMATS, Conversion
 from promot_t5x.checkpoints.formats import peft_lora, shape
@@ -20,13 +20,15 @@ PEFT = "peft"  # of adapters alone
 _DESCRIPTION = """\
 Copies a checkpoint into another format, a few arrays at a time, so that its size does not matter
 to memory. SRC may be a checkpoint of this project (a stage's is completed with the base that it
-was trained on), of T5X in either format, or of Hugging Face; a directory, or a name of `--list`.
+was trained on), of T5X in either format, or of Hugging Face; a directory, a name of `--list`, or
+hf://organization/name@revision on Hugging Face's hub.
 Its format is detected.
 
   promot      checkpoint_<step>/ of this project: a whole model, with a checksum an array
   t5x         checkpoint_<step>/ as T5X writes it today (orbax)
   t5x-legacy  checkpoint_<step>/ in T5X's msgpack + zarr format, as the public ones are
-  hf          config.json and model.safetensors; a prompt goes to prompt_adapter/ for peft
+  hf          config.json, model.safetensors and a model card, README.md; a prompt goes to
+              prompt_adapter/ for peft
   peft        the LoRA adapter that a stage trained, alone; all other formats have it merged
 
 Where DST has no step in its name, the checkpoint is DST/checkpoint_<step>. The model's parameters
@@ -40,6 +42,7 @@ examples:
   promot-t5x convert /data/google-mt5-xl /data/mt5_xl --to promot --dtype bfloat16
   promot-t5x convert /data/rte_lora /data/rte_lora_peft --to peft
   promot-t5x convert /data/google-mt5-xl /data/merged --adapter /data/rte_lora_peft --to hf
+  promot-t5x convert /data/rte/stage_two export --to hf --remove_prompt --push organization/name
   promot-t5x convert /data/google-mt5-xl --gin            # the gin macros of its shape\
 """
 
@@ -123,13 +126,26 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="tokenizer files to take along: a directory of Hugging Face's, or a SentencePiece "
         "model; without it those in SRC",
     )
+    add(
+        "--push",
+        metavar="NAME",
+        help="with --to hf: upload what was written to this repository of the Hugging Face hub; "
+        "the token is HF_TOKEN's, and a repository that does not exist yet is made private",
+    )
     add("--gin", action="store_true", help="print SRC's shape as gin macros, and stop")
     add("--list", action="store_true", help="print the bases that have a name, and stop")
 
 
 def _export_adapter(given: argparse.Namespace) -> None:
     """Write the adapter of a stage for peft."""
-    changes = (given.adapter, given.remove_prompt, given.dtype, given.scanned, given.bias)
+    changes = (
+        given.adapter,
+        given.remove_prompt,
+        given.dtype,
+        given.scanned,
+        given.bias,
+        given.push,
+    )
     if any(changes) or given.optimizer_state or given.tokenizer:
         raise UserError("--to peft writes an adapter as it was trained: it takes no other option.")
     opened = conversion.open_for_conversion(given.source, with_prompt=False)
@@ -142,19 +158,25 @@ def _export_adapter(given: argparse.Namespace) -> None:
 
 
 def _convert(given: argparse.Namespace) -> None:
+    if given.push is not None:
+        if given.to != "hf":
+            raise UserError(f"--push uploads Hugging Face's format: --to hf, not {given.to}.")
+        hub.check_upload(given.push)
     opened = conversion.open_for_conversion(
         given.source, with_prompt=not given.remove_prompt, adapters=given.adapter
     )
+    destination = conversion.destination_of(given.destination, given.to, opened)
     job = Conversion(
         opened=opened,
         to=given.to,
-        destination=conversion.destination_of(given.destination, given.to, opened),
+        destination=destination,
         dtype=given.dtype,
         remove_prompt=given.remove_prompt,
         scanned=given.scanned,
         bias_per_layer=None if given.bias is None else given.bias == "per_layer",
         optimizer_state=given.optimizer_state,
         tokenizer=None if given.tokenizer is None else user_path(given.tokenizer, "--tokenizer"),
+        card=_card(given, opened, destination.name) if given.to == "hf" else None,
     )
     print(f"from {' over '.join(opened.origins)} ({opened.format}, step {opened.step})")
     if not (opened.knows_prompt or given.remove_prompt):
@@ -183,3 +205,12 @@ def _convert(given: argparse.Namespace) -> None:
     if job.to == "hf" and shape.activation_of(opened.described) is None:
         activation = opened.model_shape().mlp_activations[0]
         print(f"T5X does not record the MLP's activation; {activation} it is, as in all of T5")
+    if given.push is not None:
+        print(f"uploaded: {hub.upload(job.destination, given.push)}")
+
+
+def _card(given: argparse.Namespace, opened: conversion.ConversionSource, name: str) -> str:
+    from promot_t5x.report import model_card
+
+    title = given.push or name
+    return model_card.card(opened, title=title, prompt_removed=given.remove_prompt)

@@ -4,14 +4,32 @@ Bad flags are a `UserError`, as all bad input is. Imports nothing heavy.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from promot_t5x.errors import UserError
 
+COMPLETING = "_ARGCOMPLETE"  # in the environment while a shell completes a command line
+
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse` parser whose errors are `UserError`s that name the help page."""
+    """An `argparse` parser whose errors are `UserError`s that name the help page.
+
+    While a shell completes a command line, it answers that shell instead of reading words.
+    """
+
+    def parse_args(self, *arguments: Any, **named: Any) -> Any:
+        """Read words as `argparse` does."""
+        self.answer_shell()
+        return super().parse_args(*arguments, **named)
+
+    def answer_shell(self) -> None:
+        """Print what may follow, and end the process, where a shell asks for it."""
+        if COMPLETING in os.environ:
+            from promot_t5x.cli import completion
+
+            completion.complete(self)
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` with the message and where to find help."""

@@ -152,6 +152,10 @@ def _fault(words: list[str], error: Exception) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if flags.COMPLETING in os.environ:
+        from promot_t5x.cli import completion
+
+        return completion.answer(lambda name: _run_command(find_command(name), []))
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -160,12 +164,15 @@ def _run(words: list[str]) -> int:
 
         print(f"{_PROGRAM} {__version__}")
         return 0
-    command = find_command(words[0])
+    return _run_command(find_command(words[0]), words[1:])
+
+
+def _run_command(command: Command, words: list[str]) -> int:
     if command.takes_gin:
         with preemption.watched():
-            return _run_gin(command, parse_flags(command, words[1:]))
+            return _run_gin(command, parse_flags(command, words))
     quiet.set_defaults()
-    return _load(command.target)(words[1:]) or 0
+    return _load(command.target)(words) or 0
 
 
 def find_command(name: str) -> Command:
@@ -314,6 +321,7 @@ def parse_flags(command: Command, words: Sequence[str]) -> argparse.Namespace:
             help="trace these steps of each stage, the first and the last, for TensorBoard and "
             "XProf: into <stage>/train/plugins/profile/",
         )
+    parser.answer_shell()
     parsed, unknown = parser.parse_known_args(flags.rewrite_gin_flags(words))
     if unknown:
         name = unknown[0].partition("=")[0]

@@ -104,7 +104,7 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
         "without it at their largest",
     )
     add("--json", action="store_true", help="print the programs' numbers as JSON")
-    given = parser.parse_args(flags.rewrite_gin_flags(words))
+    given: argparse.Namespace = parser.parse_args(flags.rewrite_gin_flags(words))
     if not given.gin_file:
         raise UserError(f"plan needs a configuration: --gin_file=FILE. See `{parser.prog} --help`.")
     if bool(given.topology) == bool(given.fit):

@@ -7,6 +7,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from promot_t5x.cli.flags import Parser
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
 from promot_t5x.paths import user_path
@@ -19,7 +20,7 @@ and says whether that gives what its summary states. The exit status is 1 where 
 
 def main(argv: Sequence[str]) -> int:
     """Print a line for each score; return 1 if any is not what its summary states."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="promot-t5x score",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

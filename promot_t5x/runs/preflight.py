@@ -8,6 +8,7 @@ reads them; whether something is there, and may be written, only a start can say
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from promot_t5x.checkpoints.finding import check_reference
 from promot_t5x.config import validation
 from promot_t5x.data import sources
 from promot_t5x.errors import UserError
@@ -69,7 +70,7 @@ def evaluate(
     user_path(output_dir, "EVAL_OUTPUT_DIR")
     several = isinstance(checkpoint_path, (list, tuple))
     for path in checkpoint_path if several else [checkpoint_path]:
-        user_path(path, "CHECKPOINT_PATH")
+        check_reference(path, "CHECKPOINT_PATH")
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
     _check_adapters(adapter_path)
@@ -87,7 +88,7 @@ def infer(
 ) -> None:
     """Raise `UserError` for values that `infer` does not take."""
     del model
-    user_path(checkpoint_path, "CHECKPOINT_PATH")
+    check_reference(checkpoint_path, "CHECKPOINT_PATH")
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
     _check_adapters(adapter_path)
@@ -101,7 +102,7 @@ def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Mapping[str,
     """Refuse a stage's values; `earlier` are the stages that run before it, by name."""
     where = f"stage {stage.name!r}: "
     if stage.base is not None and stage.base not in earlier:
-        user_path(stage.base, f"{where}INITIAL_CHECKPOINT_PATH")
+        check_reference(stage.base, f"{where}INITIAL_CHECKPOINT_PATH")
     if isinstance(stage.prompt, str) and stage.prompt not in earlier:
         user_path(stage.prompt, f"{where}PROMPT_FILE")
     by_path = isinstance(stage.adapter, str) and stage.adapter not in earlier

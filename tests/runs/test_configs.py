@@ -133,6 +133,25 @@ def test_stage_two_is_converted_with_the_prompt_that_it_kept(promot, tmp_path):
     run_helpers.succeed(words)
     places = [adapter] if len(table) == 1 else sorted(adapter.iterdir())
     np.testing.assert_array_equal(prompt_file.load_prompt(places)[0], table)
+    check_card((tmp_path / "hf" / "README.md").read_text(), promot)
+
+
+def check_card(card, promot):
+    """What the run's own files say of the export."""
+    assert card.startswith(
+        "---\nlicense: unknown\nlibrary_name: transformers\ntags:\n- promot_t5x\n"
+    )
+    assert "Its license is not recorded: look it up." in card
+    steps = chosen(promot / "stage_two").name.removeprefix("checkpoint_")
+    assert (
+        "The stage `stage_two` trained the model's parameters, for "
+        f"{steps} steps behind a frozen soft prompt (ProMoT's stage two)."
+    ) in card
+    assert "removed" not in card.partition("## Data")[0]
+    assert "- `run_signs/train`: 48 examples" in card
+    assert (promot / "report.md").read_text().rstrip() in card  # scores with intervals
+    assert "## What was lost in context\n\n“ProMoT” after “pretrained”" in card
+    assert "jax " in card.partition("## Versions")[2]
 
 
 def test_stage_two_on_its_own_is_that_of_the_whole_run(lab, base, promot):

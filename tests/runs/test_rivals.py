@@ -117,3 +117,11 @@ def test_the_drift_is_none_at_first_and_grows_behind_a_prompt_that_it_leaves_out
     assert "step 0: drift run_signs 0.0000 nats per target token" in out
     metrics = json.loads((stage / "checkpoint_2" / "metrics.json").read_text())
     assert metrics["run_signs/drift"] == rows[2]["run_signs"]
+    export = [str(lab.directory / "hf"), "--to", "hf", "--remove_prompt"]
+    run_helpers.succeed(["convert", str(stage), *export])
+    card = (lab.directory / "hf" / "README.md").read_text()
+    assert "`random weights`" in card
+    assert "The soft prompt was removed" in card
+    assert "## Drift" in card
+    step = json.loads((stage / "stage.json").read_text())["step"]
+    assert f'`{{"run_signs": {rows[step]["run_signs"]}}}`' in card

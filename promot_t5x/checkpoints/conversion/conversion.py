@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from promot_t5x.checkpoints import hub
 from promot_t5x.checkpoints.adapters import Merged, open_adapter
 from promot_t5x.checkpoints.conversion import stage, writers
 from promot_t5x.checkpoints.conversion.writers import (
@@ -67,6 +68,7 @@ class ConversionSource:
     - `described`: the configuration of its network, as far as the checkpoint says it.
     - `config`: its `config.json`, if it has one.
     - `knows_prompt`: whether the checkpoint of a stage says which prompt it was trained with.
+    - `trained`: the checkpoint itself, where a stage of this project wrote it.
     """
 
     source: ParamSource
@@ -78,6 +80,7 @@ class ConversionSource:
     described: str = ""
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     knows_prompt: bool = True
+    trained: PromotCheckpoint | None = None
 
     def model_shape(self) -> shape.NetworkShape:
         """Return the shape of the network that the parameters are of."""
@@ -132,6 +135,7 @@ def _open(path: str, with_prompt: bool) -> ConversionSource:
             verify=whole.verify,
             described=stored.manifest.metadata.get("config") or "",
             knows_prompt=whole.knows_prompt,
+            trained=stored if "frozen_hash" in stored.manifest.metadata else None,
         )
     opened = ConversionSource(
         source=stored,
@@ -163,6 +167,7 @@ class Conversion:
     - `bias_per_layer`: whether each layer has a position bias; None: as it is.
     - `optimizer_state`: the slots too, between T5X's own two formats.
     - `tokenizer`: where tokenizer files are; None: beside the checkpoint.
+    - `card`: the model card of what is written in Hugging Face's format.
     """
 
     opened: ConversionSource
@@ -174,6 +179,7 @@ class Conversion:
     bias_per_layer: bool | None = None
     optimizer_state: bool = False
     tokenizer: epath.Path | None = None
+    card: str | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
@@ -242,6 +248,8 @@ class Conversion:
             with self._writing():
                 target.close(absent)
                 names = self._copy_tokenizer(part)
+                if self.card is not None:
+                    (part / hub.CARD).write_text(self.card)
                 part.rename(self.destination)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
