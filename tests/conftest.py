@@ -1,5 +1,6 @@
 """Test session: eight virtual CPU devices, shape checks on, no TensorFlow noise."""
 
+import gc
 from pathlib import Path
 
 import clean_environment
@@ -13,6 +14,8 @@ from subwords import subwords, vocabulary
 __all__ = ["real_rows", "subwords", "vocabulary"]
 
 clean_environment.clean()  # before JAX is imported
+# Tracing makes so many objects that a tenth of a run's time would be looking for dead ones.
+gc.set_threshold(100_000, 20, 20)
 
 
 def _modules_with_arrays() -> list[str]:

@@ -214,7 +214,10 @@ class ComparisonEvaluator:
         directory = row_directory(home, row)
         results = {name: self._result(home, name) for name in sorted(row.stages)}
         chosen = {name: result.step for name, result in results.items()}
+        position = list(self._comparison.rows).index(row)
         if (recorded := _recorded(directory, chosen, list(self._redrawn))) is not None:
+            if recorded.position != position:  # other rows have come before it
+                recorded = _written(dataclasses.replace(recorded, position=position), directory)
             return recorded
         preemption.stop_if_reached()
         label = f"[{row.label}]" if seed is None else f"[{row.label}, seed {seed}]"
@@ -245,17 +248,14 @@ class ComparisonEvaluator:
             seed=seed,
             targets={task.task: task.score for task in targets},
             suite={task.task: task.score for task in suite},
-            position=list(self._comparison.rows).index(row),
+            position=position,
             stage=row.stage,
             checkpoints=chosen,
             split={task.task: task.split for task in asked},
             selection_split={t.task: loaded.selection_split.get(t.task) for t in asked},
             shot_seeds=list(self._redrawn),
         )
-        if processes.is_primary():
-            text = json.dumps(dataclasses.asdict(made), indent=1)
-            write_atomically(directory / report.FILE, text + "\n")
-        return made
+        return _written(made, directory)
 
     def _check(self, row: Row) -> None:
         for name in sorted(row.stages):
@@ -392,6 +392,14 @@ def _recorded(
     # An older version's rows do not name their checkpoints, and its stages never went on.
     is_whole = set(shot_seeds) <= set(row.shot_seeds)
     return row if is_whole and row.checkpoints in ({}, chosen) else None
+
+
+def _written(row: report.ReportRow, directory: epath.Path) -> report.ReportRow:
+    if processes.is_primary():
+        write_atomically(
+            directory / report.FILE, json.dumps(dataclasses.asdict(row), indent=1) + "\n"
+        )
+    return row
 
 
 def _selection_split(results: Sequence[StageResult]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 The stages run in order, each from the pretrained checkpoint or from an earlier stage; then every
 row's model answers the target with its prompt and the in-context suite without any. What is
-finished is never done again: after a kill the same command resumes the run.
+finished is never done again: after a kill the same command resumes the run, and with more stages,
+rows or seeds it does what these add.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ MORE = (
     *("SEEDS", "promot.promot.seeds"),
     *("SUITE_SHOT_SEEDS", "promot.Comparison.suite_shot_seeds"),
 )
+# What it may have more of, as the configuration calls it.
+LONGER = ("STAGES", "promot.promot.stages", "ROWS", "promot.Comparison.rows")
 
 
 def promot(
@@ -97,7 +100,9 @@ def _promot(
         for home in homes.values():
             check_growth(by_name, {name: home / name for name in by_name})
 
-    run_directory.claim(directory, config.resolved_str(), may_change=MORE, check=check)
+    run_directory.claim(
+        directory, config.resolved_str(), may_change=MORE, may_extend=LONGER, check=check
+    )
 
     # Before anything trains, all that will be asked is read.
     if any(StageResult.read(home / name) is None for home in homes.values() for name in by_name):

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from etils import epath
 
@@ -23,6 +23,7 @@ LAUNCHES = "launches.jsonl"
 _SHARING_SECONDS = 10.0  # in which a file of one host shows on the others
 # How a run lies on its devices changes none of its numbers but their last digits, and who else gets
 # them changes nothing.
+_REFERENCE = re.compile(r"@[\w./]+")
 _FREE = re.compile(r"NUM_PARTITIONS|MESH|partitioning\..*|LOGGERS|loggers\..*|\w+\.\w+\.loggers")
 
 
@@ -42,19 +43,22 @@ def claim(
     text: str,
     *,
     may_change: Collection[str] = (),
+    may_extend: Collection[str] = (),
     macro: str = "MODEL_DIR",
     check: Callable[[], None] | None = None,
 ) -> None:
     """Make this run the owner of `directory`, and `directory` the home of its configuration.
 
-    A run may resume on other devices, laid out otherwise, and with more training steps. Each launch
-    adds a line to `launches.jsonl`, with the devices that it found.
+    A run may resume on other devices, laid out otherwise, with more training steps, and with more
+    parts than it had. Each launch adds a line to `launches.jsonl`, with the devices that it found.
 
     **Arguments:**
 
     - `directory`: MODEL_DIR, or another directory of results.
     - `text`: the resolved configuration.
     - `may_change`: names of other bindings that a run may change from launch to launch.
+    - `may_extend`: names of lists of references, such as the stages of a run, that may get more of
+      them, with the bindings and macros that these bring.
     - `macro`: what the configuration calls the directory, for messages.
     - `check`: raises `UserError` where the run cannot go on with this configuration; called in the
       primary process, before anything of the directory's run is replaced.
@@ -64,7 +68,7 @@ def claim(
     """
     with processes.raise_on_all(UserError):
         if processes.is_primary():
-            _check(directory, text, may_change, macro)
+            _check(directory, text, may_change, may_extend, macro)
     with processes.raise_on_all(InUseError):
         try:
             if processes.is_primary():
@@ -73,7 +77,7 @@ def claim(
             startup.meet()  # waiting for a sign of life outlasts the patience of collectives
     with processes.raise_on_all(UserError):
         if processes.is_primary():
-            _check(directory, text, may_change, macro)
+            _check(directory, text, may_change, may_extend, macro)
             if check is not None:
                 check()
             _write(directory, text)
@@ -94,12 +98,21 @@ def _check_shared(path: epath.Path, macro: str) -> None:
         time.sleep(0.2)
 
 
-def _check(directory: epath.Path, text: str, may_change: Collection[str], macro: str) -> None:
+def _check(
+    directory: epath.Path,
+    text: str,
+    may_change: Collection[str],
+    may_extend: Collection[str],
+    macro: str,
+) -> None:
     make_directory(directory, macro)
     path = directory / CONFIG
     if path.exists():
         known = path.read_text()
-        may_change = {*may_change, *_grown(known, text)}
+        before = gin_reader.plain_bindings(known, "the old configuration")
+        after = gin_reader.plain_bindings(text, "the new configuration")
+        may_change = {*may_change, *_grown(before, after)}
+        may_change |= _added(known, before, after, may_extend)
         difference = [
             line
             for line in config.describe_difference(known, text)
@@ -128,10 +141,8 @@ def _write(directory: epath.Path, text: str) -> None:
     append_json_line(directory / LAUNCHES, launch)
 
 
-def _grown(known: str, text: str) -> set[str]:
+def _grown(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
     """Return the names of the numbers of training steps that are larger than they were."""
-    before = gin_reader.plain_bindings(known, "the old configuration")
-    after = gin_reader.plain_bindings(text, "the new configuration")
     names: set[str] = set()
     waiting = [name for name in after if name.endswith("Stage.train_steps")]
     while waiting:
@@ -144,3 +155,31 @@ def _grown(known: str, text: str) -> set[str]:
 
 def _is_larger(now: str, was: str) -> bool:
     return now.isdecimal() and was.isdecimal() and int(now) > int(was)
+
+
+def _added(
+    known: str, before: Mapping[str, str], after: Mapping[str, str], lists: Collection[str]
+) -> set[str]:
+    """Return the names of what only new parts of a run use: nothing that was there can see it."""
+    longer = {
+        name
+        for name in before.keys() & after.keys() & {*lists}
+        if before[name] != after[name] and _holds_in_order(after[name], before[name])
+    }
+    if not longer:
+        return set()
+    return longer | {name for name in after.keys() - before.keys() if _is_apart(name, known)}
+
+
+def _holds_in_order(now: str, was: str) -> bool:
+    """Whether a list of references has all those of another, in their order."""
+    found = iter(_REFERENCE.findall(now))
+    return all(reference in found for reference in _REFERENCE.findall(was))
+
+
+def _is_apart(name: str, known: str) -> bool:
+    """Whether a name binds what a configuration never mentions: its scope, or its function."""
+    owner, dot, _ = name.rpartition(".")
+    scope, _, selector = owner.rpartition("/")
+    mentioned = rf"(?<!\w){scope}/" if scope else rf"\b{selector.rpartition('.')[2]}\b"
+    return not dot or re.search(mentioned, known) is None

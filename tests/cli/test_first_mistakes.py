@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import run_helpers
 
 from promot_t5x.cli.main import main
 
@@ -307,12 +308,13 @@ def test_a_directory_that_cannot_be_written(here, capsys):
     assert message.startswith("MODEL_DIR = '/proc/run' cannot be written")
 
 
-def test_a_home_directory_is_one_place(here, monkeypatch, capsys):
+def test_a_home_directory_is_one_place(here, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("HOME", str(here / "home"))
     (here / "home").mkdir()
-    (here / "home/mine.gin").write_text("BATCH_SIZE = 8\n")
-    words = ["train", MODEL, RUN, "--gin_file=~/mine.gin", *GIVEN, "--gin.MODEL_DIR='~/run'"]
-    assert main([*words, "--gin.TRAIN_STEPS=1", "--gin.EVAL_NUM_EXAMPLES=8"]) == 0
+    (here / "home/mine.gin").write_text("BATCH_SIZE = 16\n")
+    lab = run_helpers.Lab(tmp_path_factory.mktemp("lab"))
+    words = lab.words("train", "pretrain", "train", MODEL_DIR="~/run", TRAIN_STEPS=1)
+    run_helpers.succeed([*words, "--gin_file=~/mine.gin"])
     assert sorted(os.listdir(here)) == ["home"]
     assert (here / "home/run/stage.json").exists()
-    assert (here / "home/run/config.gin").exists()
+    assert "BATCH_SIZE = 16" in (here / "home/run/config.gin").read_text()

@@ -18,13 +18,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fork_helpers
 import jax
+import jaxtyping
 import numpy as np
 from clean_environment import xla_flags
 from flax import serialization
 from jax.experimental.compilation_cache import compilation_cache
+from tensorflow.autograph import experimental as autograph
 
 from promot_t5x.checkpoints.manifest import read_manifest
 from promot_t5x.checkpoints.paths import absolute
@@ -153,23 +156,45 @@ def gin_value(value: Any) -> str:
     return repr(str(value)) if isinstance(value, Path) else repr(value)
 
 
-def here(words: list[str]) -> Done:
-    """Run a command line in this process."""
+def here(words: list[str], *, devices: int = 1) -> Done:
+    """Run a command line in this process, on so many of its devices."""
     out, err = io.StringIO(), io.StringIO()
     path = list(sys.path)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), compilation_cached():
+    # AutoGraph would rewrite seqio's preprocessors, which need no rewriting, for a second.
+    run = autograph.do_not_convert(main.main)
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        compilation_cached(),
+        _first(devices),
+    ):
         try:
-            status = main.main(words)
+            status = run(words)
         finally:
             sys.path[:] = path
     return Done(status, out.getvalue(), err.getvalue())
 
 
-def succeed(words: list[str]) -> str:
+def succeed(words: list[str], *, devices: int = 1) -> str:
     """Run a command line in this process that must end well; what it prints."""
-    done = here(words)
+    done = here(words, devices=devices)
     assert done.status == 0, done.err
     return done.out
+
+
+@contextlib.contextmanager
+def _first(count: int) -> Iterator[None]:
+    """Let a run see the first devices only, and check no shapes: other tests do, of each function.
+
+    On eight devices, with the checks, a tiny run costs twice as much.
+    """
+    devices = jax.devices()[:count]
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with mock.patch.object(jax, "devices", return_value=devices):
+            yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @contextlib.contextmanager

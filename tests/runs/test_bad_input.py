@@ -139,7 +139,7 @@ def assert_refused(done, wanted):
 def test_is_refused_before_anything_is_written(lab, case):
     macros, wanted = CASES[case]
     before = run_helpers.tree(lab.directory)
-    done = run_helpers.here(command(lab, **macros))
+    done = run_helpers.here(command(lab, **macros), devices=8)
     assert_refused(done, wanted)
     assert len(messages(done)) == 1
     assert run_helpers.tree(lab.directory) == before

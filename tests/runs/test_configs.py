@@ -310,18 +310,3 @@ def test_sequential_goes_on_from_the_first_model(lab, base):
     assert changed(first, second) == first.keys()
     assert columns(directory / "report.md") == ["run_signs", "run_ends"]
     assert "second_prompt" not in json.dumps(list(first))
-
-
-# ------------------------------------------------------------------------- the mesh
-
-
-def test_eight_devices_in_pairs_lose_what_one_loses(lab, base):
-    """Two ways over the model and four over the batch: the same losses, to rounding."""
-    one = command(lab, base, "train", "finetune", name="one_device")
-    done = run_helpers.process(one)
-    assert done.status == 0, done.err
-    run_helpers.succeed(command(lab, base, "train", "finetune", name="eight", NUM_PARTITIONS=2))
-    found, wanted = (run_helpers.losses(lab.directory / name) for name in ("eight", "one_device"))
-    assert len(wanted) == 4
-    assert len(set(wanted)) == 4
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)

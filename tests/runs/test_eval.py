@@ -7,7 +7,6 @@ import fork_helpers
 import numpy as np
 import pytest
 import run_helpers
-from clean_environment import xla_flags
 
 from promot_t5x.cli import main
 
@@ -66,7 +65,7 @@ def killed(tmp_path_factory):
     answers.rename(straight)
 
     partial = answers / "inference_eval" / "answers-000000.partial"
-    process = fork_helpers.shared().start(command, environ={"XLA_FLAGS": xla_flags(8)})
+    process = fork_helpers.shared().start(command)
     end = time.monotonic() + SLOWEST_LAUNCH_SEC
     while time.monotonic() < end and process.alive:
         if partial.exists() and partial.read_text().count("\n") > 4:

@@ -17,6 +17,19 @@ optax.cosine_decay_schedule:
     init_value = 0.01
     decay_steps = %TRAIN_STEPS
 """
+# The baseline, between the rows that were there.
+BASELINE = """\
+from __gin__ import dynamic_registration
+from promot_t5x.runs import promot
+from promot_t5x.runs import stages
+STAGES = [@prompt_tuning/stages.Stage(), @stage_two/stages.Stage(), @late/stages.Stage()]
+ROWS = [@prompt_tuning/promot.Row(), @late/promot.Row(), @stage_two/promot.Row()]
+late/stages.Stage.name = 'late'
+late/stages.Stage.train_steps = %LATE_STEPS
+late/promot.Row.label = 'late baseline'
+late/promot.Row.stage = 'late'
+LATE_STEPS = 2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +37,7 @@ def lab(tmp_path_factory):
     lab = run_helpers.Lab(tmp_path_factory.mktemp("growth"))
     lab.write("cosine.gin", COSINE)
     lab.write("two_stages.gin", run_helpers.TWO_STAGES)
+    lab.write("baseline.gin", BASELINE)
     return lab
 
 
@@ -89,10 +103,12 @@ def test_a_schedule_that_depends_on_the_number_of_steps_is_refused(lab):
     assert "finished before: step " in out
 
 
-def test_rows_of_a_run_that_went_on_are_evaluated_again(lab):
-    def words(**macros):
+def test_a_finished_run_gets_more_rows_and_steps(lab):
+    """Rows whose checkpoints went on are evaluated again, and what is finished is left alone."""
+
+    def words(*files, **macros):
         given = {"MODEL_DIR": lab.directory / "promot", "INITIAL_CHECKPOINT_PATH": None, **macros}
-        return lab.words("promot", "promot", "prompt", "two_stages.gin", **given)
+        return lab.words("promot", "promot", "prompt", "two_stages.gin", *files, **given)
 
     out = run_helpers.succeed(words())
     assert "] step 4: validation score " in out
@@ -102,10 +118,29 @@ def test_rows_of_a_run_that_went_on_are_evaluated_again(lab):
     assert first["split"] == first["selection_split"] == {"run_signs": "validation"}
     summary = json.loads((row / "inference_eval" / "run_signs-000000.json").read_text())
     assert summary["split"] == summary["selection_split"] == "validation"
-    done = run_helpers.here(words(PROMPT_STEPS=6))
+    table = (lab.directory / "promot" / "report.md").read_text()
+    run_helpers.succeed(words("baseline.gin"))
+    assert json.loads((row / "row.json").read_text()) == {**first, "position": 2}
+    lines = (lab.directory / "promot" / "report.md").read_text().splitlines()
+    late = next(n for n, line in enumerate(lines) if "late baseline" in line)
+    assert late < next(n for n, line in enumerate(lines) if "ProMoT" in line)
+    assert "late baseline" not in table
+    for more, said in (
+        ({"DROPOUT_RATE": 0.1}, "DROPOUT_RATE: was 0.0, now 0.1"),
+        ({"stages.Stage.keep": 2}, "stages.Stage.keep: was"),
+        ({"stages.Stage.dropout_rate": 0.1}, "stages.Stage.dropout_rate: was not set, now 0.1"),
+    ):
+        done = run_helpers.here(words("baseline.gin", **more))
+        assert done.status == 2, more
+        assert said in done.err
+
+    done = run_helpers.here(words())
+    assert done.status == 2  # a row of the report would have no configuration
+    assert "late/stages.Stage.name: was 'late', now not set" in done.err
+    done = run_helpers.here(words("baseline.gin", PROMPT_STEPS=6))
     assert done.status == 2
     assert "stage 'stage_two' has started from what it" in done.err
-    out = run_helpers.succeed(words(TRAIN_STEPS=8, BEST_TIES="loss"))
+    out = run_helpers.succeed(words("baseline.gin", TRAIN_STEPS=8, BEST_TIES="loss"))
     assert "[stage_one] finished before: step " in out
     assert "[stage_two] finished before at step 4; goes on to step 8" in out
     second = json.loads((row / "row.json").read_text())

@@ -113,12 +113,12 @@ def demonstrations(text, query, shown):
     return found
 
 
-@pytest.mark.parametrize("shots", [0, 1, 4])
+@pytest.mark.parametrize("shots", [1, 4])
 @pytest.mark.parametrize("name", TASKS)
 def test_real_rows_read_as_the_paper_writes_them(real_rows, subwords, name, shots):
     rows = raw(name, 1)
     shown = {f"{question} {answer}" for question, answer, _ in raw(name, 0)}
-    definition = registry.get_task(f"{name}_{shots}shot" if shots else name)
+    definition = registry.get_task(f"{name}_{shots}shot")
     task = definition.build(subwords, DIALECTS["lm"])
     made = examples(task, asked_split(name))
     # Every example survives, once, with its own answer.
@@ -246,14 +246,13 @@ def test_shots_are_those_of_another_process_another_order_and_another_shard(real
     assert list(other) != list(mine)
     assert other == mine
     task = registry.get_task("cb_4shot").build(vocabulary)
-    for shards in (2, 8):
-        by_shard = {}
-        for index in range(shards):
-            shard = seqio.ShardInfo(index=index, num_shards=shards)
-            data = task.get_dataset(None, "validation", shuffle=False, shard_info=shard)
-            rows = data.as_numpy_iterator()
-            by_shard |= {r["id"].decode(): [s.decode() for s in r["shots"]] for r in rows}
-        assert by_shard == mine
+    by_shard = {}
+    for index in range(3):
+        shard = seqio.ShardInfo(index=index, num_shards=3)
+        data = task.get_dataset(None, "validation", shuffle=False, shard_info=shard)
+        rows = data.as_numpy_iterator()
+        by_shard |= {r["id"].decode(): [s.decode() for s in r["shots"]] for r in rows}
+    assert by_shard == mine
 
 
 def test_shots_change_with_the_seed_and_are_never_the_example_itself(real_rows):
