@@ -211,8 +211,10 @@ class Trials:
         lab.write("infer.gin", INFER)
         workloads = [Workload(name, words, home / name) for name, words in found if name in names]
         for workload in workloads:  # the first one trains, and the others take what it trained
-            programs = home / f"programs_{workload.name}"
-            programs.mkdir()
+            # The bucket's run is the first one's, elsewhere.
+            configuration = "train" if workload.name == "bucket" else workload.name
+            programs = home / f"programs_{configuration}"
+            programs.mkdir(exist_ok=True)
             if workload.name == "bucket":
                 workload.directory = home / BUCKET.removeprefix("gs://")
                 workload.how = {"buckets": home, "environ": {
@@ -224,7 +226,7 @@ class Trials:
             for keep in (True, False):  # the second time, nothing is traced or compiled
                 shutil.rmtree(workload.directory, ignore_errors=True)
                 if workload.name != "local":
-                    workload.how["programs"] = (programs, keep)
+                    workload.how["programs"] = (programs, keep and workload.name != "bucket")
                 began = time.monotonic()
                 ended = self._server.run(workload.words, **workload.how)
                 assert ended.status == 0, (workload.name, ended.said)
