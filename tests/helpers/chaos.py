@@ -299,14 +299,14 @@ class Trials:
     def _outcome(
         self, workload: Workload, damaged: Path | None, said: list[str]
     ) -> tuple[str, str]:
-        status, left = 0, 3
-        while left:
+        status, left = 0, 3.0
+        while left > 0:
             status = self.launch(workload, said).status
             if status in (0, errors.EXIT_USER_ERROR):
                 break
             # A launcher that was killed has left processes that own the directory for a while.
             time.sleep(status == errors.EXIT_IN_USE)
-            left -= status != errors.EXIT_IN_USE
+            left -= 0.05 if status == errors.EXIT_IN_USE else 1
         # A conversion that had ended when the fault came refuses to write over what it wrote.
         if status != 0 and CONVERTED not in said[-1]:
             words = said[-1].splitlines()
