@@ -11,7 +11,8 @@ bootstrap resamples rows of numbers instead of scoring texts again (`report.stat
 from `spec` and the answers on file a score can be computed again without model or data.
 
 Metrics with a module of their own: `exact_match` (normalized questions and answers), `bleu`,
-`rouge`.
+`chrf`, `rouge`, `extracted` (what regular expressions find), `ranking` (choices by likelihood) and
+`perplexity`.
 """
 
 import abc
@@ -42,6 +43,9 @@ _REGISTERED = {
     "chrf": "promot_t5x.tasks.chrf:Chrf",
     "rouge": "promot_t5x.tasks.rouge:Rouge",
     "perplexity": "promot_t5x.tasks.perplexity:Perplexity",
+    "multiple_choice": "promot_t5x.tasks.ranking:MultipleChoice",
+    "continuation": "promot_t5x.tasks.ranking:Continuation",
+    "extracted": "promot_t5x.tasks.extracted:Extracted",
 }
 
 
@@ -334,6 +338,12 @@ def first_word(text: str) -> str:
     """Return the first word of `text` without punctuation around it; empty if there is none."""
     words = text.split(maxsplit=1)
     return words[0].strip(string.punctuation) if words else ""
+
+
+def answer_text(answer: Any) -> str:
+    """Return a target or a prediction as text; of a choice among candidates the chosen one."""
+    chosen = answer.get("answer") if isinstance(answer, Mapping) else None
+    return str(answer if chosen is None else chosen)
 
 
 def references(target: References) -> list[str]:

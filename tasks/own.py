@@ -17,8 +17,9 @@ from typing import Any
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import metrics as known_metrics
 from promot_t5x.tasks.answers import LabelAtStart, Until, keep
+from promot_t5x.tasks.ranking import MultipleChoice
 from promot_t5x.tasks.registry import TaskDef
-from promot_t5x.tasks.templates import Choice, Template
+from promot_t5x.tasks.templates import Candidates, Choice, Template
 
 
 def text_task(
@@ -26,7 +27,7 @@ def text_task(
     name: str,
     source: Any,
     inputs: str,
-    target: str,
+    target: str | Candidates,
     labels: Sequence[str] | None = None,
     metrics: Sequence[known_metrics.AnyMetric] | None = None,
     example_id: str = "{row_id}",
@@ -50,12 +51,13 @@ def text_task(
     - `source`: of `promot_t5x.tasks`: `tfds`, `jsonl`, `tsv`, `csv`, `parquet` or `hugging_face`.
     - `inputs`: the question, `{field}` where a field of the row goes, up to the answer's cue.
     - `target`: the answer, likewise. With `labels` and one field alone, that field may be an
-      integer label; a field of text must hold one of the labels.
+      integer label; a field of text must hold one of the labels. Or `Candidates` of the row's own,
+      of which a model gives the one that it finds likeliest.
     - `labels`: all answers there are, in the order of integer labels. What the model says is read
       as the longest of them that it begins with (`answers.LabelAtStart`), and answers that begin
       with none of them are counted.
     - `metrics`: functions (targets, predictions) -> {name: percent}, the primary one first;
-      accuracy with labels, else exact match.
+      accuracy with labels, `MultipleChoice()` with candidates, else exact match.
     - `example_id`: template of the id, unique within a split; every row has a `row_id`.
     - `article`: the field to cut when a prompt is too long; by default the longest.
     - `prefix`: how every question begins; the answer ends where the model starts another one.
@@ -80,6 +82,13 @@ def text_task(
             f"task {name!r} has labels, which are read at the start of an answer, and a prefix, "
             "which cuts longer answers: give one of the two"
         )
+    if isinstance(target, Candidates):
+        if labels is not None or references is not None:
+            raise UserError(
+                f"task {name!r} has candidates, which are its answers: leave out labels and "
+                "references"
+            )
+        metrics = metrics or (MultipleChoice(),)
     splits = tuple(source.splits)
     if labels is not None:
         labels = _checked(name, labels)
@@ -120,7 +129,9 @@ def _checked(name: str, labels: Sequence[str]) -> tuple[str, ...]:
     return stripped
 
 
-def _answer(target: str, labels: Sequence[str] | None) -> str | Choice:
+def _answer(target: str | Candidates, labels: Sequence[str] | None) -> str | Choice | Candidates:
+    if isinstance(target, Candidates):
+        return target
     field = target[1:-1]
     if labels is None or target != f"{{{field}}}" or "{" in field or "}" in field:
         return target

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.tasks import dialects, languages, sources, templates
+from promot_t5x.tasks import dialects, languages, ranking, sources, templates
 from promot_t5x.tasks.answers import LabelAtStart, keep
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.dialects import Dialect
@@ -33,11 +33,13 @@ from promot_t5x.tasks.metrics import AnyMetric
 from promot_t5x.tasks.normal_form import normal_form
 from promot_t5x.tasks.rouge import Rouge
 from promot_t5x.tasks.shots import Assembler, Pool
-from promot_t5x.tasks.templates import Template
+from promot_t5x.tasks.templates import Candidates, Template
 
 _DEFINING_MODULES = (
     "promot_t5x.tasks.targets",
     "promot_t5x.tasks.suite",
+    "promot_t5x.tasks.standard",
+    "promot_t5x.tasks.multilingual",
     "promot_t5x.tasks.tiny.definitions",
 )
 _SHOTS = re.compile(r"(.+)_(\d+)shot")
@@ -70,8 +72,8 @@ class TaskDef:
       language that no other task answers in: reports count the answers to other tasks that are
       made of them.
     - `output_length`: how many tokens an answer may take when decoded (EOS and sentinels
-      included). None leaves it to the data: enough for 99% of the first 1,000 training answers, in
-      the model's vocabulary.
+      included); the longest label always fits. None leaves it to the data: enough for 99% of the
+      first 1,000 training answers, in the model's vocabulary.
     - `language`: of the answers, a code such as `de` or `zh`: `Bleu()`, `Rouge()`, `squad` and
       `trivia_qa` then split words as the language does. None takes them as they are.
     - `normal_form`: compare answers as the model's vocabulary writes them (`tasks.normal_form`),
@@ -80,6 +82,8 @@ class TaskDef:
     - `shots`: demonstrations before each example.
     - `shots_split`: where they come from.
     - `listed_shots`: numbers of demonstrations under which `names` lists the task besides its own.
+    - `version`: of the definition, where it has one: what is asked changed with it. Of a task that
+      lm-evaluation-harness defines, theirs.
     - `base`: the name that the task has without demonstrations; set by the registry.
     """
 
@@ -101,6 +105,7 @@ class TaskDef:
     shots: int = 0
     shots_split: str = "train"
     listed_shots: tuple[int, ...] = ()
+    version: float | None = None
     base: str | None = None
 
     def __post_init__(self) -> None:
@@ -109,14 +114,32 @@ class TaskDef:
             metrics = tuple(_in_language(metric, code) for metric in self.metrics)
             object.__setattr__(self, "metrics", metrics)
 
-    def reference(self, example: Mapping[str, Any]) -> str | list[str]:
+    @property
+    def candidates(self) -> Candidates | None:
+        """How the task's answers are chosen by likelihood; None where they are given."""
+        answer = self.template.answer if self.template else None
+        return answer if isinstance(answer, Candidates) else None
+
+    def answer_limit(self, vocabulary: Any, dialect: Dialect) -> int | None:
+        """Return how many tokens an answer may take, EOS and sentinels included.
+
+        That is `output_length`, and what the longest of the labels takes where that is more, as
+        in a vocabulary of bytes; None leaves it to the data.
+        """
+        labels = [len(dialects.target_ids(vocabulary, dialect, label)) for label in self.labels]
+        return None if self.output_length is None else max([self.output_length, *labels])
+
+    def reference(self, example: Mapping[str, Any]) -> str | list[str] | dict[str, Any]:
         """Return what the metrics compare the prediction of `example` with.
 
         **Arguments:**
 
         - `example`: one example of the built task's data set, as numpy values; only its field
-          `references`, or without one `answer`, is read.
+          `references`, or without one `answer`, is read, and its candidates where it has them
+          (`tasks.ranking` says what is made of these).
         """
+        if self.candidates is not None:
+            return ranking.target(example)
         value = example[_REFERENCES if self.references else "answer"]
         value = value.tolist() if hasattr(value, "tolist") else value
         return [_text(v) for v in value] if isinstance(value, list) else _text(value)
@@ -362,6 +385,8 @@ def _seqio_postprocess(
 ) -> Any:
     if is_target and example is not None:
         reference = task.reference(example)
+        if isinstance(reference, dict):
+            return reference
         if not task.normal_form or task.labels:
             return reference
         if isinstance(reference, list):

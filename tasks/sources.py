@@ -231,6 +231,52 @@ def hugging_face(
     return HuggingFace(arguments, tuple(options.items()), tuple(pairs))
 
 
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Hugging Face data sets that hold the same things, such as sentences in several languages.
+
+    A row has, under each part's name, that part's row of the same id.
+
+    **Attributes:**
+
+    - `parts`: (name, data set); all have the splits of the first.
+    - `key`: the field that identifies a row within its split.
+    """
+
+    parts: tuple[tuple[str, HuggingFace], ...]
+    key: str = "id"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits."""
+        return self.parts[0][1].splits
+
+    def __call__(self) -> Any:
+        """Make the `seqio.DataSource`."""
+        named = "each part's row with that id"
+        return _source_of_rows(
+            lambda split: NamedRows(self.rows(split), lambda n: f"row {n + 1} of {split}, {named}"),
+            self.splits,
+        )
+
+    def rows(self, split: str) -> Rows:
+        """Return the rows of a split; `UserError` where a part lacks some of them."""
+        parts = {
+            name: {str(row[self.key]): row for row in data.rows(split)} for name, data in self.parts
+        }
+        (first, wanted), *others = parts.items()
+        for name, found in others:
+            if found.keys() != wanted.keys():
+                odd = sorted(found.keys() ^ wanted.keys())
+                raise UserError(
+                    f"the {split} rows of {name!r} and {first!r} do not have the same "
+                    f"{self.key!r}: {odd[0]!r} is in one of them alone"
+                )
+        return [
+            {**{n: p[key] for n, p in parts.items()}, ROW_ID: f"{split}-{key}"} for key in wanted
+        ]
+
+
 def with_row_id(dataset: Any) -> Any:
     """Return a preprocessor: TFDS's id of a row, where there is one, under the name `row_id`."""
     if "tfds_id" not in dataset.element_spec:

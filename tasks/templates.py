@@ -62,13 +62,50 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """An answer among candidates of the row's own: a model gives the one that it finds likeliest.
+
+    Nothing is decoded, whatever DECODING is. A candidate's likelihood is that of its own tokens,
+    without the end of text and without a dialect's sentinel.
+
+    **Attributes:**
+
+    - `texts`: a template of each candidate; or the field, a list, that holds all of them.
+    - `label`: the field with the place of the right one, from 0, as a number or as its text; None
+      where there is but one candidate, whose likelihood is the score.
+    - `questions`: the field, a list, of the question that each candidate answers, where these
+      differ. The template's question must then end in the right candidate's.
+    - `delimiter`: what precedes a candidate when its likelihood is computed, as in
+      lm-evaluation-harness. T5's SentencePiece models begin every text with a space anyway.
+    """
+
+    texts: Sequence[str] | str
+    label: str | None = None
+    questions: str | None = None
+    delimiter: str = " "
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.texts, str):
+            object.__setattr__(self, "texts", tuple(self.texts))
+            for text in self.texts:
+                _check_placeholders(text)
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The row's fields that the candidates are made of."""
+        texts = self.texts
+        fields = [texts] if isinstance(texts, str) else [f for t in texts for _, f in _parts(t)]
+        return [path for path in (*fields, self.label, self.questions) if path is not None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Template:
     """A task's way to ask and to answer.
 
     **Attributes:**
 
     - `question`: template of the question, up to and with the cue for the answer.
-    - `answer`: template of the answer, or a choice by label.
+    - `answer`: template of the answer, a choice by label, or candidates of the row's own.
     - `example_id`: template of the example's id, unique within a split. Rows read by
       `promot_t5x.tasks.sources` have a `row_id`.
     - `article`: the field that is cut when a prompt is too long, if the task has one that may lose
@@ -76,7 +113,7 @@ class Template:
     """
 
     question: str
-    answer: str | Choice
+    answer: str | Choice | Candidates
     example_id: str = "{row_id}"
     article: str | None = None
 
@@ -123,7 +160,8 @@ def rendered(
     - `left_out`: for errors, why the source gives no field of that name.
 
     **Returns:** Rows with `fields` (the text of each of `template.fields`), `targets`, `id`,
-    `label` (-1 without a choice) and what is kept.
+    `label` (-1 without a choice) and what is kept. With candidates, these as `candidates`, the
+    place of the right one as `right`, and where they have questions of their own, `questions`.
 
     **Raises:**
 
@@ -135,7 +173,11 @@ def rendered(
     def render(row: Mapping[str, Any]) -> dict[str, Any]:
         answer = template.answer
         example_id = fill(template.example_id, row)
-        if isinstance(answer, Choice):
+        ranked: dict[str, Any] = {}
+        if isinstance(answer, Candidates):
+            ranked = _ranked(row, answer, example_id)
+            label, targets = ranked["right"], ranked["candidates"][ranked["right"]]
+        elif isinstance(answer, Choice):
             label = _label(row, answer, example_id)
             targets = tf.gather(tf.constant(answer.words), label)
         else:
@@ -146,6 +188,7 @@ def rendered(
             "targets": targets,
             "id": example_id,
             "label": label,
+            **ranked,
         }
 
     spec = dataset.element_spec
@@ -246,7 +289,11 @@ def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
 
 def _named(template: Template, keep: Mapping[str, str]) -> Sequence[str]:
     answer = template.answer
-    paths = [answer.field] if isinstance(answer, Choice) else [f for _, f in _parts(answer)]
+    paths: list[str | None]
+    if isinstance(answer, Candidates):
+        paths = [*answer.paths]
+    else:
+        paths = [answer.field] if isinstance(answer, Choice) else [f for _, f in _parts(answer)]
     paths += [f for _, f in _parts(template.example_id)]
     return tuple(dict.fromkeys(p for p in (*template.fields, *paths, *keep.values()) if p))
 
@@ -299,6 +346,45 @@ def _checked_field(row: Any, path: str, example_id: Any) -> Any:
     )
     with tf.control_dependencies([tf.debugging.Assert(tf.shape(several)[0] > index, [message])]):
         return tf.identity(several)[index]
+
+
+def _ranked(row: Any, answer: Candidates, example_id: Any) -> dict[str, Any]:
+    """Return the row's candidates, the place of the right one among them, and their questions."""
+    import tensorflow as tf
+
+    if isinstance(answer.texts, str):
+        texts = text_of(row, answer.texts, example_id)
+    else:
+        texts = tf.stack([fill(text, row, example_id) for text in answer.texts])
+    made = {"candidates": texts, "right": tf.constant(0, tf.int64)}
+    if answer.label is not None:
+        made["right"] = _place(row, answer.label, tf.size(texts), example_id)
+    if answer.questions is not None:
+        made["questions"] = text_of(row, answer.questions, example_id)
+    return made
+
+
+def _place(row: Any, path: str, count: Any, example_id: Any) -> Any:
+    """Return a place in a list of `count`, checked."""
+    import tensorflow as tf
+
+    text = tf.strings.strip(text_of(row, path, example_id))
+    whole = tf.strings.regex_full_match(text, r"\d{1,9}(\.0+)?")
+    place = tf.cast(tf.strings.to_number(tf.where(whole, text, "-1"), tf.float64), tf.int64)
+    message = tf.strings.join(
+        [
+            "the label ",
+            text,
+            " is none of the row's candidates (0 to ",
+            tf.strings.as_string(count - 1),
+            "): row ",
+            example_id,
+            f", field {path!r}",
+        ]
+    )
+    right = whole & (place < tf.cast(count, tf.int64))
+    with tf.control_dependencies([tf.debugging.Assert(right, [message])]):
+        return tf.identity(place)
 
 
 def _label(row: Any, choice: Choice, example_id: Any) -> Any:

@@ -21,11 +21,13 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Run the command and return the exit status."""
     arguments = _parser().parse_args(argv)
-    if arguments.changed and (arguments.compare or arguments.output):
-        raise UserError("--changed prints examples only: leave out --compare and --output.")
+    if arguments.changed and (arguments.compare or arguments.output or arguments.lm_eval):
+        raise UserError(
+            "--changed prints examples only: leave out --compare, --output and --lm_eval."
+        )
     if not arguments.changed and (arguments.task or arguments.direction):
         raise UserError("--task and --direction choose among what --changed A B prints.")
-    from promot_t5x.report import changed, comparison, output, pairs, runs, table
+    from promot_t5x.report import changed, comparison, lm_eval, output, pairs, runs, table
 
     if arguments.module:
         from promot_t5x.data.sources import import_task_module
@@ -62,6 +64,9 @@ def main(argv: Sequence[str]) -> int:
         chosen = [tuple(labels) for labels in arguments.compare] or pairs.of_interest(made)
         output.write(arguments.output, made, arguments.run, chosen, title=arguments.title)
         print(f"The page is {arguments.output}/report.html.", file=sys.stderr)
+    if arguments.lm_eval:
+        written = "\n".join(f"Wrote {path}." for path in lm_eval.write(arguments.lm_eval, made))
+        print(written, file=sys.stderr)
     return 0
 
 
@@ -86,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", nargs="+", metavar="RUN")
     add("--output", metavar="DIR", help="write report.html, .md, .tex, .csv and figures/ there")
+    add(
+        "--lm_eval",
+        metavar="DIR",
+        help="write each row's scores to DIR/<row>/results.json, in the form of "
+        "lm-evaluation-harness",
+    )
     add(
         "--format",
         choices=("terminal", "markdown", "latex", "csv"),

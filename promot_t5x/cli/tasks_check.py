@@ -24,7 +24,7 @@ from promot_t5x.data.lazy import import_seqio
 from promot_t5x.data.questions import Question, answer_text
 from promot_t5x.errors import UserError, listed
 from promot_t5x.evaluation.target_checks import check_targets
-from promot_t5x.tasks import normal_form, registry
+from promot_t5x.tasks import normal_form, ranking, registry
 from promot_t5x.tasks.metrics import numbers
 from promot_t5x.tasks.templates import Choice
 
@@ -43,9 +43,8 @@ def check(arguments: argparse.Namespace) -> int:
     names = _names(arguments.subject, arguments.module)
     problems, facts = [], []
     for name in names:
-        report = _Report()
         with quiet.imports():
-            _check_task(how, name, arguments.n, report)
+            report = check_task(how, name, arguments.n)
         problems += [f"{name}: {problem}" for problem in report.problems]
         facts.append(f"  {name}: {'; '.join(report.facts)}")
     if not names:
@@ -58,7 +57,9 @@ def check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Report:
+class Report:
+    """What was found of a task: `problems`, and `facts` that are none, in words."""
+
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.facts: list[str] = []
@@ -105,14 +106,26 @@ def _all_names() -> Iterator[str]:
     yield from seqio.MixtureRegistry.names()
 
 
-def _check_task(how: Asking, name: str, limit: int, report: _Report) -> None:
+def check_task(how: Asking, name: str, limit: int) -> Report:
+    """Return what is found of a task or mixture of that name.
+
+    **Arguments:**
+
+    - `how`: how it is asked.
+    - `limit`: how many examples of each split are read.
+    """
+    report = Report()
     tasks = report.call("it cannot be built", lambda: how.tasks(name, shots=None, module=None))
     if tasks is None:
-        return
+        return report
     if len(tasks) > 1 or tasks[0].name != name:
         report.facts.append(f"a mixture of {', '.join(task.name for task in tasks)}")
-        return
-    (task,) = tasks
+        return report
+    _check_one(how, tasks[0], limit, report)
+    return report
+
+
+def _check_one(how: Asking, task: Any, limit: int, report: Report) -> None:
     read = {split: _read(how, task, split, limit, report) for split in task.splits}
     counts = ", ".join(f"{split} {len(rows)}" for split, rows in read.items())
     report.facts.append(f"{counts} examples read")
@@ -134,7 +147,7 @@ def _check_task(how: Asking, name: str, limit: int, report: _Report) -> None:
         _check_shots(how, definition, report)
 
 
-def _read(how: Asking, task: Any, split: str, limit: int, report: _Report) -> list[Question]:
+def _read(how: Asking, task: Any, split: str, limit: int, report: Report) -> list[Question]:
     return (
         report.call(
             f"its split {split!r} cannot be read", lambda: how.questions(task, split, limit)
@@ -143,7 +156,7 @@ def _read(how: Asking, task: Any, split: str, limit: int, report: _Report) -> li
     )
 
 
-def _check_rows(split: str, questions: Sequence[Question], report: _Report) -> None:
+def _check_rows(split: str, questions: Sequence[Question], report: Report) -> None:
     ids = collections.Counter(question.id for question in questions)
     again = [f"{name!r} ({count} times)" for name, count in ids.items() if count > 1]
     if again:
@@ -158,7 +171,7 @@ def _check_rows(split: str, questions: Sequence[Question], report: _Report) -> N
 
 
 def _check_labels(
-    definition: registry.TaskDef, read: dict[str, list[Question]], limit: int, report: _Report
+    definition: registry.TaskDef, read: dict[str, list[Question]], limit: int, report: Report
 ) -> None:
     answer = definition.template.answer if definition.template else None
     if not isinstance(answer, Choice):
@@ -177,10 +190,10 @@ def _check_labels(
 
 
 def _check_output_length(
-    how: Asking, definition: registry.TaskDef, read: dict[str, list[Question]], report: _Report
+    how: Asking, definition: registry.TaskDef, read: dict[str, list[Question]], report: Report
 ) -> None:
-    limit = definition.output_length
-    if how.unit != "tokens" or limit is None:
+    limit = definition.answer_limit(how.vocabulary, how.dialect)
+    if how.unit != "tokens" or limit is None or definition.candidates:
         return
     lengths = [len(q.example["targets"]) for questions in read.values() for q in questions]
     beyond = sum(length > limit for length in lengths)
@@ -196,7 +209,7 @@ def _check_output_length(
         report.facts.append(f"output_length {limit} cuts {share} short")
 
 
-def _check_shots(how: Asking, definition: registry.TaskDef, report: _Report) -> None:
+def _check_shots(how: Asking, definition: registry.TaskDef, report: Report) -> None:
     if definition.shots or definition.shots_split not in definition.splits:
         report.facts.append("no demonstrations: no split to draw them from")
         return
@@ -209,7 +222,7 @@ def _check_shots(how: Asking, definition: registry.TaskDef, report: _Report) -> 
     report.call("with one demonstration it cannot be read", shown)
 
 
-def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report: _Report) -> None:
+def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report: Report) -> None:
     definition = task.definition
     process = task.task.postprocess_fn
     metrics = task.task.predict_metric_fns
@@ -236,6 +249,9 @@ def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report:
     def written(question: Question) -> str:
         return how.dialect.target(normal_form.normal_form(how.vocabulary, answer_text(question)))
 
+    if definition is not None and definition.candidates:
+        _check_ranking(questions, values, report)
+        return
     compares_forms = definition is not None and definition.normal_form
     right_answer = written if compares_forms else spoken_answer_of
     right = report.call("scoring its own answers fails", lambda: scored(right_answer))
@@ -261,12 +277,38 @@ def _check_scores(how: Asking, task: Any, questions: Sequence[Question], report:
         )
 
 
+def _check_ranking(
+    questions: Sequence[Question],
+    values: Callable[[Sequence[Any]], dict[str, float]],
+    report: Report,
+) -> None:
+    """Score a model that is sure of every right candidate, and one that is sure they are wrong."""
+
+    def scored(right: bool) -> dict[str, float]:
+        return values([ranking.certain(q.example, right=right) for q in questions])
+
+    right = report.call("scoring its right candidates fails", lambda: scored(True))
+    wrong = report.call("scoring its wrong candidates fails", lambda: scored(False))
+    if not right or not wrong:
+        return
+    primary = next(iter(right))
+    report.facts.append(
+        f"{primary} {right[primary]:g} for its right candidates, {wrong[primary]:g} for wrong ones"
+    )
+    if right[primary] != 100.0 or wrong[primary] != 0.0:
+        report.problems.append(
+            f"its right candidates score {primary} {right[primary]:g} instead of 100, or wrong "
+            f"ones {wrong[primary]:g} instead of 0: do its metrics take the likelihoods of "
+            "candidates, as MultipleChoice() and Continuation() do?"
+        )
+
+
 def _check_writing(
     how: Asking,
     questions: Sequence[Question],
     score: Callable[[], float],
     right: float,
-    report: _Report,
+    report: Report,
 ) -> None:
     """Say which right answers the vocabulary cannot write; a problem where that costs points."""
     found = normal_form.described(how.vocabulary, [answer_text(each) for each in questions])
@@ -283,7 +325,7 @@ def _check_writing(
 
 
 def _check_percentages(
-    right: dict[str, float], best: dict[str, float], empty: dict[str, float], report: _Report
+    right: dict[str, float], best: dict[str, float], empty: dict[str, float], report: Report
 ) -> None:
     primary = next(iter(right))
     for key, value in right.items():

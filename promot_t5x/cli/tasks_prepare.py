@@ -10,14 +10,14 @@ import functools
 import os
 import socket
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from promot_t5x.data import sources
 from promot_t5x.data.lazy import import_seqio
 from promot_t5x.data.prepared import DataSet, data_sets, is_prepared
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.tasks.sources import HuggingFace
+from promot_t5x.tasks.sources import HuggingFace, Joined
 
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
@@ -32,7 +32,7 @@ def prepare(arguments: argparse.Namespace) -> int:
         wanted |= {repr(each): each for each in data_sets(make())}
     for number, data_set in enumerate(wanted.values(), start=1):
         _prepare(data_set, f"[{number}/{len(wanted)}] {data_set.name}")
-    hubs = [make for make in factories.values() if isinstance(make, HuggingFace)]
+    hubs = list(dict.fromkeys(hub for make in factories.values() for hub in _hubs(make)))
     for make in hubs:
         for split in make.splits:
             print(
@@ -41,6 +41,13 @@ def prepare(arguments: argparse.Namespace) -> int:
     if not wanted and not hubs:
         print("nothing to prepare: these tasks read no data set that is downloaded")
     return 0
+
+
+def _hubs(make: Callable[[], Any]) -> Sequence[HuggingFace]:
+    """Return the data sets of the Hugging Face hub that a source reads."""
+    if isinstance(make, Joined):
+        return [part for _, part in make.parts]
+    return [make] if isinstance(make, HuggingFace) else []
 
 
 def _prepare(data_set: DataSet, label: str) -> None:

@@ -54,7 +54,9 @@ def _table(
     found = normal_form.described(how.vocabulary, [answer_text(each) for each in questions])
     if found is not None:
         lines.append(found[1])
-    limit = None if task.definition is None else task.definition.output_length
+    limit = None
+    if task.definition is not None:
+        limit = task.definition.answer_limit(how.vocabulary, how.dialect)
     if limit is not None and how.unit == "tokens":
         count = int((answered > limit).sum())
         lines.append(f"answers over output_length {limit}: {count} ({count / len(answered):.1%})")

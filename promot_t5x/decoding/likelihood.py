@@ -6,12 +6,12 @@ costs one encoder pass and three short decoder rows.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from promot_t5x.decoding.batched import BatchedProgram
 from promot_t5x.decoding.length_buckets import Batch
@@ -32,7 +32,7 @@ class RankClassification:
 
     **Attributes:**
 
-    - `others`: how tasks without labels are answered; none refuses them.
+    - `others`: how tasks without labels or candidates are answered; none refuses them.
     """
 
     others: Method | None = None
@@ -65,20 +65,37 @@ def score(module: Any, params: Params, batch: Mapping[str, Tokens]) -> Float[Arr
     return jnp.sum(log_probs * batch["decoder_loss_weights"], axis=-1)
 
 
+class CandidateScores(NamedTuple):
+    """What a model makes of the candidates of some rows.
+
+    **Attributes:**
+
+    - `log_probs`: of each candidate given its row's inputs; -1e7 for one of padding alone.
+    - `greedy`: whether each token of it is the likeliest one there, so that greedy decoding would
+      say it too.
+    """
+
+    log_probs: Float[Array | np.ndarray, "batch n"]
+    greedy: Bool[Array | np.ndarray, "batch n"]
+
+
 def score_candidates(
     module: Any,
     params: Params,
     encoder_input_tokens: Tokens,
     candidates: Int[Array, "batch n tokens"],
+    given: Int[Array, " batch"] | None = None,
     *,
     start_id: int = 0,
-) -> Float[Array, "batch n"]:
-    """Log-likelihood of each candidate given its row's inputs; -1e7 for one of padding alone.
+) -> CandidateScores:
+    """Log-likelihood of each candidate given its row's inputs.
 
     **Arguments:**
 
     - `encoder_input_tokens`: ids, 0 where padded.
-    - `candidates`: ids, EOS included, 0 where padded.
+    - `candidates`: ids, EOS included where it counts, 0 where padded.
+    - `given`: how many ids at the start of a row's candidates are given, and not scored; none by
+      default.
     - `start_id`: what the decoder begins with; T5's by default.
     """
     variables = {"params": params}
@@ -96,9 +113,16 @@ def score_candidates(
         cross_key_values=cross,
         method="decode",
     ).astype(jnp.float32)
-    log_probs = jnp.sum(token_log_prob(logits, targets) * real_tokens(targets), axis=-1)
-    is_padding = ~jnp.any(candidates > 0, axis=-1)
-    return jnp.where(is_padding, NEGATIVE_INFINITY, log_probs.reshape(candidates.shape[:2]))
+    counts = real_tokens(targets).reshape(candidates.shape)
+    if given is not None:
+        counts &= jnp.arange(candidates.shape[-1]) >= given[:, None, None]
+    token_log_probs = token_log_prob(logits, targets).reshape(candidates.shape)
+    likeliest = jnp.argmax(logits, axis=-1).reshape(candidates.shape) == candidates
+    is_empty = ~jnp.any(counts, axis=-1)
+    return CandidateScores(
+        jnp.where(is_empty, NEGATIVE_INFINITY, jnp.sum(token_log_probs * counts, axis=-1)),
+        jnp.all(likeliest | ~counts, axis=-1) & ~is_empty,
+    )
 
 
 @dataclasses.dataclass
@@ -123,8 +147,9 @@ class Scorer(BatchedProgram):
         sequences: Sequence[np.ndarray],
         candidates: Sequence[Sequence[np.ndarray]],
         batches: Sequence[Batch],
-    ) -> Iterator[tuple[Batch, Float[np.ndarray, "rows n"]]]:
-        """Score some of the batches of a plan; yields each with its rows' log-likelihoods.
+        given: Sequence[int] | None = None,
+    ) -> Iterator[tuple[Batch, CandidateScores]]:
+        """Score some of the batches of a plan; yields each with its rows' scores.
 
         Rows with fewer candidates than the most there are have -1e7 for the rest.
 
@@ -132,8 +157,9 @@ class Scorer(BatchedProgram):
 
         - `sequences`, `candidates`: of all examples that were planned for; int32 ids without
           padding. The plan's limits are the lengths of the examples' longest candidates.
+        - `given`: of each example, how many ids its candidates begin with that are not scored.
         """
-        return self._results(self._started(params, sequences, candidates, batches))
+        return self._results(self._started(params, sequences, candidates, batches, given))
 
     def _started(
         self,
@@ -141,19 +167,28 @@ class Scorer(BatchedProgram):
         sequences: Sequence[np.ndarray],
         candidates: Sequence[Sequence[np.ndarray]],
         batches: Sequence[Batch],
-    ) -> Iterator[tuple[Batch, Array]]:
+        given: Sequence[int] | None,
+    ) -> Iterator[tuple[Batch, CandidateScores]]:
         most = max(map(len, candidates), default=0)
         for batch in batches:
             targets = np.zeros((self.batch_size, most, batch.output_length), np.int32)
+            before = np.zeros(self.batch_size, np.int32)
             for position, row in enumerate(batch.rows):
+                before[position] = 0 if given is None else given[row]
                 for number, ids in enumerate(candidates[row]):
                     targets[position, number, : len(ids)] = ids
-            scores = self._program(params, self._padded(sequences, batch), self._place(targets))
-            yield batch, scores
+            inputs = self._padded(sequences, batch)
+            yield batch, self._program(params, inputs, self._place(targets), self._place(before))
 
     def _score(
-        self, params: Params, tokens: Tokens, candidates: Int[Array, "batch n tokens"]
-    ) -> Float[Array, "batch n"]:
+        self,
+        params: Params,
+        tokens: Tokens,
+        candidates: Int[Array, "batch n tokens"],
+        given: Int[Array, " batch"],
+    ) -> CandidateScores:
         # Python runs this body once per program, when it is traced.
         self.compilations.append((tokens.shape[1], candidates.shape[2]))
-        return score_candidates(self.module, params, tokens, candidates, start_id=self.start_id)
+        return score_candidates(
+            self.module, params, tokens, candidates, given, start_id=self.start_id
+        )

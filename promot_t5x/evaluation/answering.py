@@ -26,8 +26,9 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import transformer
 from promot_t5x.progress import Progress
 
-# {"ids": [...], "log_probs": [...]} of the hypotheses kept, the best first, without padding; of
-# candidates, of the likeliest one, and "candidates": the log-probability of each.
+# {"ids": [...], "log_probs": [...]} of the hypotheses kept, the best first, without padding. Of
+# candidates, these of the likeliest one; and of each its log-probability, "candidates", and
+# whether greedy decoding would say it, "greedy".
 Answer = dict[str, Any]
 
 
@@ -40,12 +41,14 @@ class EncodedQuestion(NamedTuple):
     - `limit`: most tokens of an answer; of candidates, of the longest.
     - `number`: tells its random stream from those of others.
     - `candidates`: the answers to choose from; without any, one is decoded.
+    - `given`: how many ids the candidates begin with whose likelihood does not count.
     """
 
     inputs: Int32[np.ndarray, " length"]
     limit: int
     number: int
     candidates: tuple[Int32[np.ndarray, " tokens"], ...] = ()
+    given: int = 0
 
 
 @functools.cache
@@ -142,7 +145,7 @@ class Answerer:
     def identity(self, weights: Mapping[str, Any]) -> str:
         """Return a hash of the plan and of the weights that answer it, for a `Journal`."""
         shapes = [
-            (each.limit, each.number, len(each.inputs), *map(len, each.candidates))
+            (each.limit, each.number, each.given, len(each.inputs), *map(len, each.candidates))
             for each in self._questions
         ]
         described = json.dumps(
@@ -201,10 +204,11 @@ class Answerer:
             yield number, [self._hypotheses(ids, scores) for ids, scores in rows]
         scored = [n for n in numbers if n >= len(self._decoded)]
         candidates = [question.candidates for question in self._questions]
-        scores = self._scorer.run(params, inputs, candidates, [plan[n] for n in scored])
+        given = [question.given for question in self._questions]
+        scores = self._scorer.run(params, inputs, candidates, [plan[n] for n in scored], given)
         for number, (batch, found) in zip(scored, scores, strict=True):
-            chosen = zip(batch.rows, found, strict=True)
-            yield number, [_likeliest(candidates[row], of) for row, of in chosen]
+            chosen = zip(batch.rows, found.log_probs, found.greedy, strict=True)
+            yield number, [_likeliest(candidates[row], *of) for row, *of in chosen]
 
     def _hypotheses(self, ids: np.ndarray, scores: np.ndarray) -> Answer:
         # Hypotheses come worst first.
@@ -215,13 +219,16 @@ class Answerer:
         }
 
 
-def _likeliest(candidates: Sequence[np.ndarray], scores: np.ndarray) -> Answer:
-    known = scores[: len(candidates)]
+def _likeliest(
+    candidates: Sequence[np.ndarray], log_probs: np.ndarray, greedy: np.ndarray
+) -> Answer:
+    known = log_probs[: len(candidates)]
     best = int(np.argmax(known))
     return {
         "ids": [candidates[best].tolist()],
         "log_probs": [float(known[best])],
         "candidates": known.tolist(),
+        "greedy": greedy[: len(candidates)].tolist(),
     }
 
 

@@ -24,7 +24,8 @@ class EvalConfig:
       from the right. Both are counted.
     - `batch_size`: examples decoded together.
     - `method`: `decoding.Greedy`, `decoding.Sampling` or `decoding.BeamSearch`; or
-      `decoding.RankClassification` or `decoding.Likelihood`, which decode nothing.
+      `decoding.RankClassification` or `decoding.Likelihood`, which decode nothing. A task with
+      candidates of its own is answered by their likelihoods, whatever the method.
     - `num_examples`: the first so many of each task only; none takes all.
     - `module`: a Python module that registers the user's own tasks.
     """

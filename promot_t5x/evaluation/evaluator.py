@@ -136,7 +136,7 @@ class Evaluator:
     def _scored(self, answers: Sequence[Answer]) -> list[TaskResult]:
         results, start = [], 0
         for asked in self.questions.by_task:
-            rows = slice(start, start + len(asked.questions))
+            rows = slice(start, start + len(asked.encoded))
             start = rows.stop
             results.append(
                 scoring.score_answers(

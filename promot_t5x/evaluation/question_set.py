@@ -20,6 +20,8 @@ from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.tasks import dialects
+from promot_t5x.tasks.dialects import Dialect
+from promot_t5x.tasks.templates import Candidates
 
 Ids = Int32[np.ndarray, " tokens"]
 
@@ -32,7 +34,8 @@ class TaskQuestions:
 
     - `task`, `split`: whose they are.
     - `questions`: with all that scoring needs, in the order of the data.
-    - `encoded`: the same questions as the model gets them.
+    - `encoded`: the same questions as the model gets them; several of one whose candidates have
+      questions of their own, one after the other.
     - `truncation_counts`: how many lost what, how many rows of the data make no question, and how
       many right answers no model could give.
     """
@@ -101,7 +104,8 @@ class QuestionSet:
                 f"Task {task.name!r} does not say how long its answers are: set "
                 "TASK_FEATURE_LENGTHS['targets']."
             )
-        length: int | None = task.definition.output_length
+        vocabulary, dialect = self._model.vocabulary, self._model.dialect
+        length: int | None = task.definition.answer_limit(vocabulary, dialect)
         if length is not None:
             return length
         if task.name not in self._measured_lengths:
@@ -145,7 +149,8 @@ class QuestionSet:
 
     def _check_labels(self) -> None:
         for task in self.tasks:
-            if not (task.definition and task.definition.labels):
+            definition = task.definition
+            if not (definition and (definition.labels or definition.candidates)):
                 raise UserError(
                     f"Task {task.name!r} has no labels to rank: decode its answers by another "
                     "DECODING, or say by which one in RankClassification.others."
@@ -160,8 +165,9 @@ class QuestionSet:
             answer_length=self.answer_length(task),
         )
         target_checks.check_targets(task, self.split(task), questions)
+        longest = self.answer_length(task) if self._own_candidates(task) is None else None
         counts = self._truncation_counts(task, questions, limit) | target_checks.out_of_reach(
-            task, questions, self._model.vocabulary, self.answer_length(task)
+            task, questions, self._model.vocabulary, longest
         )
         if any(counts.values()) and processes.is_primary():
             said = ", ".join(f"{what}: {count:,}" for what, count in counts.items() if count)
@@ -192,19 +198,57 @@ class QuestionSet:
     def _encode(
         self, task: sources.BoundTask, questions: Sequence[Question]
     ) -> list[EncodedQuestion]:
+        if (own := self._own_candidates(task)) is not None:
+            return self._ranked(task, questions, own)
         limit = self.answer_length(task)
         candidates = self._candidates(task, questions)
         if any(candidates):
             limit = max(len(ids) for several in candidates for ids in several)
         return [
             EncodedQuestion(
-                inputs=self._input_ids(task, question),
+                inputs=self._input_ids(task, question.inputs),
                 limit=limit,
                 # Of the task and its row, so that company does not change a sample.
                 number=zlib.crc32(f"{task.name} {row}".encode()) & 0x7FFFFFFF,
                 candidates=several,
             )
             for row, (question, several) in enumerate(zip(questions, candidates, strict=True))
+        ]
+
+    def _own_candidates(self, task: sources.BoundTask) -> Candidates | None:
+        """Return how each question of a task chooses among candidates of its own, if it does."""
+        if task.definition is None or self._config.scores_targets:
+            return None
+        found: Candidates | None = task.definition.candidates
+        return found
+
+    def _ranked(
+        self, task: sources.BoundTask, questions: Sequence[Question], how: Candidates
+    ) -> list[EncodedQuestion]:
+        """Encode questions with their own candidates, whose end of text does not count."""
+        vocabulary, dialect = self._model.vocabulary, self._model.dialect
+        sides: list[tuple[Ids, tuple[Ids, ...]]] = []
+        for question in questions:
+            texts = [how.delimiter + _text(text) for text in question.example["candidates"]]
+            ids = [dialects.target_ids(vocabulary, dialect, text)[:-1] for text in texts]
+            if how.questions is None:
+                sides.append((question.inputs, tuple(ids)))
+                continue
+            asked = _asked(question, dialect)
+            sides += [
+                (dialects.question_ids(vocabulary, dialect, text), (one,))
+                for text, one in zip(asked, ids, strict=True)
+            ]
+        limit = max(len(ids) for _, several in sides for ids in several)
+        return [
+            EncodedQuestion(
+                inputs=self._input_ids(task, inputs),
+                limit=limit,
+                number=0,
+                candidates=several,
+                given=int(dialect.marks_targets),
+            )
+            for inputs, several in sides
         ]
 
     def _candidates(
@@ -222,10 +266,33 @@ class QuestionSet:
             labels = tuple(dialects.target_ids(vocabulary, dialect, label) for label in known)
         return [labels] * len(questions)
 
-    def _input_ids(self, task: sources.BoundTask, question: Question) -> Ids:
+    def _input_ids(
+        self, task: sources.BoundTask, inputs: Int32[np.ndarray, " text"]
+    ) -> Int32[np.ndarray, " prompted"]:
         """Return the encoder's ids: the task's prompt, if there is one, and the question's text."""
-        text = trim(question.inputs, self._text_budget, self._model.vocabulary.eos_id)
+        text = trim(inputs, self._text_budget, self._model.vocabulary.eos_id)
         if not self._model.config.num_virtual_ids:
             return text
         index = task.prompt_index if self._prompt_index is None else self._prompt_index
         return np.concatenate([prompt_ids(self._model.config, index), text])
+
+
+def _asked(question: Question, dialect: Dialect) -> list[str]:
+    """Return a question's text as each of its candidates answers it.
+
+    **Raises:** `UserError` where the text was cut.
+    """
+    example = question.example
+    own = [_text(each) for each in example["questions"]]
+    written = dialect.question(own[int(example["right"])])
+    if not question.text.endswith(written):
+        raise UserError(
+            f"Question {question.id!r} was cut, so that its candidates cannot be told apart: raise "
+            "TASK_FEATURE_LENGTHS['inputs']."
+        )
+    before = question.text.removesuffix(written)
+    return [before + each for each in own]
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

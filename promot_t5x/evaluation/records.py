@@ -48,6 +48,8 @@ class TaskResult:
     - `labels`: the answers there are, where the task has few.
     - `answer_words`: what its answers are made of, where those words are its own.
     - `language`: that it is answered in, where its definition says so.
+    - `version`: of its definition, where it has one.
+    - `shots`: demonstrations before each question; None for a task of SeqIO's registry.
     """
 
     task: str
@@ -61,6 +63,8 @@ class TaskResult:
     labels: list[str] = dataclasses.field(default_factory=list)
     answer_words: list[str] = dataclasses.field(default_factory=list)
     language: str | None = None
+    version: float | None = None
+    shots: int | None = None
 
     @property
     def primary(self) -> str | None:
@@ -246,6 +250,8 @@ def write(run: EvalRun, results: Sequence[TaskResult], **provenance: Any) -> Non
             "labels": result.labels,
             "answer_words": result.answer_words,
             "language": result.language,
+            "version": result.version,
+            "shots": result.shots,
             **run.weights,
             "config": run.config,
             **provenance,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from promot_t5x.evaluation import records
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.evaluation.question_set import TaskQuestions
 from promot_t5x.evaluation.records import TaskResult
-from promot_t5x.tasks import dialects
+from promot_t5x.tasks import dialects, ranking
 from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.metrics import AnyMetric
 from promot_t5x.tasks.perplexity import Perplexity
@@ -29,7 +30,8 @@ class AnsweredQuestion:
 
     - `target`, `prediction`: reference and answer after the task's post-processing.
     - `output`: the answer's text; None where the target's likelihood is scored.
-    - `label_log_probs`: the log-probability of each label, where one was chosen by that.
+    - `label_log_probs`: the log-probability of each of the task's labels, where one was chosen by
+      that.
     """
 
     question: Question
@@ -63,7 +65,7 @@ def score_answers(
 
     **Arguments:**
 
-    - `answers`: one for each question, in their order.
+    - `answers`: one for each of the encoded questions, in their order.
     - `vocabulary`: the model's, which decodes answers.
     - `by_likelihood`: the answers are the targets, and their likelihood is what is scored.
 
@@ -74,10 +76,13 @@ def score_answers(
     metrics: list[AnyMetric] = (
         [Perplexity()] if by_likelihood else list(task.task.predict_metric_fns)
     )
-    pairs = zip(asked.questions, answers, strict=True)
     if by_likelihood:
+        pairs = zip(asked.questions, answers, strict=True)
         answered = [_target_scored(task, question, answer) for question, answer in pairs]
+    elif definition and definition.candidates:
+        answered = _ranked(task, asked.questions, answers)
     else:
+        pairs = zip(asked.questions, answers, strict=True)
         answered = [_read(task, vocabulary, question, answer) for question, answer in pairs]
     targets = [each.target for each in answered]
     predictions = [each.prediction for each in answered]
@@ -110,6 +115,8 @@ def score_answers(
         labels=labels,
         answer_words=list(definition.answer_words) if definition else [],
         language=definition.language if definition else None,
+        version=definition.version if definition else None,
+        shots=definition.shots if definition else None,
     )
 
 
@@ -122,13 +129,7 @@ def check_scoring(asked: TaskQuestions, vocabulary: Any, *, by_likelihood: bool)
 
     **Raises:** `UserError` where the task's post-processing or one of its metrics fails.
     """
-    right: list[Answer] = []
-    for question, encoded in zip(asked.questions, asked.encoded, strict=True):
-        ids = [int(token) for token in question.example["targets"]]
-        answer: Answer = {"ids": [ids], "log_probs": [0.0]}
-        if encoded.candidates and not by_likelihood:
-            answer["candidates"] = [0.0] * len(encoded.candidates)
-        right.append(answer)
+    right = _right_answers(asked, by_likelihood=by_likelihood)
     try:
         return score_answers(asked, right, vocabulary, by_likelihood=by_likelihood)
     except UserError:
@@ -140,6 +141,59 @@ def check_scoring(asked: TaskQuestions, vocabulary: Any, *, by_likelihood: bool)
             f"fails: {type(error).__name__}: {error}. See to the task's postprocess and metric "
             "functions; `promot-t5x tasks check` shows what they make of each split."
         ) from error
+
+
+def _right_answers(asked: TaskQuestions, *, by_likelihood: bool) -> list[Answer]:
+    """Return answers of a model that is always right, one for each of the encoded questions."""
+    definition = asked.task.definition
+    if definition and definition.candidates and not by_likelihood:
+        return [
+            answer
+            for question in asked.questions
+            for answer in _answers_of(question, ranking.certain(question.example, right=True))
+        ]
+    right: list[Answer] = []
+    for question, encoded in zip(asked.questions, asked.encoded, strict=True):
+        ids = [int(token) for token in question.example["targets"]]
+        answer: Answer = {"ids": [ids], "log_probs": [0.0]}
+        if encoded.candidates and not by_likelihood:
+            answer["candidates"] = [0.0] * len(encoded.candidates)
+        right.append(answer)
+    return right
+
+
+def _answers_of(question: Question, prediction: Mapping[str, Any]) -> list[Answer]:
+    """Return the answers that `_ranked` makes this prediction of."""
+    log_probs, greedy = prediction["log_probs"], prediction["greedy"]
+    if "questions" not in question.example:
+        return [{"log_probs": [max(log_probs)], "candidates": log_probs, "greedy": greedy}]
+    pairs = zip(log_probs, greedy, strict=True)
+    return [{"log_probs": [p], "candidates": [p], "greedy": [g]} for p, g in pairs]
+
+
+def _ranked(
+    task: BoundTask, questions: Sequence[Question], answers: Sequence[Answer]
+) -> list[AnsweredQuestion]:
+    """Read what was found of questions with their own candidates."""
+    left, made = iter(answers), []
+    for question in questions:
+        example = question.example
+        # Candidates with questions of their own were asked one by one.
+        parts = list(itertools.islice(left, len(example.get("questions", [1]))))
+        log_probs = [each for part in parts for each in part["candidates"]]
+        prediction = ranking.prediction(
+            example, log_probs, [each for part in parts for each in part["greedy"]]
+        )
+        made.append(
+            AnsweredQuestion(
+                question=question,
+                answer={"log_probs": [max(log_probs)]},
+                target=task.task.postprocess_fn(question.answer, example=example, is_target=True),
+                prediction=prediction,
+                output=prediction["answer"],
+            )
+        )
+    return made
 
 
 def _read(task: BoundTask, vocabulary: Any, question: Question, answer: Answer) -> AnsweredQuestion:

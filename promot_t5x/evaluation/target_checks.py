@@ -58,14 +58,14 @@ def check_targets(task: BoundTask, split: str, questions: Sequence[Question]) ->
 
 
 def out_of_reach(
-    task: BoundTask, questions: Sequence[Question], vocabulary: Any, limit: int
+    task: BoundTask, questions: Sequence[Question], vocabulary: Any, limit: int | None
 ) -> dict[str, int]:
     """Count the right answers that no model could give; print those that cannot be written.
 
     **Arguments:**
 
     - `vocabulary`: the model's.
-    - `limit`: how many tokens an answer may take.
+    - `limit`: how many tokens an answer may take; None where none is decoded.
 
     **Returns:** the counts that are not 0, by what they count.
     """
@@ -74,7 +74,7 @@ def out_of_reach(
         print(f"{task.name}: {unwritten[1]}", flush=True)
     counts = {
         "answers longer than the limit": sum(
-            len(question.example["targets"]) > limit for question in questions
+            limit is not None and len(question.example["targets"]) > limit for question in questions
         ),
         "answers that the vocabulary changes": 0 if unwritten is None else unwritten[0],
     }

@@ -89,7 +89,7 @@ class TaskAnswers:
     @functools.cached_property
     def answers(self) -> list[str]:
         """The post-processed answers, as text."""
-        return [str(record["prediction"]) for record in self.records]
+        return [task_metrics.answer_text(record["prediction"]) for record in self.records]
 
     def texts(self, indices: Iterable[int]) -> dict[int, str]:
         """Return the texts of the questions of these records, by index."""

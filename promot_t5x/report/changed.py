@@ -10,6 +10,7 @@ import numpy as np
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.report.answers import TaskAnswers
 from promot_t5x.report.comparison import SUITE, TARGET, Column, RunComparison
+from promot_t5x.tasks import metrics as task_metrics
 
 LOST, WON, OTHER = "lost", "won", "other"
 DIRECTIONS = (LOST, WON, OTHER)
@@ -154,7 +155,7 @@ def _answers(comparison: RunComparison, label: str, column: Column) -> TaskAnswe
 def target_text(target: Any) -> str:
     """Return a target as text, of many right answers the first three."""
     if not isinstance(target, list):
-        return str(target)
+        return task_metrics.answer_text(target)
     more = f" (or {len(target) - 3} more)" if len(target) > 3 else ""
     return " / ".join(map(str, target[:3])) + more
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from promot_t5x.report.answers import TaskAnswers
+from promot_t5x.tasks import metrics as task_metrics
 from promot_t5x.tasks.metrics import MeanOfExamples
 
 MAX_ANSWERS = 10  # of a target with more distinct answers than this, its words are looked at
@@ -132,5 +133,6 @@ def _right(answers: TaskAnswers) -> set[str]:
     right: set[str] = set()
     for record in answers.records:
         target = record["target"]
-        right.update(map(str, target) if isinstance(target, list) else (str(target),))
+        several = target if isinstance(target, list) else [target]
+        right.update(map(task_metrics.answer_text, several))
     return right

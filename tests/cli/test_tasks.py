@@ -303,13 +303,13 @@ def test_check_looks_at_plain_seqio_tasks_and_at_answers_that_are_too_long(tmp_p
         "METRIC", "lambda targets, predictions: {'share': 0.5}"
     )
     text += SEQIO_TASK.replace("NAME", "unscored_seqio").replace("[METRIC]", "[]")
-    text += text_task(tmp_path, "long_answers", output_length="3")
+    text += text_task(tmp_path, "long_answers", output_length="1", labels="None")
     status, out, _ = run(capsys, "check", module(tmp_path, "mixed_tasks", text), *BYTES)
     assert status == 1
     assert "3 problems" in out
     assert "- bad_seqio: its own answers score share 0.5, no better than empty ones (0.5)" in out
     assert "- unscored_seqio: it has no metric functions over predictions" in out
-    assert "- long_answers: its longest answer has 4 tokens, but output_length is only 3" in out
+    assert "- long_answers: its longest answer has 2 tokens, but output_length is only 1" in out
 
 
 def test_check_of_a_module_without_tasks(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`tasks check`, `show`, `stats` and runs on answers that no model could give, and on templates."""
 
 import json
+import operator
 
 import pytest
 
@@ -9,7 +10,16 @@ from promot_t5x.data import lazy
 from promot_t5x.data.questions import read_questions
 from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.errors import UserError
-from promot_t5x.tasks import Mixture, Rouge, jsonl, register, text_task
+from promot_t5x.tasks import (
+    Candidates,
+    Mixture,
+    Rouge,
+    jsonl,
+    register,
+    registry,
+    text_task,
+)
+from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.normal_form import changed
 
 ANSWERS = ["plain words", "a < b", "x {y}", "½ cup", "new\nline", "two  spaces"]
@@ -122,6 +132,44 @@ def test_check_says_which_share_of_answers_is_cut_and_passes_an_outlier(tmp_path
     assert "output_length is only 3, which cuts 200 of 200 answers (100.0%) short" in out
     status, out, _ = run(capsys, "stats", "one_long_answer", *byte_model)
     assert "answers over output_length 5: 1 (0.5%)" in out
+
+
+def test_the_longest_label_always_fits(tmp_path, capsys):
+    byte_model = ["--gin_file=models/t5_1_1_small.gin", "--gin_file=models/byte_vocabulary.gin"]
+    rows = [{"q": str(n), "a": n % 2} for n in range(4)]
+    task(tmp_path, "long_labels", rows, labels=("Neither", "True"), output_length=8)
+    # A sentinel, seven bytes and the end of text are nine.
+    status, out, _ = run(capsys, "check", "long_labels", *byte_model)
+    assert status == 0, out
+    definition = registry.get_task("long_labels")
+    vocabulary = lazy.import_seqio().ByteVocabulary(extra_ids=125)
+    both = Dialect(kind="span_corruption", sentinel="both")
+    assert [definition.answer_limit(vocabulary, each) for each in (both, Dialect())] == [9, 8]
+
+
+def same(targets, predictions):
+    return {"same": 100.0 * sum(map(operator.eq, targets, predictions)) / len(targets)}
+
+
+def test_candidates_are_checked_by_their_likelihoods(tmp_path, capsys):
+    rows = [{"q": str(n), "all": ["a long answer of the row", "b"], "r": n % 2} for n in range(4)]
+    target = Candidates(texts="all", label="r")
+    task(tmp_path, "chosen", rows, target=target, output_length=2)
+    status, out, _ = run(
+        capsys,
+        "check",
+        "chosen",
+        "--gin_file=models/t5_1_1_small.gin",
+        "--gin_file=models/byte_vocabulary.gin",
+    )
+    assert status == 0, out
+    assert "acc 100 for its right candidates, 0 for wrong ones" in out
+    task(tmp_path, "chosen_in_vain", rows, target=target, metrics=[same])
+    status, out, _ = run(capsys, "check", "chosen_in_vain")
+    assert status == 1
+    assert "its right candidates score same 0 instead of 100" in out
+    assert "take the likelihoods of candidates, as MultipleChoice() and" in out
+    assert "scored against: {'answer': 'b', 'right': 1" in run(capsys, "show", "chosen")[1]
 
 
 def test_check_takes_names_of_tasks_and_mixtures(tmp_path, capsys):

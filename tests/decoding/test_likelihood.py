@@ -8,7 +8,7 @@ import pytest
 from engine_helpers import QUICKLY, random_params, tiny_model
 from jax.sharding import NamedSharding, PartitionSpec
 
-from promot_t5x.decoding import likelihood
+from promot_t5x.decoding import Greedy, decoder, likelihood
 from promot_t5x.decoding.likelihood import Scorer
 from promot_t5x.tasks.perplexity import Perplexity
 
@@ -39,11 +39,11 @@ def asked():
 
 
 @pytest.fixture(scope="module")
-def alone(model, params, asked):
-    """Each candidate's score as T5X's `score_batch` has it, one row at a time."""
+def scored_alone(model, params):
+    """A candidate's score as T5X's `score_batch` has it, one row at a time."""
     score = jax.jit(functools.partial(likelihood.score, model.module), compiler_options=QUICKLY)
 
-    def of(inputs, candidate):
+    def of(inputs, candidate, given=0):
         row = np.zeros((1, 40), np.int32)
         row[0, : len(inputs)] = inputs
         targets = np.zeros((1, 8), np.int32)
@@ -52,19 +52,24 @@ def alone(model, params, asked):
             "encoder_input_tokens": row,
             "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
             "decoder_target_tokens": targets,
-            "decoder_loss_weights": (targets > 0).astype(np.int32),
+            "decoder_loss_weights": ((targets > 0) & (np.arange(8) >= given)).astype(np.int32),
         }
         return float(score(params, batch)[0])
 
-    return [[of(i, c) for c in several] for i, several in zip(*asked, strict=True)]
+    return of
 
 
-def scores_of(scorer, params, inputs, candidates):
+@pytest.fixture(scope="module")
+def alone(scored_alone, asked):
+    return [[scored_alone(i, c) for c in several] for i, several in zip(*asked, strict=True)]
+
+
+def scores_of(scorer, params, inputs, candidates, given=None):
     longest = max(len(ids) for several in candidates for ids in several)
     batches = scorer.plan([len(ids) for ids in inputs], longest)
     found = [None] * len(inputs)
-    for batch, scores in scorer.run(params, inputs, candidates, batches):
-        for row, of in zip(batch.rows, scores, strict=True):
+    for batch, scores in scorer.run(params, inputs, candidates, batches, given):
+        for row, *of in zip(batch.rows, scores.log_probs, scores.greedy, strict=True):
             assert found[row] is None
             found[row] = of
     return found
@@ -81,10 +86,41 @@ def test_candidates_score_in_company_what_they_score_alone(devices, model, param
     scorer = Scorer(model.module, batch_size=8, max_buckets=2, batch_sharding=sharding)
     found = scores_of(scorer, placed, *asked)
     assert len(scorer.compilations) <= 2
-    for scores, wanted in zip(found, alone, strict=True):
+    for (scores, _), wanted in zip(found, alone, strict=True):
         assert scores.shape == (3,)
         np.testing.assert_allclose(scores[: len(wanted)], wanted, atol=TOLERANCE)
         assert (scores[len(wanted) :] == -1e7).all()
+
+
+def test_ids_that_are_given_do_not_count_and_what_greedy_decoding_says_is_known(
+    model, params, asked, scored_alone
+):
+    inputs, candidates = asked[0][:3], list(asked[1][:3])
+    decode = jax.jit(
+        functools.partial(decoder.decode, model.module, max_decode_length=4, method=Greedy()),
+        compiler_options=QUICKLY,
+    )
+    row = np.zeros((1, 40), np.int32)
+    row[0, : len(inputs[0])] = inputs[0]
+    said = np.trim_zeros(np.asarray(decode(params, row).ids[0, -1]), "b")
+    other = said.copy()
+    other[0] = said[0] % 1000 + 3
+    candidates[0] = (said, other)
+    scorer = Scorer(model.module, batch_size=4, max_buckets=1)
+    given = [1, 0, 2]
+    for (scores, greedy), ids, several, skipped in zip(
+        scores_of(scorer, params, inputs, candidates, given), inputs, candidates, given, strict=True
+    ):
+        for score, is_greedy, one in zip(scores, greedy, several, strict=False):
+            if len(one) <= skipped:
+                # Nothing of it counts.
+                assert (score, is_greedy) == (-1e7, False)
+            else:
+                assert score == pytest.approx(scored_alone(ids, one, skipped), abs=TOLERANCE)
+    (_, whole), *_ = scores_of(scorer, params, inputs, candidates)
+    assert whole[:2].tolist() == [True, False]
+    (_, without_first), *_ = scores_of(scorer, params, inputs, candidates, given)
+    assert bool(without_first[0])
 
 
 def test_perplexity_is_that_of_all_tokens_together(asked, alone):

@@ -12,9 +12,11 @@ import pytest
 import run_helpers
 
 from promot_t5x.cli import main
+from promot_t5x.tasks import multilingual as languages
 from promot_t5x.tasks import registry
 from promot_t5x.tasks.format import Format
-from promot_t5x.tasks.templates import Choice
+from promot_t5x.tasks.sources import HuggingFace
+from promot_t5x.tasks.templates import Candidates, Choice
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +77,10 @@ def test_the_table_of_tasks_is_the_definitions():
     named = {
         name for name in (line.split()[0] for line in listed.splitlines()) if registry.is_task(name)
     }
+    elsewhere = {row[0] for row in table("Standard tasks")} | set(multilingual())
     wanted = {name for name in named if not re.search(r"_\dshot$|^tiny_|^wikilingua_", name)}
+    assert elsewhere <= named
+    wanted -= elsewhere
     assert {row[0] for row in rows} == wanted
     for name, data_set, question, answer, scored, scores in rows:
         task = registry.get_task(name)
@@ -90,14 +95,69 @@ def test_the_table_of_tasks_is_the_definitions():
         assert data_set == factory.name, name
 
 
+def multilingual():
+    """Names of the multilingual tasks -> their row of the page's table."""
+    found = {}
+    for row in table("Multilingual tasks"):
+        names = row[0].replace("`", "").split(", ") if row[0].startswith("flores") else [row[0]]
+        for name in names:
+            start, _, codes = name.partition("{")
+            start, placeholder, end = start.partition("<code>")
+            if placeholder:
+                codes = ",".join(languages.FLORES)
+            for code in codes.rstrip("}").split(","):
+                found[f"{start}{code}{end}"] = row
+    return found
+
+
+def test_the_table_of_standard_tasks_is_the_definitions():
+    for name, data_set, question, answer, scored, scores in table("Standard tasks"):
+        task = registry.get_task(name)
+        assert question == task.template.question.replace("\n", r"\n"), name
+        words = task.template.answer
+        if isinstance(words, Candidates):
+            words = words.texts if isinstance(words.texts, str) else "` or `".join(words.texts)
+        assert answer == words, name
+        assert scored == task.scored_split, name
+        assert scores == ", ".join(s for metric in task.metrics for s in metric.scores), name
+        hub = isinstance(task.source, HuggingFace)
+        read = f"{task.source.arguments[0]}` (hub)" if hub else task.source.name
+        assert data_set == read, name
+    assert {row[0] for row in table("Standard tasks")} >= set(registry.get_mixture("lm_eval").rates)
+
+
+def test_the_table_of_multilingual_tasks_is_the_definitions():
+    for name, (_, data_set, question, answer, scored, scores) in multilingual().items():
+        task = registry.get_task(name)
+        code = task.language if name.startswith("wikilingua") else name.rsplit("_", 1)[1]
+        language = task.description.removeprefix("WikiLingua: how-tos in ").split(",")[0]
+
+        def filled(text, code=code, language=language):
+            replaced = text.replace("<code>", code).replace("<Language>", language)
+            return replaced.replace("<language>", language.lower())
+
+        assert scored == task.scored_split, name
+        assert scores == ", ".join(s for metric in task.metrics for s in metric.scores) or (
+            name.startswith("flores")
+        ), name
+        if name.startswith("flores"):
+            assert [part.arguments[0] for _, part in task.source.parts] == ["facebook/flores"] * 2
+            continue
+        assert filled(data_set) == task.source.name, name
+        assert filled(question) == task.template.question.replace("{br}", " "), name
+        words = task.template.answer
+        assert filled(answer) == (", ".join(words.words) if isinstance(words, Choice) else words)
+
+
 def test_the_table_of_defaults_is_the_format():
     fields = {field.name: repr(field.default) for field in dataclasses.fields(Format)}
     assert {row[0]: row[1] for row in table("Where the paper is silent")} == fields
 
 
 def test_mixtures_and_languages_of_the_page_exist():
-    languages = [n for n in registry.names("wikilingua_*") if not re.search(r"_\dshot$", n)]
-    assert len(languages) == 17
+    names = [n for n in registry.names("wikilingua_*") if not re.search(r"_\dshot$", n)]
+    # Into English, and in the language itself.
+    assert len(names) == 2 * 17
     eight = [row[0] for row in table("What there is")][-8:]
     assert list(registry.get_mixture("icl").rates) == eight
     assert all(registry.is_mixture(f"icl_{name}_4shot") for name in eight)

@@ -157,6 +157,7 @@ def write_answers(
     config: str = "",
     weights: str = "0123456789abcdef",
     chosen_on: str | None = None,
+    version: float | None = None,
 ) -> None:
     """`inference_eval/` of one task in a directory."""
     targets = [target for _, _, target in task.questions]
@@ -166,6 +167,7 @@ def write_answers(
         split=split,
         answer_words=list(answer_words),
         language=language,
+        version=version,
         metrics={name: v for m in task.metrics for name, v in m(targets, predictions).items()},
         metric_specs=[metrics.spec(metric) for metric in task.metrics],
         records=[

@@ -60,8 +60,13 @@ def measure(model, params, shuffled="tiny_rte_shuffled_labels", **settings):
     return alignment.Alignment(model, config, DATA, one_device_mesh())
 
 
-def test_cosines_are_those_of_the_whole_gradient(model, params):
-    measured = measure(model, params)
+@pytest.fixture(scope="module")
+def measured(model, params):
+    """What measures two batches, compiled once."""
+    return measure(model, params)
+
+
+def test_cosines_are_those_of_the_whole_gradient(model, params, measured):
     found = {block: each.value for block, each in measured.measure(params, None, 0).items()}
     assert list(found) == ["MLP", "query", "key", "value"]
 
@@ -89,11 +94,11 @@ def test_cosines_are_those_of_the_whole_gradient(model, params):
     assert all(-1 < value < 1 for value in found.values())
 
 
-def test_scanned_layers_give_the_same(model, params):
+def test_scanned_layers_give_the_same(model, params, measured):
     scanned = model._with(scan_layers=True)
     stacked = scan_params(params)
     found = measure(scanned, stacked).measure(stacked, None, 0)
-    expected = measure(model, params).measure(params, None, 0)
+    expected = measured.measure(params, None, 0)
     for block, each in found.items():
         assert each == pytest.approx(expected[block], rel=1e-3)
 
@@ -104,20 +109,17 @@ def test_a_task_is_aligned_with_itself(model, params):
         assert each == pytest.approx((1.0, 0.0), abs=1e-6)
 
 
-def test_a_seed_draws_rows_and_the_error_is_the_jackknifes(model, params):
-    one = measure(model, params, num_batches=1)
-    rows = [one._read(None, seed)[0] for seed in range(4)]
+def test_a_seed_draws_rows_and_the_error_is_the_jackknifes(params, measured, monkeypatch):
+    rows = [measured._read(None, seed)[0] for seed in range(4)]
     assert len({each["encoder_input_tokens"].tobytes() for each, _ in rows}) == 4
-    assert all(math.isnan(each.standard_error) for each in one.measure(params, None, 0).values())
     # Of two batches each is left out once: half of what their own cosines differ by.
-    both = measure(model, params, num_batches=2)
-    found = both.measure(params, None, 5)
-    pairs = both._batches[5]
+    found = measured.measure(params, None, 5)
     alone = []
-    for pair in pairs:
-        both._batches = {5: [pair]}
-        alone.append(both.measure(params, None, 5))
+    for pair in measured._batches[5]:
+        monkeypatch.setattr(measured, "_batches", {5: [pair]})
+        alone.append(measured.measure(params, None, 5))
     for block, each in found.items():
+        assert math.isnan(alone[0][block].standard_error)
         apart = abs(alone[0][block].value - alone[1][block].value)
         assert each.standard_error == pytest.approx(apart / 2, rel=1e-2, abs=1e-6)
         assert apart > 0

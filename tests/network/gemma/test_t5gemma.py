@@ -137,7 +137,9 @@ def test_likelihood_of_candidates_begins_with_bos(golden):
     )
     log_probs = jax.nn.log_softmax(expected["logits"])
     chosen = np.take_along_axis(np.asarray(log_probs), expected["labels"][..., None], -1)[..., 0]
-    np.testing.assert_allclose(found[:, 0], (chosen * expected["weights"]).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        found.log_probs[:, 0], (chosen * expected["weights"]).sum(1), rtol=1e-5
+    )
 
 
 def packed(examples, inputs_length, targets_length):
