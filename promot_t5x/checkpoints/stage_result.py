@@ -1,6 +1,7 @@
 """The file in a stage's directory that marks it as finished and names the step it chose."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ from etils import epath
 from promot_t5x.checkpoints.opening import Parameters
 from promot_t5x.checkpoints.paths import step_directory
 from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
-from promot_t5x.files import write_atomically
+from promot_t5x.files import read_json, write_atomically
 
 RESULT_FILE = "stage.json"
 
@@ -47,7 +48,7 @@ class StageResult:
         path = directory / RESULT_FILE
         if not path.exists():
             return None
-        return cls(directory=directory, **json.loads(path.read_text()))
+        return read_json(path, functools.partial(cls, directory=directory))
 
     def trained(self) -> Parameters:
         """Open what the stage trained, at its chosen step."""

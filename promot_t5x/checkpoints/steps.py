@@ -4,7 +4,6 @@ Everything here reads small files only, and may run while another process trains
 """
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from promot_t5x.checkpoints.paths import (
     numbered_steps,
     step_directory,
 )
+from promot_t5x.files import read_json
 
 TIES = ("loss", "earliest", "latest")
 LOSS = "validation_loss"  # among a step's metrics
@@ -65,7 +65,7 @@ def step_metrics(directory: str | os.PathLike[str], step: int) -> dict[str, floa
     step_dir = step_directory(directory, step)
     known: dict[str, float] = dict(read_manifest(step_dir).metadata.get("metrics", {}))
     with contextlib.suppress(FileNotFoundError):
-        known |= json.loads((step_dir / METRICS_FILE).read_text())
+        known |= read_json(step_dir / METRICS_FILE, dict[str, float])
     return known
 
 

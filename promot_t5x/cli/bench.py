@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if "training" in wanted:
         training.show(flags.batch_size, flags.steps)
     if "saves" in wanted:
-        saves.show()
+        saves.show(flags.batch_size, flags.steps)
     if "decoding" in wanted:
         decoding.show(flags.batch_size)
     if "data" in wanted:

@@ -21,6 +21,7 @@ from promot_t5x.errors import UserError
 from promot_t5x.files import (
     append_json_line,
     keep_until,
+    read_json,
     read_json_lines,
     write_atomically,
     write_json_lines,
@@ -133,8 +134,7 @@ class Recorded:
 
     def summary(self) -> dict[str, Any]:
         """Return the summary as it was written."""
-        found: dict[str, Any] = json.loads(self.path.read_text())
-        return found
+        return read_json(self.path, dict[str, Any])
 
     def records(self) -> list[dict[str, Any]]:
         """Return one record per example, in the order of the data.

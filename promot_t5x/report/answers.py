@@ -200,7 +200,7 @@ def read(path: epath.Path) -> TaskAnswers:
         examples = summary["examples"]
         for key in ("task", "metrics", "primary", "metric_specs"):
             summary[key]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not the summary of an evaluation ({type(error).__name__}: {error}). "
             "Evaluate again."
@@ -237,15 +237,15 @@ def _lines(summary: epath.Path) -> Iterator[dict[str, Any]]:
     path = summary.with_suffix(".jsonl")
     if not path.exists():
         raise UserError(f"{summary} is there, but not its records, {path.name}. Evaluate again.")
-    with path.open("r") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 record = json.loads(line)
                 for name in ("id", "target", "prediction"):
                     record[name]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{path}, line {number}, is no record of an evaluation "
                     f"({type(error).__name__}: {error}). Evaluate again."

@@ -8,11 +8,13 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 from etils import epath
 
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation import records
+from promot_t5x.files import read_json
 from promot_t5x.paths import user_path
 from promot_t5x.report import answers, selection
 from promot_t5x.report.answers import TaskAnswers
@@ -178,7 +180,7 @@ def _row(path: epath.Path) -> _Place:
             suite=list(row.suite),
             stage=row.stage,
         )
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{path / FILE} is damaged ({type(error).__name__}: {error}): delete it and run "
             "`promot-t5x promot` again."
@@ -191,7 +193,7 @@ Read = dict[str, TaskAnswers]
 def _read_place(place: _Place, step: int | None) -> tuple[Read, Read]:
     """Return the answers in a place and, of a stage, those to its suite."""
     if step is None and (place.path / STAGE).exists():
-        step = json.loads((place.path / STAGE).read_text())["step"]
+        step = read_json(place.path / STAGE, dict[str, Any])["step"]
     made, suite = _read_all(place.path, step), _read_all(place.path / SUITE, step)
     for task in [*(place.targets or ()), *(place.suite or ())]:
         if task not in made:

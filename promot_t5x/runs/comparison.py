@@ -17,7 +17,7 @@ from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import TaskResult
-from promot_t5x.files import write_atomically
+from promot_t5x.files import read_json, write_atomically
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.report import rows as report
@@ -414,7 +414,7 @@ def _recorded(
     path = directory / report.FILE
     if not path.exists():
         return None
-    row = report.ReportRow(**json.loads(path.read_text()))
+    row = read_json(path, report.ReportRow)
     # An older version's rows do not name their checkpoints, and its stages never went on.
     is_whole = set(shot_seeds) <= set(row.shot_seeds)
     return row if is_whole and row.checkpoints in ({}, chosen) else None

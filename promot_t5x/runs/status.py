@@ -160,7 +160,7 @@ def _stage(home: epath.Path, name: str, total: int) -> StageStatus:
 def _newest(timing: epath.Path) -> tuple[int, float | None]:
     """Return the newest step with its pace; a line that is just being written does not count."""
     found: tuple[int, float | None] = (0, None)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in timing.read_text().splitlines():
             with contextlib.suppress(ValueError, KeyError):
                 row = json.loads(line)

@@ -62,7 +62,7 @@ def test_batches_as_they_come_hold_every_example_once():
     ("table", "shown"),
     [
         ("training", ["stage one / stage two, packed =", "stage two: packed / unpacked ="]),
-        ("saves", ["stage one ", "stage two "]),
+        ("saves", ["stage one ", "stage two ", "of a step: finite check "]),
         ("data", ["200 pairs", "tfds, unpacked ", "tfds, packed "]),
         ("decoding", ["repeated for each beam:", "in buckets / as they come =", " compilations"]),
     ],

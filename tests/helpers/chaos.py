@@ -3,13 +3,15 @@
     python tests/helpers/chaos.py --trials 1000 --seed 0
 
 prints a table of faults and outcomes. A trial runs one of the workloads (both stages with their
-comparison, a stage, an evaluation, answers to a file, a conversion) with one fault, and then the
-same command until it ends well or refuses. Its files must then be those of the undisturbed run;
-only where a file was damaged may it refuse, in words and with a documented status.
+comparison, a stage here, in a bucket and in two processes, an evaluation, answers to a file, a
+conversion) with one fault, and then the same command until it ends well or refuses. Its files must
+then be those of the undisturbed run; only where a file was damaged may it refuse, in words and with
+a documented status.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -25,9 +27,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import fork_helpers
+import gcs_server
 import run_helpers
+from clean_environment import xla_flags
 from fork_helpers import Ended
 
 from promot_t5x import errors
@@ -36,8 +41,13 @@ from promot_t5x.progress import duration
 
 SHIM = Path(__file__).with_name("faulty_calls.c")
 HUNG_SEC = 180.0
-STEPS, PERIOD = 6, 2
+STEPS, PERIOD = 4, 2
+BUCKET = "gs://mine/run"
 CONVERTED = "exists already; name another, or remove it."
+MOST_REQUESTS = 400  # to a bucket, likewise
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP")
+SILENT, SLOW = "bucket silent", "bucket slow"
+BUCKET_TROUBLE = ("bucket 429", "bucket 500", SILENT, SLOW)
 MOST_CALLS = 400  # of a kind that a run makes, roughly; later ones never fail
 # What may differ: wall-clock times, how orbax names and dates its files, and what a token cache was
 # building when it died, which later ones remove after a day.
@@ -79,12 +89,9 @@ class Workload:
     name: str
     words: list[str]
     directory: Path
+    how: dict[str, Any] = dataclasses.field(default_factory=dict)  # it is started
     straight: dict[str, bytes] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
-
-    @property
-    def trains(self) -> bool:
-        return self.name in ("promot", "train")
 
     def compared(self) -> tuple[list[str], list[str]]:
         """Names of files that are missing, and of those that are different."""
@@ -110,6 +117,33 @@ class Workload:
         return missing, sorted({*different, *(readable.keys() - self.straight.keys())})
 
 
+class SurpriseError(Exception):
+    """Something ended as nothing should, whatever comes after it."""
+
+
+class Trouble:
+    """What a bucket's server answers: for some requests in a row, not what it should."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.begin(None, 0, 0)
+
+    def begin(self, kind: str | None, first: int, count: int) -> None:
+        """Have trouble of a kind from the nth request on, with so many."""
+        with self._lock:
+            self._kind, self._seen, self._numbers = kind, 0, range(first, first + count)
+
+    def __call__(self) -> int | None:
+        with self._lock:
+            self._seen += 1
+            kind = self._kind if self._seen in self._numbers else None
+        if kind in (SILENT, SLOW):
+            time.sleep(2)
+        if kind is None or kind == SLOW:
+            return None
+        return 0 if kind == SILENT else int(kind.split()[-1])
+
+
 class Trials:
     """Workloads in a directory of their own, a server to run them, and a stream of chance."""
 
@@ -120,7 +154,14 @@ class Trials:
         subprocess.run(
             [compiler, "-O1", "-shared", "-fPIC", "-o", library, SHIM, "-ldl"], check=True
         )
-        environment = {**run_helpers.environment(), "LD_PRELOAD": str(library)}
+        environment = {
+            **run_helpers.environment(),
+            "LD_PRELOAD": str(library),
+            "XLA_FLAGS": xla_flags(optimized=False),
+        }
+        self.trouble = Trouble()
+        self._buckets = contextlib.ExitStack()
+        self._url, _ = self._buckets.enter_context(gcs_server.serve(directory, self.trouble))
         self._server = fork_helpers.Server(environment)
         self._started: list[fork_helpers.Process] = []
         self.workloads = self._prepared(run_helpers.Lab(directory), names)
@@ -130,6 +171,7 @@ class Trials:
 
     def __exit__(self, *exception: object) -> None:
         self._server.close()
+        self._buckets.close()
 
     def _prepared(self, lab: run_helpers.Lab, names: Collection[str]) -> list[Workload]:
         home = self.directory
@@ -148,8 +190,15 @@ class Trials:
         }
         prompted = {"PROMPT_STEPS": STEPS, "PROMPT_EVAL_PERIOD": PERIOD}
         answering = {"CHECKPOINT_PATH": home / "kept"}
+
+        def training(directory: Path | str) -> list[str]:
+            return lab.words("train", "finetune", "train", MODEL_DIR=directory, **macros)
+
         found = [
-            ("train", lab.words("train", "finetune", "train", MODEL_DIR=home / "train", **macros)),
+            ("train", training(home / "train")),
+            ("bucket", training(BUCKET)),
+            ("local", ["launch", "local", "--processes=2", "--cpu_devices=1", "--max_restarts=1",
+                       "--backoff=0.1", "--", *training(home / "local")]),
             ("promot", lab.words("promot", "promot", "prompt", "two_stages.gin",
                                  MODEL_DIR=home / "promot", **macros, **prompted)),
             ("eval", lab.words("eval", "eval", "eval", EVAL_OUTPUT_DIR=home / "eval",
@@ -162,32 +211,53 @@ class Trials:
         lab.write("infer.gin", INFER)
         workloads = [Workload(name, words, home / name) for name, words in found if name in names]
         for workload in workloads:  # the first one trains, and the others take what it trained
-            for _ in range(2):  # the second time, nothing is compiled
+            # The bucket's run is the first one's, elsewhere.
+            configuration = "train" if workload.name == "bucket" else workload.name
+            programs = home / f"programs_{configuration}"
+            programs.mkdir(exist_ok=True)
+            if workload.name == "bucket":
+                workload.directory = home / BUCKET.removeprefix("gs://")
+                workload.how = {"buckets": home, "environ": {
+                    "TENSORSTORE_GCS_HTTP_URL": self._url, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token"
+                }}  # fmt: skip
+            elif workload.name == "local":
+                workload.how = {"forks": 4}
+            trees = []
+            for keep in (True, False):  # the second time, nothing is traced or compiled
                 shutil.rmtree(workload.directory, ignore_errors=True)
+                if workload.name != "local":
+                    workload.how["programs"] = (programs, keep and workload.name != "bucket")
                 began = time.monotonic()
-                ended = self._server.run(workload.words)
+                ended = self._server.run(workload.words, **workload.how)
                 assert ended.status == 0, (workload.name, ended.said)
-            workload.seconds = time.monotonic() - began
-            workload.straight = determined(run_helpers.tree(workload.directory))
+                workload.seconds = time.monotonic() - began
+                trees.append(determined(run_helpers.tree(workload.directory)))
+            workload.straight, again = trees
+            assert again == workload.straight, workload.name
             if workload.name == "train":
                 shutil.copytree(workload.directory, home / "kept")
         return workloads
 
     def run(self) -> dict[str, object]:
         """One trial: what was done, what came of it, and what was said where that is a surprise."""
-        workload = self.rng.choices(
-            self.workloads, [WEIGHTS[each.name] for each in self.workloads]
-        )[0]
-        name = self.rng.choice([n for n in FAULTS if workload.trains or n not in OF_TRAINING])
+        fault, workloads = "", []
+        while not workloads:
+            fault = self.rng.choice(list(FAULTS))
+            workloads = [each for each in self.workloads if fault in faults_of(each.name)]
+        weights = [WEIGHTS[each.name] for each in workloads]
+        (workload,) = self.rng.choices(workloads, weights)
         shutil.rmtree(workload.directory, ignore_errors=True)
         said: list[str] = []
-        with self._limited() as hung:
-            damaged = FAULTS[name](self, workload, said)
-            outcome, detail = self._outcome(workload, damaged, said)
+        with self._limited(HUNG_SEC + 20 * workload.seconds) as hung:
+            try:
+                damaged = FAULTS[fault](self, workload, said)
+                outcome, detail = self._outcome(workload, damaged, said)
+            except SurpriseError as error:
+                outcome, detail = FAULT, str(error)
         if hung:
             outcome = HUNG
         return {
-            "fault": name,
+            "fault": fault,
             "workload": workload.name,
             "outcome": outcome,
             "detail": detail,
@@ -199,7 +269,7 @@ class Trials:
         return self.ended(self.start(workload, **how), said)
 
     def start(self, workload: Workload, **how: object) -> fork_helpers.Process:
-        process = self._server.start(workload.words, **how)
+        process = self._server.start(workload.words, **workload.how, **how)
         self._started.append(process)
         return process
 
@@ -210,7 +280,7 @@ class Trials:
         return ended
 
     @contextlib.contextmanager
-    def _limited(self) -> Iterator[list[int]]:
+    def _limited(self, seconds: float) -> Iterator[list[int]]:
         """Kill what runs longer than a trial may; the list then holds its process ids."""
         hung: list[int] = []
 
@@ -219,7 +289,7 @@ class Trials:
                 hung.append(process.pid)
                 process.kill()
 
-        timer = threading.Timer(HUNG_SEC, kill)
+        timer = threading.Timer(seconds, kill)
         timer.start()
         try:
             yield hung
@@ -229,11 +299,14 @@ class Trials:
     def _outcome(
         self, workload: Workload, damaged: Path | None, said: list[str]
     ) -> tuple[str, str]:
-        status = 0
-        for _ in range(3):
+        status, left = 0, 3.0
+        while left > 0:
             status = self.launch(workload, said).status
             if status in (0, errors.EXIT_USER_ERROR):
                 break
+            # A launcher that was killed has left processes that own the directory for a while.
+            time.sleep(status == errors.EXIT_IN_USE)
+            left -= 0.05 if status == errors.EXIT_IN_USE else 1
         # A conversion that had ended when the fault came refuses to write over what it wrote.
         if status != 0 and CONVERTED not in said[-1]:
             words = said[-1].splitlines()
@@ -263,10 +336,15 @@ Fault = Callable[[Trials, Workload, list[str]], Path | None]
 def _signaled(number: int, trials: Trials, workload: Workload, said: list[str]) -> None:
     process = trials.start(workload)
     time.sleep(trials.rng.uniform(0, workload.seconds))
-    process.kill(number)
-    if number == signal.SIGSTOP:
-        time.sleep(trials.rng.uniform(0.1, 1.0))
-        process.kill(signal.SIGCONT)
+    pids = [process.pid]
+    if "JAX_PROCESS_ID=1" in process.said:  # a launcher, which has started its processes
+        pids += process.children[:2]
+    pid = trials.rng.choice(pids)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        if number == signal.SIGSTOP:
+            time.sleep(trials.rng.uniform(0.1, 1.0))
+            os.kill(pid, signal.SIGCONT)
     trials.ended(process, said)
 
 
@@ -278,6 +356,12 @@ def _failing_call(kind: str, trials: Trials, workload: Workload, said: list[str]
 def _clock_set_back(trials: Trials, workload: Workload, said: list[str]) -> None:
     _signaled(signal.SIGKILL, trials, workload, said)
     trials.launch(workload, said, fault=["clock", 86_400, str(workload.directory)])
+
+
+def _bucket_trouble(kind: str, trials: Trials, workload: Workload, said: list[str]) -> None:
+    trials.trouble.begin(kind, trials.rng.randint(1, MOST_REQUESTS), trials.rng.randint(1, 6))
+    trials.launch(workload, said)
+    trials.trouble.begin(None, 0, 0)
 
 
 def _spoiled_step(kind: str, trials: Trials, workload: Workload, said: list[str]) -> None:
@@ -311,15 +395,12 @@ def _second_run(trials: Trials, workload: Workload, said: list[str]) -> None:
     second = trials.start(workload)
     trials.ended(first, said)
     other = trials.ended(second, said)
-    if other.status not in (0, errors.EXIT_IN_USE):
-        raise AssertionError(said[-1])
+    if other.status not in (0, errors.EXIT_IN_USE) and CONVERTED not in other.said:
+        raise SurpriseError(f"the second run ended with status {other.status}")
 
 
 FAULTS: dict[str, Fault] = {
-    **{
-        number.name: functools.partial(_signaled, number)
-        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
-    },
+    **{name: functools.partial(_signaled, signal.Signals[name]) for name in SIGNALS},
     **{
         kind: functools.partial(_failing_call, kind)
         for kind in ("write_eio", "write_short", "sync_eio", "read_eio", "disk_full", "read_only")
@@ -330,9 +411,18 @@ FAULTS: dict[str, Fault] = {
     "flipped bit": functools.partial(_damaged, "flip"),
     "cut file": functools.partial(_damaged, "cut"),
     "second run": _second_run,
+    **{kind: functools.partial(_bucket_trouble, kind) for kind in BUCKET_TROUBLE},
 }
-OF_TRAINING = ("nan", "memory")
-WEIGHTS = {"promot": 2, "train": 4, "eval": 2, "infer": 1, "convert": 1}
+# The dearest least often.
+WEIGHTS = {"promot": 2, "train": 6, "bucket": 2, "local": 1, "eval": 4, "infer": 6, "convert": 8}
+
+
+def faults_of(name: str) -> list[str]:
+    """Those that a workload can meet; the files of a bucket are its server's."""
+    never = () if name in ("promot", "train", "bucket", "local") else ("nan", "memory")
+    if name == "bucket":
+        return [*SIGNALS, *BUCKET_TROUBLE, "nan", "memory", "second run"]
+    return [fault for fault in FAULTS if fault not in (*never, *BUCKET_TROUBLE)]
 
 
 def table(results: list[dict[str, object]]) -> str:
@@ -355,26 +445,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     parser.add_argument("--log", type=Path, help="a line of JSON for each trial")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    began, results = time.monotonic(), []
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        Trials(Path(directory), str(arguments.seed), WEIGHTS) as trials,
-    ):
-        for number in range(1, arguments.trials + 1):
-            result = trials.run()
-            results.append(result)
-            if arguments.log:
-                with arguments.log.open("a") as log:
-                    log.write(json.dumps(result) + "\n")
-            if result["outcome"] in UNWANTED:
-                print({key: result[key] for key in ("fault", "workload", "outcome", "detail")})
-            if number % 20 == 0 or number == arguments.trials:
-                spent = time.monotonic() - began
-                left = spent / number * (arguments.trials - number)
-                print(f"{number}/{arguments.trials}  {duration(left)} left", flush=True)
+    began = time.monotonic()
+    results: list[dict[str, object]] = []
+
+    def job(number: int) -> None:
+        count = len(range(number, arguments.trials, arguments.jobs))
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            Trials(Path(directory), f"{arguments.seed}/{number}", WEIGHTS) as trials,
+        ):
+            for _ in range(count):
+                report(trials.run())
+
+    def report(result: dict[str, object]) -> None:
+        results.append(result)
+        if arguments.log:
+            with arguments.log.open("a") as log:
+                log.write(json.dumps(result) + "\n")
+        if result["outcome"] in UNWANTED:
+            print({key: result[key] for key in ("fault", "workload", "outcome", "detail")})
+        if (number := len(results)) % 20 == 0:
+            left = (time.monotonic() - began) / number * (arguments.trials - number)
+            print(f"{number}/{arguments.trials}  {duration(left)} left", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(job, range(arguments.jobs)))
     print(table(results))
     print(f"{len(results):,} trials, seed {arguments.seed}, {duration(time.monotonic() - began)}")
     return int(any(result["outcome"] in UNWANTED for result in results))

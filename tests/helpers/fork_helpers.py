@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 SLOWEST_SEC = 300.0
 # Everything that a run imports late; `run_tasks` is the tests' own.
@@ -72,6 +72,12 @@ class Process:
         except FileNotFoundError:
             return False
         return stat.rpartition(")")[2].split()[0] != "Z"
+
+    @property
+    def children(self):
+        """Ids of the processes that it has started and that run or have not been waited for."""
+        task = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in task.read_text().split()] if self.alive else []
 
     def kill(self, number=signal.SIGKILL):
         """Send a signal, if there is still somebody to get it."""
@@ -141,6 +147,9 @@ class Server:
           file_limit: no file can be longer than so many bytes, as on a full disk.
           fault: arguments of `fault_arm` in `faulty_calls.c`, which the server has preloaded.
           step_fault: what `spoil_step` takes.
+          programs: a directory of `kept_programs`, and whether to leave programs there.
+          buckets: what etils takes for `gs://` is in this folder (`gcs_helpers`).
+          forks: processes that this one starts are forked too, so many of them (`Spare`).
         """
         log = Path(self._logs.name) / f"{next(self._numbers)}.log"
         errors = log.with_suffix(".err") if apart else log
@@ -205,6 +214,15 @@ def obey(request, output):
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     if request.get("archive"):
         keep_removed(Path(request["archive"]))
+    if request.get("programs"):
+        import kept_programs
+
+        directory, keep = request["programs"]
+        kept_programs.install(Path(directory), keep=keep)
+    if request.get("buckets"):
+        import gcs_helpers
+
+        gcs_helpers.use_folder(request["buckets"])
     if request.get("death"):
         die_at(*request["death"])
     if request.get("step_fault"):
@@ -213,7 +231,69 @@ def obey(request, output):
         kind, nth, prefix = request["fault"]
         armed = ctypes.CDLL(None).fault_arm(kind.encode(), ctypes.c_long(nth), prefix.encode())
         assert armed == 0, kind
+    if request.get("forks"):
+        Spare.replace_popen(request["forks"])
     command(request["words"])
+
+
+class Spare:
+    """Stands in for `subprocess.Popen`: a process that was forked beforehand becomes the command.
+
+    Beforehand, because whoever starts processes may have threads by then.
+    """
+
+    _waiting: ClassVar[list[tuple[int, int, int]]] = []  # process, pipe to it, pipe from it
+
+    @classmethod
+    def replace_popen(cls, count):
+        for _ in range(count):
+            (read, order), (output, write) = os.pipe(), os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                for descriptor in (order, output, *(d for _, *ds in cls._waiting for d in ds)):
+                    os.close(descriptor)
+                os.dup2(write, 1)
+                os.dup2(write, 2)
+                with open(read) as lines:
+                    if not (line := lines.readline()):
+                        os._exit(0)
+                words, environ = json.loads(line)
+                os.environ.update(environ)
+                command(words)
+            os.close(read)
+            os.close(write)
+            cls._waiting.append((pid, order, output))
+        inner = subprocess.Popen
+        cls._popen = staticmethod(inner)
+        subprocess.Popen = cls
+
+    def __class_getitem__(cls, _):
+        return cls
+
+    def __new__(cls, command, **options):
+        if command[:3] != [sys.executable, "-m", "promot_t5x"] or not cls._waiting:
+            return cls._popen(command, **options)
+        return super().__new__(cls)
+
+    def __init__(self, command, *, env, **_):
+        self.pid, order, output = self._waiting.pop(0)
+        self.stdout, self.returncode = os.fdopen(output, "rb"), None
+        with open(order, "w") as pipe:
+            pipe.write(json.dumps([command[3:], env]) + "\n")
+
+    def poll(self):
+        return self.wait(os.WNOHANG)
+
+    def wait(self, flags=0):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, flags)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 def command(words):
@@ -222,6 +302,7 @@ def command(words):
     import tensorflow
 
     from promot_t5x.cli import main as cli
+    from promot_t5x.distributed import startup
 
     sys.argv = ["promot-t5x", *words]
     for word in words:
@@ -238,6 +319,8 @@ def command(words):
         import traceback
 
         traceback.print_exc()
+    if startup.joined():
+        sys.exit(status)  # with the handshake that ends a run of several processes
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -23,25 +23,38 @@ class Bucket:
     def __init__(self, folder):
         self._folder = folder
 
+    def local(self, argument):
+        """A path of a bucket in the folder; anything else as it is."""
+        for scheme in ("gs://", "/gs/"):
+            if str(argument).startswith(scheme):
+                return f"{self._folder}/{str(argument).removeprefix(scheme)}"
+        return argument
+
     def __getattr__(self, name):
         method = getattr(backend.os_backend, name)
 
         def call(path, *arguments, **options):
-            path = str(path).removeprefix("gs://").removeprefix("/gs/")
-            if path.startswith(gcs_server.SECRET):
+            if str(path).startswith(f"gs://{gcs_server.SECRET}"):
                 from tensorflow import errors
 
                 raise errors.PermissionDeniedError(
                     None, None, "Error executing an HTTP request: 403"
                 )
-            return method(f"{self._folder}/{path}", *arguments, **options)
+            found = method(self.local(path), *map(self.local, arguments), **options)
+            if name == "glob" and self.local(path) != path:
+                return [each.replace(f"{self._folder}/", "gs://", 1) for each in found]
+            return found
 
         return call
 
 
 def use_folder(folder):
-    """Let etils read and write buckets in a folder, from now on."""
+    """Let etils, and TensorFlow's events, read and write buckets in a folder, from now on."""
+    from tensorflow import summary
+
     bucket, plain = Bucket(folder), gpath.PosixGPath._backend
+    events = summary.create_file_writer
+    summary.create_file_writer = lambda path, **how: events(bucket.local(path), **how)
     gpath.PosixGPath._backend = property(
         lambda path: bucket if path._uri_scheme == "gs" else plain.fget(path)
     )

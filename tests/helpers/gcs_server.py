@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 SECRET = "secret"  # a bucket of this name refuses
@@ -18,9 +19,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
     lock = threading.Lock()
     protocol_version = "HTTP/1.1"
     requests: list[str]
+    trouble: Callable[[], int | None]
+
+    def parse_request(self):
+        """Answer at once where there is trouble: with its status, or with nothing at all (0)."""
+        if not super().parse_request():
+            return False
+        status = type(self).trouble()
+        if status is None:
+            return True
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.close_connection = True
+        if status:
+            self.answer(status, b"there is trouble", {"Connection": "close"})
+        return False
 
     def do_GET(self):
-        """Answer with an object's bytes, 403 or 404."""
+        """Answer with an object's bytes or a list of objects, 403 or 404."""
         path = urllib.parse.urlsplit(self.path).path
         self.requests.append(path)
         _, _, rest = path.partition("/b/")
@@ -28,6 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         file = self.folder / bucket / urllib.parse.unquote(key)
         if bucket == SECRET:
             return self.answer(403, b"the caller does not have storage.objects.get access")
+        if rest.endswith("/o"):
+            return self.list(self.folder / bucket.removesuffix("/o"))
         if not key or not file.is_file():
             return self.answer(404, b"no such object")
         data, status = file.read_bytes(), 200
@@ -39,6 +56,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{min(stop, len(data)) - 1}/{len(data)}"
             data, status = data[start:stop], 206
         return self.answer(status, data, headers)
+
+    def list(self, folder):
+        """Answer with the names of all objects that begin as asked."""
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
+        names = (str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file())
+        items = [{"name": name} for name in names if name.startswith(query.get("prefix", ""))]
+        return self.answer(200, json.dumps({"items": items}).encode())
 
     def generation(self, file):
         """The generation of an object; 0 of none."""
@@ -88,9 +112,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder):
-    """Serve the buckets <folder>/<bucket>; gives (URL, the paths asked for so far)."""
-    kind = type("Served", (Handler,), {"folder": Path(folder), "requests": [], "generations": {}})
+def serve(folder, trouble=lambda: None):
+    """Serve the buckets <folder>/<bucket>; gives (URL, the paths asked for so far).
+
+    `trouble` is asked before every answer: None for the right one, a status, or 0 for none.
+    """
+    names = {"folder": Path(folder), "requests": [], "generations": {}}
+    kind = type("Served", (Handler,), {**names, "trouble": staticmethod(trouble)})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

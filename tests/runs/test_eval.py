@@ -75,7 +75,7 @@ def killed(tmp_path_factory):
     ended = process.wait()
     assert ended.status == -9, ended.said
     assert not list((answers / "inference_eval").glob("*.json"))
-    recorded = [json.loads(line) for line in partial.read_text().split("\n")[1:-1]]
+    recorded = [json.loads(line)[0] for line in partial.read_text().split("\n")[1:-1]]
     run_helpers.succeed(command)
     return straight, answers, sum(len(line["answers"]) for line in recorded)
 

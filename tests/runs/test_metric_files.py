@@ -1,6 +1,6 @@
 """Metrics on disk: JSON lines that survive a kill and a resume, and events TensorBoard reads."""
 
-import json
+import collections
 import math
 
 import jax.numpy as jnp
@@ -11,10 +11,11 @@ from etils import epath
 
 from promot_t5x.data.batches import statistics
 from promot_t5x.data.lazy import import_tensorflow
-from promot_t5x.errors import NonFiniteError
+from promot_t5x.errors import NonFiniteError, UserError
 from promot_t5x.files import (
     append_json_line,
     keep_until,
+    read_json,
     read_json_lines,
     write_atomically,
     write_json_lines,
@@ -54,11 +55,20 @@ def test_a_torn_last_line_is_dropped_and_a_resumed_run_writes_it_anew(directory,
     assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3]
 
 
-def test_a_broken_line_before_the_last_is_an_error(directory):
+@pytest.mark.parametrize("damaged", [b'{"step": 1', b'{"ste\xb1": 1}'])
+def test_a_broken_line_before_the_last_is_named(directory, damaged):
     path = directory / "rows.jsonl"
-    path.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+    path.write_bytes(b'{"step": 0}\n' + damaged + b'\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl is damaged: line 2 is no JSON"):
         read_json_lines(path)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"\xb1", b"[]", b'{"tokenz": 1}'])
+def test_a_damaged_file_of_json_is_named(directory, damaged):
+    path = directory / "stage.json"
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"stage\.json is damaged .*Delete it and start"):
+        read_json(path, collections.namedtuple("Found", ["tokens"]))
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])

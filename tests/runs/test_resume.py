@@ -67,14 +67,16 @@ def runs(tmp_path_factory):
     server = fork_helpers.shared()
 
     def trial(status=-signal.SIGKILL, **how):
-        ended = server.run(words, **how)
+        ended = server.run(words, programs=(programs, False), **how)
         trials.append((how, ended))
         assert ended.status == status, (how, ended)
         compare_what_is_there(model_dir, straight)
 
     pretrain = lab.words("train", "pretrain", "train", MODEL_DIR=base, TRAIN_STEPS=1)
     assert server.run(pretrain).status == 0
-    ended = server.run(words, archive=archive_of(straight))
+    programs = directory / "programs"  # a dozen launches would trace the same again and again
+    programs.mkdir()
+    ended = server.run(words, archive=archive_of(straight), programs=(programs, True))
     assert ended.status == 0, ended.said
     # A run's directory is part of its configuration, so both have the same one, in turn.
     model_dir.rename(straight)
