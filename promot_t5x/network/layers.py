@@ -82,7 +82,10 @@ class Dense(nn.Module):
         return self._product(low * lora.scale, b.reshape(lora.rank, *self.features), 1)
 
     def _product(
-        self, inputs: Float[Array, "*shape"], kernel: Float[Array, "..."], contracted: int
+        self,
+        inputs: Float[Array, "*shape"],
+        kernel: Float[Array | np.ndarray, "..."],
+        contracted: int,
     ) -> Float[Array, "*projected"]:
         last = tuple(range(inputs.ndim - contracted, inputs.ndim))
         first = tuple(range(contracted))

@@ -238,4 +238,4 @@ def test_rows_of_the_papers_runs_have_labels_of_their_own():
         gin.clear_config()
     assert "RTE: ProMoT" in labels
     assert "mT5 XL, RTE: ProMoT" in labels
-    assert len(labels) == len(set(labels)) == 14 * 3 + 4
+    assert len(labels) == len(set(labels)) == 14 * 3 + 4 + 2 * 2
