@@ -94,10 +94,12 @@ def fingerprints(flat: Mapping[str, Any]) -> list[str]:
 
     - `flat`: {'/'-joined path: array}, all parameters or some.
     """
-    pending = {path: _lanes(array, scan.layer_axis(path)) for path, array in flat.items()}
     lines = []
-    for path, lanes in jax.device_get(pending).items():
-        shape, dtype = flat[path].shape, np.dtype(flat[path].dtype).name
+    for path, array in flat.items():
+        # One after the other: on a CPU with several devices and fewer cores, programs that are
+        # under way together can wait for each other's threads for ever.
+        lanes = jax.device_get(_lanes(array, scan.layer_axis(path)))
+        shape, dtype = array.shape, np.dtype(array.dtype).name
         single = [path] if lanes.ndim == 1 else scan.layer_paths(path, len(lanes))
         shape = shape if lanes.ndim == 1 else np.delete(shape, scan.LAYER_AXIS)
         for name, values in zip(single, lanes.reshape(-1, _LANES), strict=True):

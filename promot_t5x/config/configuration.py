@@ -175,6 +175,14 @@ def arguments(
         }
 
 
+# The patterns that shipped files had before there were names; without adapters they mean the same.
+_EARLIER_TRAINABLE = {
+    "['.*']": "['all']",
+    "['(?!encoder/prompt/).*']": "['model']",
+    "['encoder/prompt/.*']": "['prompt']",
+}
+
+
 def describe_difference(old: str, new: str) -> list[str]:
     """Describe what differs between two `resolved_str` texts, one line per name, macros first.
 
@@ -188,6 +196,9 @@ def describe_difference(old: str, new: str) -> list[str]:
     """
     before = gin_reader.plain_bindings(old, "the old configuration")
     after = gin_reader.plain_bindings(new, "the new configuration")
+    for name in before:
+        if name.endswith("Stage.trainable"):
+            before[name] = _EARLIER_TRAINABLE.get(before[name], before[name])
     lines = []
     for name in sorted(before | after, key=lambda name: ("." in name, name)):
         if name not in after:

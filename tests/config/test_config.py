@@ -339,6 +339,9 @@ def test_describe_difference():
         "x.unknown: was not set, now %A",
     ]
     assert config.describe_difference(old, old) == []
+    earlier = "a/stages.Stage.trainable = ['(?!encoder/prompt/).*']"
+    assert config.describe_difference(earlier, "a/stages.Stage.trainable = ['model']") == []
+    assert config.describe_difference(earlier, "a/stages.Stage.trainable = ['all']") != []
 
 
 def test_describe_difference_refuses_what_is_no_gin():
