@@ -7,6 +7,7 @@ speaks HTTP to the server that TENSORSTORE_GCS_HTTP_URL names; small files, whic
 TensorFlow's client, which cannot be sent elsewhere, are read from FOLDER/<bucket>/.
 """
 
+import functools
 import sys
 
 import gcs_server
@@ -50,14 +51,21 @@ class Bucket:
 
 def use_folder(folder):
     """Let etils, and TensorFlow's events, read and write buckets in a folder, from now on."""
-    from tensorflow import summary
+    import tensorflow as tf
 
     bucket, plain = Bucket(folder), gpath.PosixGPath._backend
-    events = summary.create_file_writer
-    summary.create_file_writer = lambda path, **how: events(bucket.local(path), **how)
+    for module, name in (
+        (tf.summary, "create_file_writer"), (tf.io, "TFRecordWriter"), (tf.data, "TFRecordDataset")
+    ):  # fmt: skip
+        opened = functools.partial(_opened, bucket, getattr(module, name))
+        setattr(module, name, opened)
     gpath.PosixGPath._backend = property(
         lambda path: bucket if path._uri_scheme == "gs" else plain.fget(path)
     )
+
+
+def _opened(bucket, inner, path, **how):
+    return inner(bucket.local(path), **how)
 
 
 def main(folder, names):

@@ -18,6 +18,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     generations: dict[Path, int]  # of objects that were written; 1 of the others
     lock = threading.Lock()
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer in one piece: two would wait for each other, 40 ms
     requests: list[str]
     trouble: Callable[[], int | None]
 
@@ -120,6 +121,7 @@ def serve(folder, trouble=lambda: None):
     names = {"folder": Path(folder), "requests": [], "generations": {}}
     kind = type("Served", (Handler,), {**names, "trouble": staticmethod(trouble)})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    server.handle_error = lambda *_: None  # somebody was killed while it asked
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
