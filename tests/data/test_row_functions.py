@@ -11,6 +11,8 @@ from promot_t5x.data.rows import open_rows
 from promot_t5x.data.tokenization import Pipeline, tokenized
 from promot_t5x.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("no", "yes", "perhaps")
 # Fields whose text is not what TensorFlow would make of their values.
 ROWS = [

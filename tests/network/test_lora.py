@@ -15,6 +15,8 @@ from promot_t5x.network.layers import Dense
 from promot_t5x.network.lora import LoRA
 from promot_t5x.network.transformer import param_axes, param_shapes
 
+pytestmark = pytest.mark.slow
+
 EVERY_KIND = (".*/kernel",)
 SIZES = {"vocab_size": 64, "num_encoder_layers": 2, "num_decoder_layers": 1}
 GEMMA = T5GemmaConfig(

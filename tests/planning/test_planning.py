@@ -40,6 +40,8 @@ from promot_t5x.planning import (
 from promot_t5x.planning.estimates import Estimate
 from promot_t5x.runs import program, stages
 
+pytestmark = pytest.mark.slow
+
 PAPER = sorted(
     path.stem
     for path in (config.gin_root() / "paper").glob("*.gin")

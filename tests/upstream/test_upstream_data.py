@@ -12,6 +12,8 @@ from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.data.store import open_store
 from promot_t5x.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 VOCAB_SIZE = 384
 PROMPT_LENGTH = 3
 ROWS = {"inputs": 20, "targets": 8}

@@ -24,6 +24,8 @@ from promot_t5x.network.gemma.stacks import windows
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.network.transformer import initial_params, param_axes, param_shapes
 
+pytestmark = pytest.mark.slow
+
 DIRECTORY = Path(__file__).parents[2] / "golden" / "hf_t5gemma"
 
 
