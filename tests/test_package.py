@@ -1,5 +1,6 @@
 """What is installed: the layout promises of setup.py, and the stated requirements."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from package_helpers import ROOT, copy_of_the_clone
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from promot_t5x import __version__, config
 from promot_t5x.launch import package
@@ -207,3 +209,17 @@ def test_citation_names_paper_and_software():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert paper["url"] in readme
     assert all(set(each) <= {"family-names", "given-names"} for each in paper["authors"])
+
+
+def test_the_pinned_versions_take_every_release_of_a_python():
+    """Debian 12 has Python 3.11.2, where pip finds no version that asks for a later one."""
+    first = f"{sys.version_info.major}.{sys.version_info.minor}.0"
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    named = {re.sub(r"[-_.]+", "-", name).lower() for name in pinned}
+    found = {
+        re.sub(r"[-_.]+", "-", each.metadata["Name"]).lower(): each.metadata["Requires-Python"]
+        for each in importlib.metadata.distributions()
+    }
+    assert len(named & found.keys()) > 100
+    asked = {name: found[name] for name in named & found.keys() if found[name]}
+    assert [name for name, said in asked.items() if first not in SpecifierSet(said)] == []
