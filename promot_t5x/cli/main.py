@@ -120,6 +120,9 @@ def _fault(words: list[str], error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
         print(f"{start}{error.filename}: {error.strerror}.", file=sys.stderr)
         return EXIT_USER_ERROR
+    if isinstance(error, ConnectionError) and error.errno is None:  # ours: the system's have one
+        print(f"{start}{_message(error)}", file=sys.stderr)
+        return EXIT_FAULT
     kind, code = _MEMORY_IS_FULL
     if type(error).__name__ == kind and code in str(error):
         print(

@@ -178,8 +178,8 @@ def _holds_in_order(now: str, was: str) -> bool:
 
 
 def _is_apart(name: str, known: str) -> bool:
-    """Whether a name binds what a configuration never mentions: its scope, or its function."""
-    owner, dot, _ = name.rpartition(".")
-    scope, _, selector = owner.rpartition("/")
-    mentioned = rf"(?<!\w){scope}/" if scope else rf"\b{selector.rpartition('.')[2]}\b"
-    return not dot or re.search(mentioned, known) is None
+    """Whether a name is a macro, or binds something in a scope that a configuration never has."""
+    scope, in_scope, _ = name.rpartition("/")
+    if in_scope:
+        return re.search(rf"(?<!\w){scope}/", known) is None
+    return "." not in name

@@ -113,6 +113,7 @@ def test_what_the_hub_refuses_is_said_with_what_helps(ended, home, command, stat
     """A status of 1 makes launchers try again, 2 does not."""
     assert ended[command][0] == status, ended[command]
     assert said in ended[command][1]
+    assert "fault of this program" not in ended[command][1]
     assert "hf_" not in ended[command][1].replace("hf_mt5", "")
     assert not (home / "x").exists()
 

@@ -5,6 +5,9 @@ import json
 import pytest
 import run_helpers
 
+from promot_t5x.config import gin_reader
+from promot_t5x.runs import run_directory
+
 pytestmark = pytest.mark.slow
 
 # A schedule that depends on TRAIN_STEPS.
@@ -147,3 +150,17 @@ def test_a_finished_run_gets_more_rows_and_steps(lab):
     chosen = json.loads((lab.directory / "promot" / "stage_two" / "stage.json").read_text())
     assert second["checkpoints"]["stage_two"] == chosen["step"]
     assert second["checkpoints"]["stage_one"] == first["checkpoints"]["stage_one"]
+
+
+def test_new_parts_bind_nothing_that_old_ones_could_see():
+    """A function that no file names may be what every stage uses by default."""
+    known = "ROWS = [@a/promot.Row()]\na/promot.Row.label = 'a'\n"
+    new = "ROWS = [@b/promot.Row(), @a/promot.Row()]\na/promot.Row.label = 'a'\n"
+    new += "b/promot.Row.label = %LABEL\nLABEL = 'b'\n"
+    new += "a/promot.Row.stage = 's'\nadafactor.adafactor.decay_rate = 0.7\n"
+    before, after = (gin_reader.plain_bindings(text, "a text") for text in (known, new))
+    lists = ("ROWS", "STAGES")
+    added = {"ROWS", "LABEL", "b/promot.Row.label"}
+    assert run_directory._added(known, before, after, lists) == added
+    assert run_directory._added(new, after, before, lists) == set()  # a row less
+    assert run_directory._added(known, before, {**after, "ROWS": before["ROWS"]}, lists) == set()
