@@ -23,11 +23,11 @@ from promot_t5x.tasks import metrics
 from promot_t5x.tasks.answers import LabelAtStart, Until
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.chrf import Chrf
-from promot_t5x.tasks.exact_match import squad
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
 from promot_t5x.tasks.rouge import Rouge
 from promot_t5x.tasks.rows import map_rows
 from promot_t5x.tasks.sources import Joined, Tfds, hugging_face, tfds
+from promot_t5x.tasks.standard import SPAN_OF_PASSAGE
 from promot_t5x.tasks.suite import ALL_SPLITS, ANSWER_LENGTH, LANGUAGES, SUMMARY_LENGTH
 from promot_t5x.tasks.targets import LABEL_LENGTH, SENTENCE_LENGTH
 from promot_t5x.tasks.templates import Choice, Template
@@ -184,15 +184,7 @@ for _code, _language in TYDI_QA.items():
             ),
             splits=("train", "validation"),
             preprocessors=(functools.partial(_written_in, language=_language),),
-            template=Template(
-                question="question: {question} context: {context}",
-                answer="{answers.text.0}",
-                example_id="{id}",
-                article="context",
-            ),
-            postprocess=Until("question:"),
-            metrics=(squad,),
-            references="answers.text",
+            **SPAN_OF_PASSAGE,
             output_length=2 * ANSWER_LENGTH,
         )
     )

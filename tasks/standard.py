@@ -49,6 +49,18 @@ EIGHT = (
     "openbookqa_ranked",
     "boolq",
 )
+# Of a task in SQuAD's form, asked as T5 and mT5 were fine-tuned on it.
+SPAN_OF_PASSAGE: dict[str, Any] = {
+    "template": Template(
+        question="question: {question} context: {context}",
+        answer="{answers.text.0}",
+        example_id="{id}",
+        article="context",
+    ),
+    "postprocess": Until("question:"),
+    "metrics": (squad,),
+    "references": "answers.text",
+}
 _QUESTION = "Question: {question}\nAnswer:"
 _VALIDATED, _TESTED = ("train", "validation"), ("train", "validation", "test")
 _BRACKETED = re.compile(r"\[.*?\]")
@@ -283,15 +295,7 @@ register(
         description="SQuAD 1.1: a span of a passage that answers a question, asked as T5 was",
         source=tfds("squad/v1.1:3.0.0", _VALIDATED),
         splits=_VALIDATED,
-        template=Template(
-            question="question: {question} context: {context}",
-            answer="{answers.text.0}",
-            example_id="{id}",
-            article="context",
-        ),
-        postprocess=Until("question:"),
-        metrics=(squad,),
-        references="answers.text",
+        **SPAN_OF_PASSAGE,
         output_length=ANSWER_LENGTH,
     )
 )

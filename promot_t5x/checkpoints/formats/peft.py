@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -17,6 +18,33 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _KIND = "PROMPT_TUNING"
 _VECTORS = "prompt_embeddings"
+
+
+def open_adapter_files(
+    directory: epath.Path, kind: str, are: str
+) -> tuple[dict[str, Any], dict[str, safetensors.Tensor]]:
+    """Read an adapter's configuration, and open its tensors.
+
+    **Arguments:**
+
+    - `kind`: peft's name of its method.
+    - `are`: what adapters of that method are, for the message.
+
+    **Raises:** `UserError` where it is of another method, or has no file of tensors.
+    """
+    config = read_json(directory / CONFIG_FILE)
+    found = config.get("peft_type") if isinstance(config, dict) else None
+    if found != kind:
+        raise UserError(
+            f"{directory} is an adapter of type {found!r}; only {kind} adapters are {are}."
+        )
+    if not (directory / WEIGHTS_FILE).exists():
+        refuse_stand_in(directory / WEIGHTS_FILE)
+        raise UserError(
+            f"{directory} has no {WEIGHTS_FILE}. Save the adapter with save_pretrained(..., "
+            "safe_serialization=True)."
+        )
+    return config, safetensors.open_file(directory / WEIGHTS_FILE)
 
 
 def save_adapters(
@@ -56,19 +84,7 @@ def load_adapter(directory: epath.Path) -> Float[np.ndarray, "length embed"]:
 
     **Raises:** `UserError` where the adapter is of another method, or holds no such prompt.
     """
-    config = read_json(directory / CONFIG_FILE)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != _KIND:
-        raise UserError(
-            f"{directory} is an adapter of type {kind!r}; only {_KIND} adapters are soft prompts."
-        )
-    if not (directory / WEIGHTS_FILE).exists():
-        refuse_stand_in(directory / WEIGHTS_FILE)
-        raise UserError(
-            f"{directory} has no {WEIGHTS_FILE}. Save the adapter with save_pretrained(..., "
-            "safe_serialization=True)."
-        )
-    tensors = safetensors.open_file(directory / WEIGHTS_FILE)
+    config, tensors = open_adapter_files(directory, _KIND, "soft prompts")
     if _VECTORS not in tensors:
         raise UserError(
             f"{directory / WEIGHTS_FILE} lacks {_VECTORS}; it holds {listed(sorted(tensors))}."

@@ -19,8 +19,8 @@ from flax.traverse_util import flatten_dict
 
 from promot_t5x.checkpoints.formats import hf_t5gemma, safetensors
 from promot_t5x.checkpoints.formats.hugging_face import tensor_name
-from promot_t5x.checkpoints.formats.peft import CONFIG_FILE, WEIGHTS_FILE
-from promot_t5x.checkpoints.formats.reading import read_json, reading, refuse_stand_in
+from promot_t5x.checkpoints.formats.peft import CONFIG_FILE, WEIGHTS_FILE, open_adapter_files
+from promot_t5x.checkpoints.formats.reading import reading
 from promot_t5x.errors import UserError, listed
 from promot_t5x.files import write_json
 from promot_t5x.network import transformer
@@ -83,26 +83,13 @@ def load(directory: epath.Path, config: NetworkConfig) -> tuple[LoRA, dict[str, 
     **Raises:** `UserError` where the adapter is of another method or variant, or of other modules
     than the network has.
     """
-    said = read_json(directory / CONFIG_FILE)
-    kind = said.get("peft_type") if isinstance(said, dict) else None
-    if kind != KIND:
-        raise UserError(
-            f"{directory} is an adapter of type {kind!r}; only {KIND} adapters are adapters of "
-            "kernels."
-        )
+    said, tensors = open_adapter_files(directory, KIND, "adapters of kernels")
     for name, neutral in _MUST_BE.items():
         if (value := said.get(name)) not in neutral:
             raise UserError(
                 f"{directory / CONFIG_FILE} has {name} = {value!r}; adapters of kernels have no "
                 f"such thing here. Train it with {neutral[1]!r}."
             )
-    if not (directory / WEIGHTS_FILE).exists():
-        refuse_stand_in(directory / WEIGHTS_FILE)
-        raise UserError(
-            f"{directory} has no {WEIGHTS_FILE}. Save the adapter with save_pretrained(..., "
-            "safe_serialization=True)."
-        )
-    tensors = safetensors.open_file(directory / WEIGHTS_FILE)
     kernels = _modules(config)
     pairs: dict[str, tuple[Any, Any]] = {}
     for name in list(tensors):
