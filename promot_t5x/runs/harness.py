@@ -5,6 +5,7 @@ for its own sequence-to-sequence models: a context ends in EOS, a continuation d
 """
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from promot_t5x import config, decoding
-from promot_t5x.errors import UserError
+from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.answering import Answer, Answerer, EncodedQuestion
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.runs import infer, preflight
@@ -21,6 +22,8 @@ from promot_t5x.runs.weights import Weights
 from promot_t5x.tasks import dialects
 
 NAME = "promot_t5x"
+# What the harness gives every model, and the mesh decides here.
+_GIVEN_ANYWAY = {"device", "max_batch_size"}
 
 
 class HarnessModel:
@@ -51,7 +54,12 @@ class HarnessModel:
         **others: Any,
     ):
         super().__init__()
-        del others  # the harness's own, such as the device
+        if unknown := sorted(others.keys() - _GIVEN_ANYWAY):
+            known = list(inspect.signature(HarnessModel).parameters)[:-1]
+            raise UserError(
+                f"--model_args of {NAME} have no {unknown[0]!r}; there are {', '.join(known)}."
+                f"{did_you_mean(unknown[0], known)}"
+            )
         config.configured(infer.infer)
         macros = {
             "CHECKPOINT_PATH": checkpoint_path,
@@ -106,8 +114,12 @@ class HarnessModel:
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Return each continuation's log-likelihood, and whether it is the greedy answer."""
+        """Return each continuation's log-likelihood, and whether it is the greedy answer.
+
+        One without tokens is certain.
+        """
         del disable_tqdm
+        found = [(0.0, True)] * len(requests)
         scored, greedy = [], []
         for number, request in enumerate(requests):
             context, continuation = request.args
@@ -116,15 +128,17 @@ class HarnessModel:
             continuation = context[len(stripped) :] + continuation
             ids = dialects.target_ids(self._model.vocabulary, self._model.dialect, continuation)
             target = ids[:-1]  # without EOS
+            if not len(target):
+                continue
             inputs = self._context(stripped)
             scored.append(EncodedQuestion(inputs, len(target), number, (target,)))
             greedy.append(EncodedQuestion(inputs, len(target), number))
-        return [
-            (answer["log_probs"][0], said["ids"][0][: question.limit] == answer["ids"][0])
-            for answer, said, question in zip(
-                self._answers(scored), self._answers(greedy), scored, strict=True
-            )
-        ]
+        for answer, said, question in zip(
+            self._answers(scored), self._answers(greedy), scored, strict=True
+        ):
+            said_first = said["ids"][0][: question.limit]
+            found[question.number] = (answer["log_probs"][0], said_first == answer["ids"][0])
+        return found
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
