@@ -20,8 +20,9 @@ from promot_t5x.report import rows as report
 from promot_t5x.report.output import show_run
 from promot_t5x.runs import goodput, preflight, run_directory
 from promot_t5x.runs.comparison import Comparison as Comparison
-from promot_t5x.runs.comparison import ComparisonEvaluator, row_directory
 from promot_t5x.runs.comparison import Row as Row
+from promot_t5x.runs.comparison import row_directory
+from promot_t5x.runs.comparison_evaluator import ComparisonEvaluator
 from promot_t5x.runs.growth import check_growth, trained_steps
 from promot_t5x.runs.loggers import Logger, attach, running, send
 from promot_t5x.runs.outlook import Outlook

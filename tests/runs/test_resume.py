@@ -92,7 +92,7 @@ def runs(tmp_path_factory):
         number=signal.SIGTERM,
     )
     assert not (place / "stage.json").exists()
-    trial(death=Death("promot_t5x.runs.comparison:ComparisonEvaluator.evaluate", call=2))
+    trial(death=Death("promot_t5x.runs.comparison_evaluator:ComparisonEvaluator.evaluate", call=2))
     trial(status=0)
     return straight, model_dir, trials
 
