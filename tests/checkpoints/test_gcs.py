@@ -4,12 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import gcs_server
 import pytest
-from checkpoint_helpers import read_params
+from checkpoint_helpers import read_params, unpack
 from etils import epath
 
 from promot_t5x.checkpoints.formats import read_arrays
@@ -32,8 +31,7 @@ def answers(tmp_path_factory):
         ("legacy", f"t5-data/{PUBLIC}/umt5_base"),
         ("legacy", "secret/run"),
     ):
-        with tarfile.open(TESTS / "golden" / f"t5x_checkpoint_{kind}.tar.gz") as archive:
-            archive.extractall(folder / place, filter="data")
+        unpack(f"t5x_checkpoint_{kind}", folder / place)
     for place in (f"{PUBLIC}/mt5_small", f"t5-data/{PUBLIC}/umt5_base"):
         (folder / place / "checkpoint_7").rename(folder / place / "checkpoint_1000000")
     shutil.copytree(TESTS / "golden" / "hf_mt5", folder / "mine" / "hf")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import tarfile
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tensorstore as ts
-from checkpoint_helpers import read_params
+from checkpoint_helpers import read_params, unpack
 from flax import serialization, traverse_util
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -43,12 +42,11 @@ def golden():
 @pytest.fixture(scope="module", params=["legacy", "orbax"])
 def t5x_checkpoint(request, tmp_path_factory):
     """checkpoint_7 as T5X wrote it in one of its formats; not to be changed."""
-    return unpack(request.param, tmp_path_factory.mktemp(request.param))
+    return unpacked(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def unpack(kind, directory):
-    with tarfile.open(GOLDEN / f"t5x_checkpoint_{kind}.tar.gz") as archive:
-        archive.extractall(directory, filter="data")
+def unpacked(kind, directory):
+    unpack(f"t5x_checkpoint_{kind}", directory)
     return directory / "checkpoint_7"
 
 
@@ -83,7 +81,7 @@ def test_parts_of_a_path_that_name_the_same_checkpoint(t5x_checkpoint, golden):
 
 
 def test_optimizer_slots_are_not_read(golden, tmp_path):
-    checkpoint = unpack("legacy", tmp_path)
+    checkpoint = unpacked("legacy", tmp_path)
     for slot in checkpoint.glob("state.*"):
         shutil.rmtree(slot)
     assert_same(read_params(checkpoint), golden)
@@ -255,7 +253,7 @@ def test_what_is_no_checkpoint(tmp_path, asked, message):
 
 
 def test_orbax_checkpoint_without_parameters(tmp_path):
-    copy = unpack("orbax", tmp_path)
+    copy = unpacked("orbax", tmp_path)
     file = copy / "state" / "_METADATA"
     text = file.read_text()
     file.write_text(text.replace('"target"', '"goal"'))

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from checkpoint_helpers import read_params
+from checkpoint_helpers import read_params, unpack
 from etils import epath
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -69,8 +68,7 @@ def t5x_checkpoints(tmp_path_factory):
     places = {}
     for kind in ("legacy", "orbax"):
         places[kind] = tmp_path_factory.mktemp(kind) / "checkpoint_7"
-        with tarfile.open(GOLDEN / f"t5x_checkpoint_{kind}.tar.gz") as archive:
-            archive.extractall(places[kind].parent, filter="data")
+        unpack(f"t5x_checkpoint_{kind}", places[kind].parent)
     return places
 
 

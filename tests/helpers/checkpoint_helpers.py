@@ -1,13 +1,24 @@
 """A tiny state to save, and ways to damage what was saved."""
 
+import tarfile
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from engine_helpers import GOLDEN
 
 from promot_t5x.checkpoints.opening import open_checkpoint
+
+# Python 3.11.2, Debian 12's, has no filters yet; later ones ask for one.
+_FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
+def unpack(name, directory):
+    """Unpack an archive of `golden/` by its name, without the ending, into a directory."""
+    with tarfile.open(GOLDEN / f"{name}.tar.gz") as archive:
+        archive.extractall(directory, **_FILTER)
 
 
 class Slots(NamedTuple):

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 SLOWEST_SEC = 300.0
+# The server's: with more it cannot fork. Where pandas is installed, Arrow would start another.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # Everything that a run imports late; `run_tasks` is the tests' own.
 MODULES = (
     "promot_t5x.cli.main promot_t5x.runs.promot promot_t5x.runs.train promot_t5x.runs.eval "
@@ -96,12 +98,13 @@ class Server:
     def __init__(self, environment):
         self._logs = tempfile.TemporaryDirectory(prefix="forked-")
         self._numbers = itertools.count()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         self._process = subprocess.Popen(
             [sys.executable, __file__],
-            env={**environment, "OPENBLAS_NUM_THREADS": "1"},  # one thread, or it cannot fork
+            env={**environment, **ONE_THREAD},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
         )
 
@@ -114,11 +117,16 @@ class Server:
     def close(self):
         self._process.communicate()
         self._logs.cleanup()
+        self._errors.close()
 
     def ask(self, request):
         self._process.stdin.write(json.dumps(request, default=str) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._errors.seek(0)
+            raise RuntimeError(f"the server of commands has ended:\n{self._errors.read()[-3000:]}")
+        return int(answer)
 
     def run(self, words, *, sign=None, delay=0.0, number=signal.SIGKILL, **how):
         """Run a command line to its end, with what `start` takes.

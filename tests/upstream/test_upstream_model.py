@@ -4,16 +4,15 @@ The golden files are T5X's own: both stages as `t5x.train` ran them with `gin/t5
 """
 
 import inspect
-import tarfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from checkpoint_helpers import unpack
 from engine_helpers import (
     ALL_BUT_PROMPT,
-    GOLDEN,
     ONLY_PROMPT,
     Golden,
     Run,
@@ -65,8 +64,7 @@ def golden():
 def stage_one(tmp_path_factory):
     """T5X's last checkpoint of stage one, in orbax, with None for the slots of frozen weights."""
     directory = tmp_path_factory.mktemp("t5x_stage_one")
-    with tarfile.open(GOLDEN / "t5x_promot_stage_one.tar.gz") as archive:
-        archive.extractall(directory, filter="data")
+    unpack("t5x_promot_stage_one", directory)
     return directory / "checkpoint_4"
 
 
