@@ -18,7 +18,7 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from promot_t5x.checkpoints import pretrained_names
-from promot_t5x.checkpoints.conversion import conversion, writers
+from promot_t5x.checkpoints.conversion import FORMATS, conversion, writers
 from promot_t5x.checkpoints.finding import open_stored
 from promot_t5x.checkpoints.formats import hugging_face, layouts, safetensors, shape, t5x
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout
@@ -32,7 +32,6 @@ from promot_t5x.cli import main
 from promot_t5x.errors import EXIT_NOT_SAVED, UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FORMATS = conversion.FORMATS
 PROMPT = "encoder/prompt/prompt"
 
 
@@ -545,8 +544,8 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
         "    def update(self, *_):\n"
         "        self.updates += 1\n"
         "        if self.updates == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "import promot_t5x.cli.convert\n"
-        "promot_t5x.cli.convert.Progress = Progress\n"
+        "import promot_t5x.cli.convert_checkpoint\n"
+        "promot_t5x.cli.convert_checkpoint.Progress = Progress\n"
         "main(sys.argv[1:])\n"
     )
     words = ["convert", str(GOLDEN / "hf_mt5"), str(tmp_path / "out"), "--to", "promot"]

@@ -48,7 +48,6 @@ from promot_t5x.errors import SaveError, UserError
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 
-FORMATS = ("promot", "t5x", "t5x-legacy", "hf")
 _INCOMPLETE = ".incomplete"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -60,7 +59,7 @@ class ConversionSource:
     **Attributes:**
 
     - `source`: a whole model; of a stage's checkpoint, with the rest from its base.
-    - `format`: one of `FORMATS`.
+    - `format`: one of the package's `FORMATS`.
     - `step`: the training step; 0 where the format has none.
     - `directory`: where it lies, for files that travel along and for messages.
     - `origins`: what it is made of, for messages.
@@ -158,7 +157,7 @@ class Conversion:
     **Attributes:**
 
     - `opened`: the checkpoint that is read.
-    - `to`: one of `FORMATS`.
+    - `to`: one of the package's `FORMATS`.
     - `destination`: a directory that does not exist; for all formats but 'hf' its last part is
       `checkpoint_<step>`.
     - `dtype`: of the parameters; None keeps what is stored.
