@@ -10,6 +10,8 @@ next one begins anew.
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -44,7 +46,7 @@ from promot_t5x.checkpoints.opening import check_finite, check_floating, open_ch
 from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX, absolute, step_of
 from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.errors import SaveError, UserError
+from promot_t5x.errors import InUseError, SaveError, UserError
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 
@@ -227,8 +229,8 @@ class Conversion:
         **Returns:** the names of the tokenizer files that came along.
 
         **Raises:** `UserError` where the checkpoint is damaged, does not have the format's layout
-        or holds numbers that are not finite; `SaveError` where the destination cannot be written.
-        Neither leaves anything behind.
+        or holds numbers that are not finite; `SaveError` where the destination cannot be written;
+        `InUseError` while another conversion writes it. None leaves anything behind.
         """
         source, absent = self._source()
         wanted = self._wanted(source)
@@ -237,11 +239,12 @@ class Conversion:
         self.opened.verify()
         part = self.destination.parent / (self.destination.name + _INCOMPLETE)
         new_parents = [place for place in part.parents if not place.exists()]
+        with self._writing():
+            lock = _lock(part, self.destination)
         try:
             with self._writing():
-                if part.exists():
-                    part.rmtree()
-                part.mkdir(parents=True)
+                for left in part.iterdir():  # by a conversion that was killed
+                    left.rmtree() if left.is_dir() else left.unlink()
                 target = self._target(part, wanted, config)
             self._copy(source, wanted, target, progress)
             with self._writing():
@@ -257,6 +260,8 @@ class Conversion:
                 with contextlib.suppress(OSError, ValueError):
                     place.rmdir()
             raise
+        finally:
+            os.close(lock)
         return names
 
     def laid_out(self) -> ParamSource:
@@ -345,6 +350,47 @@ def destination_of(path: str, to: str, opened: ConversionSource) -> epath.Path:
     if to == "hf" or step_of(directory.name) is not None:
         return directory
     return directory / f"{CHECKPOINT_PREFIX}{opened.step}"
+
+
+def _lock(part: epath.Path, destination: epath.Path) -> int:
+    """Make a directory that no other conversion writes into while the descriptor is open.
+
+    The kernel ends the lock of a process that is killed. File systems without locks of directories
+    (some of the network) give none.
+
+    **Raises:** `InUseError` while another conversion has it; `UserError` where one has just ended.
+    """
+    while True:
+        part.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(part, os.O_RDONLY)
+        except FileNotFoundError:  # its owner has just ended
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InUseError(
+                f"{destination} is being written by another conversion. Wait for its end, or name "
+                "another directory. Nothing was changed."
+            ) from None
+        except OSError:
+            return descriptor
+        if not _is_at(part, descriptor):
+            os.close(descriptor)
+        elif destination.exists():
+            part.rmdir()
+            os.close(descriptor)
+            raise UserError(f"{destination} exists already; name another, or remove it.")
+        else:
+            return descriptor
+
+
+def _is_at(path: epath.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _check_free_space(destination: epath.Path, wanted: Shapes) -> None:
