@@ -21,6 +21,8 @@ from promot_t5x.network.gemma import DecoderOnlyConfig
 from promot_t5x.network.lora import LoRA
 from promot_t5x.network.transformer import param_shapes
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf_decoder_only"
 PATH = epath.Path("config.json")
 
