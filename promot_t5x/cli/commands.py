@@ -290,6 +290,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         takes_gin=False,
     ),
     Command(
+        name="paper",
+        help="the paper's rows: list, plan and run them, compare its numbers with yours",
+        target="promot_t5x.cli.paper:main",
+        takes_gin=False,
+    ),
+    Command(
         name="ckpt",
         help="inspect, compare and verify checkpoints",
         target="promot_t5x.cli.ckpt:main",

@@ -158,7 +158,7 @@ def _run(words: list[str]) -> int:
     if flags.COMPLETING in os.environ:
         from promot_t5x.cli import completion
 
-        return completion.answer(lambda name: _run_command(find_command(name), []))
+        return completion.answer(lambda name: run_command(find_command(name), []))
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -167,10 +167,11 @@ def _run(words: list[str]) -> int:
 
         print(f"{_PROGRAM} {__version__}")
         return 0
-    return _run_command(find_command(words[0]), words[1:])
+    return run_command(find_command(words[0]), words[1:])
 
 
-def _run_command(command: Command, words: list[str]) -> int:
+def run_command(command: Command, words: list[str]) -> int:
+    """Run a command with the words behind its name; return the exit status."""
     if command.takes_gin:
         with preemption.watched():
             return _run_gin(command, parse_flags(command, words))

@@ -1,0 +1,32 @@
+"""`promot-t5x paper list`: every printed row, its configuration, and whether it was run."""
+
+import argparse
+import itertools
+from collections.abc import Mapping
+
+from etils import epath
+
+from promot_t5x.report import printed, reproduction
+from promot_t5x.report.printed import PrintedRow
+
+
+def list_rows(arguments: argparse.Namespace) -> int:
+    """Print the rows, table by table; return 0."""
+    found = reproduction.find(arguments.run)
+    lines = [["row", "configuration", "run" if arguments.run else ""]]
+    for title, rows in itertools.groupby(printed.ROWS, lambda row: row.table):
+        lines.append([f"{title}:", "", ""])
+        lines += [[f"  {row.name}", row.configuration, _state(row, found)] for row in rows]
+    lines.append(["other models, whose numbers are not here:", "", ""])
+    lines += [["  all methods", name, ""] for name in printed.WITHOUT_NUMBERS]
+    width = [max(len(line[i]) for line in lines) for i in range(2)]
+    for name, configuration, state in lines:
+        print(f"{name:{width[0]}}  {configuration:{width[1]}}  {state}".rstrip())
+    return 0
+
+
+def _state(row: PrintedRow, found: Mapping[str, epath.Path]) -> str:
+    run = found.get(row.configuration)
+    if run is None:
+        return ""
+    return "made" if reproduction.was_made(row, run) else "begun"
