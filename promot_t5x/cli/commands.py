@@ -242,6 +242,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         takes_gin=False,
     ),
     Command(
+        name="sweep",
+        help="run a configuration over lists of values; report each method's frontier",
+        target="promot_t5x.cli.sweep:main",
+        takes_gin=False,
+    ),
+    Command(
         name="status",
         help="show where a run is: its owner, its stages and steps, its last save, the time left",
         target="promot_t5x.cli.status:main",
