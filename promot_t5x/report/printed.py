@@ -186,6 +186,63 @@ WITHOUT_NUMBERS = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrintedFigure:
+    """A figure of the paper.
+
+    **Attributes:**
+
+    - `number`: or numbers.
+    - `about`: what it shows.
+    - `configuration`: the run that makes it: the name of a file in `gin/paper/figures`.
+    - `flags`: of `promot-t5x report`, which draws it.
+    - `drawn`: the name of the figure in a report's `figures/`.
+    """
+
+    number: str
+    about: str
+    configuration: str
+    flags: str = ""
+    drawn: str
+
+
+_LONG = "--group classification=cb,wic --group translation=wmt16_ende,wmt16_enro"
+FIGURES = (
+    PrintedFigure(
+        number="1",
+        about="loss of in-context ability by step",
+        configuration="early_training",
+        drawn="learning_by_task",
+    ),
+    PrintedFigure(
+        number="2",
+        about="answers in the target's format by step",
+        configuration="early_training",
+        drawn="format_by_task",
+    ),
+    PrintedFigure(
+        number="3, 7",
+        about="gradient alignment",
+        configuration="early_training",
+        drawn="gradient_alignment",
+    ),
+    PrintedFigure(
+        number="5",
+        about="En-Fr against classification, by checkpoint",
+        configuration="long_training",
+        flags=_LONG,
+        drawn="trade_off_classification",
+    ),
+    PrintedFigure(
+        number="6",
+        about="En-Fr against other language pairs, by checkpoint",
+        configuration="long_training",
+        flags=_LONG,
+        drawn="trade_off_translation",
+    ),
+)
+
+
 def configurations() -> dict[str, tuple[str, ...]]:
     """Return the gin files of every run of the paper, by the run's name.
 
@@ -198,8 +255,15 @@ def configurations() -> dict[str, tuple[str, ...]]:
 
 
 def files_of(name: str) -> tuple[str, ...]:
-    """Return the gin files of a run of the paper; raise `UserError` where there is none."""
-    known = configurations()
+    """Return the gin files of a run of the paper; raise `UserError` where there is none.
+
+    **Arguments:**
+
+    - `name`: of a configuration that makes rows, or figures.
+    """
+    known = configurations() | {
+        figure.configuration: (f"paper/figures/{figure.configuration}.gin",) for figure in FIGURES
+    }
     if name not in known:
         raise UserError(
             f"the paper has no configuration {name!r}.{did_you_mean(name, known)} There are: "

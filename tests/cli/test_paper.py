@@ -73,6 +73,9 @@ def test_every_printed_row_is_listed_with_its_configuration_and_whether_it_was_m
     assert of["standard,", "1-shot"] == of["ProMoT,", "1-shot"] == "made"
     assert of["standard,", "4-shot"] == "begun"  # it asked one suite
     assert "made" not in plain
+    for figure in printed.FIGURES:
+        assert f"  {figure.number}: {figure.about} " in plain
+        assert f"{figure.drawn} ({figure.number})" in plain
 
 
 def test_the_papers_number_stands_beside_the_runs(directory):

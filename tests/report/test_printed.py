@@ -4,7 +4,8 @@ import gin
 import pytest
 
 from promot_t5x import config
-from promot_t5x.report.printed import ROWS, configurations
+from promot_t5x.planning import planned_runs
+from promot_t5x.report.printed import FIGURES, ROWS, configurations, files_of
 from promot_t5x.runs import promot
 from promot_t5x.tasks.suite import EIGHT
 
@@ -49,3 +50,26 @@ def test_the_run_of_a_row_has_its_model_targets_and_suite(name):
         tasks = both if asked == [f"rte_wmt14_enfr{one_shot}"] else asked
         assert {task.removesuffix(one_shot) for task in tasks} >= set(row.targets)
     assert name.startswith(comparison.base + "_")
+
+
+def test_figures_are_of_the_papers_steps_and_tasks():
+    shipped = (config.gin_root() / "paper" / "figures").glob("*.gin")
+    assert {figure.configuration for figure in FIGURES} == {path.stem for path in shipped}
+    assert "".join(figure.number for figure in FIGURES) == "123, 756"
+    for name, steps, period, tasks, target in (
+        ("early_training", 500, 100, "triviaqa webquestions wmt16_ende", "rte"),
+        ("long_training", 20_000, 2_000, "cb wic wmt16_ende wmt16_enro", "wmt14_enfr"),
+    ):
+        run = planned_runs.read(files_of(name), [], [])
+        for stage in (stage for stage in run.stages if stage.name != "stage_one"):
+            assert (stage.train_steps, stage.eval_period, stage.suite_period) == (
+                *(steps, period),
+                period,
+            )
+            assert stage.suite.names == [f"{task}_1shot" for task in tasks.split()]
+            assert (stage.alignment is not None) is (name == "early_training")
+        assert f"ask {target}" in [asked.name for asked in run.asked]
+        # The groups of the report are of tasks that are asked.
+        flags = {f.flags for f in FIGURES if f.configuration == name and f.flags}
+        for group in (flag.split("=")[1] for text in flags for flag in text.split()[1::2]):
+            assert set(group.split(",")) < set(tasks.split())
