@@ -4,10 +4,9 @@ Parses the command line; each action is a module of its own, imported when it ru
 """
 
 import argparse
-import importlib
 from collections.abc import Sequence
 
-from promot_t5x.cli.flags import Parser, rewrite_gin_flags
+from promot_t5x.cli.flags import Parser, rewrite_gin_flags, run_action
 
 _PROGRAM = "promot-t5x paper"
 _EXAMPLES = """\
@@ -25,10 +24,7 @@ _DIRECTORIES = (
 
 def main(argv: Sequence[str]) -> int:
     """Run one action; return the exit status."""
-    arguments = _parser().parse_args(rewrite_gin_flags(argv))
-    module, _, name = arguments.action.partition(":")
-    status: int = getattr(importlib.import_module(f"promot_t5x.cli.{module}"), name)(arguments)
-    return status
+    return run_action(_parser().parse_args(rewrite_gin_flags(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Lists the printed rows, table by table. Reads no data.",
         allow_abbrev=False,
     )
-    listed.add_argument("run", nargs="*", metavar="DIR", help=f"runs: {_DIRECTORIES}")
-    listed.set_defaults(action="paper_list:list_rows")
+    listed.add_argument("directory", nargs="*", metavar="DIR", help=f"runs: {_DIRECTORIES}")
+    listed.set_defaults(run="promot_t5x.cli.paper_list:list_rows")
     planned = actions.add_parser(
         "plan",
         help="what configurations take of a TPU slice: HBM, time, chip-hours",
@@ -75,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="'X = VALUE'",
         help="set something in all of them; --gin.NAME=VALUE sets a macro",
     )
-    planned.set_defaults(action="paper_plan:plan")
+    planned.set_defaults(run="promot_t5x.cli.paper_plan:plan")
     run = actions.add_parser(
         "run",
         usage=f"{_PROGRAM} run NAME [flags of `promot-t5x promot`]",
@@ -86,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("name", metavar="NAME", help="a configuration")
     run.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    run.set_defaults(action="paper_run:run")
+    run.set_defaults(run="promot_t5x.cli.paper_run:run")
     compared = actions.add_parser(
         "compare",
         help="the paper's numbers beside those of runs, cell by cell",
@@ -94,6 +90,6 @@ def _parser() -> argparse.ArgumentParser:
         "cell that the runs made, where they differ significantly, and what the paper leaves open.",
         allow_abbrev=False,
     )
-    compared.add_argument("run", nargs="+", metavar="DIR", help=f"runs: {_DIRECTORIES}")
-    compared.set_defaults(action="paper_compare:compare")
+    compared.add_argument("directory", nargs="+", metavar="DIR", help=f"runs: {_DIRECTORIES}")
+    compared.set_defaults(run="promot_t5x.cli.paper_compare:compare")
     return parser

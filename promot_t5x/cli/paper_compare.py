@@ -21,7 +21,7 @@ answers nor intervals. "differs": p < {SIGNIFICANT} after Holm's correction over
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print the cells, where they differ, and what the paper leaves open; return 0."""
-    found = reproduction.find(arguments.run)
+    found = reproduction.find(arguments.directory)
     cells = [cell for name, run in found.items() for cell in reproduction.compare(run, name)]
     cells = reproduction.adjusted(cells)
     if cells:

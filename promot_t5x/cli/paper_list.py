@@ -12,8 +12,8 @@ from promot_t5x.report.printed import PrintedRow
 
 def list_rows(arguments: argparse.Namespace) -> int:
     """Print the rows, table by table, and the figures; return 0."""
-    found = reproduction.find(arguments.run)
-    lines = [["row", "configuration", "run" if arguments.run else ""]]
+    found = reproduction.find(arguments.directory)
+    lines = [["row", "configuration", "run" if arguments.directory else ""]]
     for title, rows in itertools.groupby(printed.ROWS, lambda row: row.table):
         lines.append([f"{title}:", "", ""])
         lines += [[f"  {row.name}", row.configuration, _state(row, found)] for row in rows]

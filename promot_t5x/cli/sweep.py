@@ -4,11 +4,10 @@ Parses the command line; each action is a module of its own, imported when it ru
 """
 
 import argparse
-import importlib
 import re
 from collections.abc import Sequence
 
-from promot_t5x.cli.flags import Parser, add_gin_flags, add_tfds_flag, rewrite_gin_flags
+from promot_t5x.cli.flags import Parser, add_gin_flags, add_tfds_flag, rewrite_gin_flags, run_action
 
 _PROGRAM = "promot-t5x sweep"
 _EXAMPLES = """\
@@ -16,17 +15,14 @@ examples:
   promot-t5x sweep run --gin_file=models/t5_1_1_small.gin --gin_file=runs/rivals.gin … \\
       --gin.SEEDS='[2, 3, 4]' --over='LEARNING_RATE=[0.0003, 0.001, 0.003]' \\
       --over='TRAIN_STEPS=[200, 1000]' --output=/data/final --share=2/8
-  promot-t5x sweep run … --gin.SEEDS='[0, 1]' --gin.TARGET_SPLIT='"train[:500]"' \\
+  promot-t5x sweep run … --gin.SEEDS='[0, 1]' --gin.TARGET_SPLIT='"validation"' \\
       --gin_bindings='suite/evaluate.EvalConfig.split = "validation"' --output=/data/development
   promot-t5x sweep report /data/final --development=/data/development --output=/data/frontier"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one action; return the exit status."""
-    arguments = _parser().parse_args(rewrite_gin_flags(argv))
-    module = importlib.import_module(f"promot_t5x.cli.{arguments.action}")
-    status: int = module.main(arguments)
-    return status
+    return run_action(_parser().parse_args(rewrite_gin_flags(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry_run", action="store_true", help="check and list the combinations, then stop"
     )
-    run.set_defaults(action="sweep_run")
+    run.set_defaults(run="promot_t5x.cli.sweep_run:run")
     report = actions.add_parser(
         "report",
         help="each method's frontier, tests between methods, drift against loss",
@@ -91,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", metavar="DIR", help="write frontier.md and its figures (SVG, PNG) there"
     )
-    report.set_defaults(action="sweep_report")
+    report.set_defaults(run="promot_t5x.cli.sweep_report:report")
     return parser
 
 

@@ -27,7 +27,7 @@ Drift is KL(base over tuned) on the target's questions without the prompt, in na
 at the chosen checkpoint; loss is what the mean in-context score has lost."""
 
 
-def main(arguments: argparse.Namespace) -> int:
+def report(arguments: argparse.Namespace) -> int:
     """Print the report, and write it where --output says; return 0."""
     points, unfinished = frontier_points.read(arguments.sweep)
     development: list[FrontierPoint] = []

@@ -5,14 +5,14 @@ import sys
 import tempfile
 
 from promot_t5x import config
-from promot_t5x.cli import main as command_line
+from promot_t5x.cli import main
 from promot_t5x.config import gin_reader
 from promot_t5x.errors import EXIT_IN_USE, EXIT_NON_FINITE, InUseError, NonFiniteError, UserError
 from promot_t5x.paths import user_path
 from promot_t5x.report import sweep
 
 
-def main(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run a share of a sweep; return 0, or the status of a run that was left out."""
     for binding in arguments.gin_bindings:
         if binding.partition("=")[0].strip() == "MODEL_DIR":
@@ -39,10 +39,10 @@ def main(arguments: argparse.Namespace) -> int:
                 continue
             print(f"[sweep] run {number} of {len(cells)}: {', '.join(cell.bindings)}", flush=True)
             try:
-                command_line.run_command(command_line.find_command("promot"), words[name])
+                main.run_command(main.find_command("promot"), words[name])
             except (NonFiniteError, InUseError) as error:
                 status = EXIT_IN_USE if isinstance(error, InUseError) else EXIT_NON_FINITE
-                left_out.append(f"{home / name}: {command_line.message(error)}")
+                left_out.append(f"{home / name}: {main.message(error)}")
                 continue
             sweep.finish(home / name, cell, configured[name])
     for line in left_out:
@@ -65,8 +65,8 @@ def _words(arguments: argparse.Namespace, cell: sweep.SweepCell) -> list[str]:
 
 def _resolved(words: list[str]) -> str:
     """Return the configuration of a command line, checked."""
-    promot = command_line.find_command("promot")
-    command_line.configure(promot, command_line.parse_flags(promot, words))
+    promot = main.find_command("promot")
+    main.configure(promot, main.parse_flags(promot, words))
     return config.resolved_str()
 
 
