@@ -18,7 +18,7 @@ from promot_t5x.tasks.dialects import Dialect
 from promot_t5x.tasks.rows import map_rows
 from promot_t5x.tasks.shots import Assembler, Row
 
-# What `templates.rendered` makes and this step reads.
+# What `rendering.rendered` makes and this step reads.
 RENDERED = ("fields", "targets", "id", "label")
 
 
@@ -59,7 +59,7 @@ class EncodeWhole:
     dialect: Dialect
 
     def __call__(self, dataset: Any) -> Any:
-        """From what `templates.rendered` makes to examples, a row at a time.
+        """From what `rendering.rendered` makes to examples, a row at a time.
 
         **Returns:** rows with `inputs` and `targets` as ids, `inputs_pretokenized`,
         `targets_pretokenized` and `answer` as text, `shots`, `dropped_shots`, `cut_articles`, and

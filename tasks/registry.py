@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.tasks import dialects, languages, ranking, sources, templates
+from promot_t5x.tasks import dialects, languages, ranking, rendering, sources, templates
 from promot_t5x.tasks.answers import LabelAtStart, keep
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.dialects import Dialect
@@ -185,7 +185,7 @@ class TaskDef:
                 sources.with_row_id,
                 *self.preprocessors,
                 functools.partial(
-                    templates.rendered,
+                    rendering.rendered,
                     template=self._template,
                     task=self.name,
                     keep=kept,

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from promot_t5x.errors import UserError
-from promot_t5x.tasks import dialects, pipeline_errors, templates
+from promot_t5x.tasks import dialects, pipeline_errors, rendering
 from promot_t5x.tasks.format import Format
 from promot_t5x.tasks.templates import Template
 
@@ -87,7 +87,7 @@ class Pool:
         for step in self.preprocessors:
             data = step(data)
         left_out = getattr(source, "left_out", None)
-        data = templates.rendered(
+        data = rendering.rendered(
             data, template=self.template, task=self.task, keep={}, left_out=left_out
         )
         data = data.take(-1 if self.size is None else self.size)

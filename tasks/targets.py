@@ -18,9 +18,10 @@ from promot_t5x.tasks import metrics
 from promot_t5x.tasks.answers import Until, first_word
 from promot_t5x.tasks.bleu import Bleu
 from promot_t5x.tasks.registry import Mixture, TaskDef, register
+from promot_t5x.tasks.rendering import field_of
 from promot_t5x.tasks.rows import map_rows
 from promot_t5x.tasks.sources import tfds
-from promot_t5x.tasks.templates import Choice, Template, field_of
+from promot_t5x.tasks.templates import Choice, Template
 
 TRUE_FALSE = ("True", "False")
 TRUE_NEITHER_FALSE = ("True", "Neither", "False")

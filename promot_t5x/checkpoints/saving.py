@@ -192,7 +192,8 @@ class Checkpoints:
     ) -> Restored | None:
         """Read a step, by default the newest valid one; see `restoring.restore`.
 
-        A newer step that was passed over no longer counts, and saving it again replaces it.
+        A newer step that was passed over no longer counts, and saving it again replaces it. Where
+        the newest is read, what a run that was killed would have removed next is removed.
         """
         self.wait()
         found = restoring.restore(
@@ -201,6 +202,8 @@ class Checkpoints:
         if found is not None and step is None:
             newer = numbered_steps(self.directory)
             self._damaged |= {s for s in newer if s > found.step}
+            if self._is_primary:
+                self._retain()
         return found
 
     def save(

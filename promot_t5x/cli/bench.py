@@ -7,11 +7,7 @@ small with its own vocabulary size and random weights; the examples are random i
 import argparse
 from collections.abc import Sequence
 
-import jax
-
-from promot_t5x.bench import data, decoding, saves, training
 from promot_t5x.cli.flags import Parser
-from promot_t5x.distributed.partitioning import Partitioner
 
 TABLES = ("training", "saves", "decoding", "data")
 
@@ -27,11 +23,16 @@ def main(argv: Sequence[str]) -> int:
         "--rows",
         type=_positive,
         nargs="+",
-        default=[data.ROWS],
         help="rows of the split that is read; several numbers make a table each",
     )
     parser.add_argument("--only", choices=TABLES, help="leave the other tables out")
     flags = parser.parse_args(argv)
+    # Help and completion import nothing heavy.
+    import jax
+
+    from promot_t5x.bench import data, decoding, saves, training
+    from promot_t5x.distributed.partitioning import Partitioner
+
     Partitioner().check_batch(flags.batch_size, "--batch_size")
     wanted = (flags.only,) if flags.only else TABLES
     print(f"T5 1.1 small, batch {flags.batch_size}, {jax.devices()[0].platform}")
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     if "decoding" in wanted:
         decoding.show(flags.batch_size)
     if "data" in wanted:
-        for rows in flags.rows:
+        for rows in flags.rows or (data.ROWS,):
             data.show(rows)
     return 0
 

@@ -4,6 +4,7 @@ Bad flags are a `UserError`, as all bad input is. Imports nothing heavy.
 """
 
 import argparse
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -92,3 +93,16 @@ def rewrite_gin_flags(words: Sequence[str]) -> list[str]:
 
 def _paths(text: str) -> list[str]:
     return [path for path in text.split(",") if path]
+
+
+def run_action(arguments: argparse.Namespace) -> int:
+    """Import and run the action of a command that was parsed; return the exit status.
+
+    **Arguments:**
+
+    - `arguments`: what was parsed; `run` is the action as `module:function`, so that parsing, help
+      and completion import nothing heavy.
+    """
+    module, _, name = arguments.run.partition(":")
+    status: int = getattr(importlib.import_module(module), name)(arguments)
+    return status

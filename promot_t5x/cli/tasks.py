@@ -5,12 +5,11 @@ when it runs. Listing imports neither TensorFlow nor numpy and opens no data set
 """
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from promot_t5x.cli.flags import Parser, add_gin_flags, add_tfds_flag, rewrite_gin_flags
+from promot_t5x.cli.flags import Parser, add_gin_flags, add_tfds_flag, rewrite_gin_flags, run_action
 from promot_t5x.errors import did_you_mean
 from promot_t5x.paths import user_path
 
@@ -30,9 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if getattr(arguments, "tfds_data_dir", None):
         # tensorflow-datasets reads it when it is imported.
         os.environ["TFDS_DATA_DIR"] = str(user_path(arguments.tfds_data_dir, "--tfds_data_dir"))
-    module, _, name = arguments.run.partition(":")
-    status: int = getattr(importlib.import_module(module), name)(arguments)
-    return status
+    return run_action(arguments)
 
 
 def list_tasks(arguments: argparse.Namespace) -> int:

@@ -386,6 +386,15 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path, mode, kept):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"checkpoint_{s}" for s in kept]
 
 
+def test_what_a_killed_run_would_have_removed_next_goes_when_it_resumes(tmp_path):
+    save(tmp_path, 1, 2, 3)  # killed before each removal
+    trainable, opt_state = make_state()
+    with Checkpoints(tmp_path, keep=1) as saver:
+        assert saver.steps() == [1, 2, 3]  # nothing before the newest has been read
+        found = saver.restore(trainable=abstract(trainable), opt_state=abstract(opt_state))
+        assert (found.step, saver.steps()) == (3, [3])
+
+
 def test_retention_keeps_periods_and_pinned_steps(tmp_path):
     with Checkpoints(tmp_path, keep=1, keep_period=4) as saver:
         for step in range(1, 11):

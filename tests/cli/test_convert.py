@@ -18,7 +18,7 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from promot_t5x.checkpoints import pretrained_names
-from promot_t5x.checkpoints.conversion import conversion, writers
+from promot_t5x.checkpoints.conversion import FORMATS, conversion, writers
 from promot_t5x.checkpoints.finding import open_stored
 from promot_t5x.checkpoints.formats import hugging_face, layouts, safetensors, shape, t5x
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout
@@ -29,10 +29,9 @@ from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.checkpoints.steps import complete_steps
 from promot_t5x.cli import main
-from promot_t5x.errors import EXIT_NOT_SAVED, UserError
+from promot_t5x.errors import EXIT_IN_USE, EXIT_NOT_SAVED, EXIT_USER_ERROR, UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FORMATS = conversion.FORMATS
 PROMPT = "encoder/prompt/prompt"
 
 
@@ -545,8 +544,8 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
         "    def update(self, *_):\n"
         "        self.updates += 1\n"
         "        if self.updates == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "import promot_t5x.cli.convert\n"
-        "promot_t5x.cli.convert.Progress = Progress\n"
+        "import promot_t5x.cli.convert_checkpoint\n"
+        "promot_t5x.cli.convert_checkpoint.Progress = Progress\n"
         "main(sys.argv[1:])\n"
     )
     words = ["convert", str(GOLDEN / "hf_mt5"), str(tmp_path / "out"), "--to", "promot"]
@@ -556,6 +555,40 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tmp_path, golden):
     assert left == ["checkpoint_0.incomplete"]
     assert complete_steps(tmp_path / "out") == []
     assert main.main(words) == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint_0"]
+    assert_same(read(tmp_path / "out"), read(GOLDEN / "hf_mt5"))
+
+
+def test_a_second_conversion_to_the_same_place_is_refused(tmp_path, golden, capsys, monkeypatch):
+    words = ["convert", str(GOLDEN / "hf_mt5"), str(tmp_path / "out"), "--to", "promot"]
+    original, others = conversion.layouts.batches, []
+
+    def batches(source, wanted):
+        if not others:  # while the first one writes
+            others.append(main.main(words))
+        return original(source, wanted)
+
+    monkeypatch.setattr(conversion.layouts, "batches", batches)
+    assert main.main(words) == 0
+    assert others == [EXIT_IN_USE]
+    err = capsys.readouterr().err
+    assert "out/checkpoint_0 is being written by another conversion" in err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint_0"]
+    assert_same(read(tmp_path / "out"), read(GOLDEN / "hf_mt5"))
+
+
+def test_a_conversion_that_was_slower_leaves_what_the_other_wrote(tmp_path, golden, monkeypatch):
+    words = ["convert", str(GOLDEN / "hf_mt5"), str(tmp_path / "out"), "--to", "promot"]
+    original, others = conversion._lock, []
+
+    def lock(*arguments):
+        if not others:  # between the look at the destination and the lock
+            others.append(None)
+            assert main.main(words) == 0
+        return original(*arguments)
+
+    monkeypatch.setattr(conversion, "_lock", lock)
+    assert main.main(words) == EXIT_USER_ERROR
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint_0"]
     assert_same(read(tmp_path / "out"), read(GOLDEN / "hf_mt5"))
 

@@ -11,7 +11,7 @@ from etils import epath
 from promot_t5x.checkpoints import prompt_file
 from promot_t5x.checkpoints.formats import safetensors
 from promot_t5x.checkpoints.prompt_file import PromptInfo
-from promot_t5x.cli import prompt
+from promot_t5x.cli import prompt_show
 
 INFO = PromptInfo(
     tasks=("a", "b"), base_hash="ab12", base_path="/bases/x", config="X = 1\nY = 2\n", step=30
@@ -111,9 +111,9 @@ def test_an_import_with_numbers_that_are_not_finite_is_refused(tmp_path):
 
 
 def test_nearest_words_are_found_a_part_of_the_table_at_a_time(table, prompts, monkeypatch):
-    whole = prompt.nearest(prompts[0], table, 4)
-    monkeypatch.setattr(prompt, "_ROWS", 7)
-    parts = prompt.nearest(prompts[0], table, 4)
+    whole = prompt_show.nearest(prompts[0], table, 4)
+    monkeypatch.setattr(prompt_show, "_ROWS", 7)
+    parts = prompt_show.nearest(prompts[0], table, 4)
     np.testing.assert_array_equal(parts[0], whole[0])
     np.testing.assert_allclose(parts[1], whole[1], rtol=1e-6)
 

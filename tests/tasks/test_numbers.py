@@ -8,7 +8,7 @@ import pytest
 from promot_t5x.data.questions import read_questions
 from promot_t5x.data.sources import BoundTask
 from promot_t5x.errors import UserError
-from promot_t5x.tasks import jsonl, templates, text_task
+from promot_t5x.tasks import jsonl, rendering, templates, text_task
 from promot_t5x.tasks.rows import dataset_of
 
 
@@ -99,7 +99,7 @@ def test_a_number_that_a_preprocessor_changed_is_spelled_anew(tmp_path):
 
 def test_numbers_of_other_types_have_the_shortest_text_of_their_type():
     def text(value):
-        return templates.text_of({"x": value}, "x").numpy()
+        return rendering.text_of({"x": value}, "x").numpy()
 
     assert text(np.float32(0.1)) == b"0.1"
     assert text(np.float32(99999.75)) == b"99999.75"
@@ -168,7 +168,7 @@ def test_truth_values_of_a_tensor_are_labels():
     template = templates.Template(
         question="{q}", answer=templates.Choice(field="y", words=("no", "yes")), example_id="{q}"
     )
-    made = templates.rendered(data, template=template, task="t", keep={})
+    made = rendering.rendered(data, template=template, task="t", keep={})
     assert [row["targets"] for row in made.as_numpy_iterator()] == [b"no", b"yes"]
 
 

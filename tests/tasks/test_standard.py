@@ -12,7 +12,7 @@ import re
 import pytest
 
 from promot_t5x.errors import UserError
-from promot_t5x.tasks import jsonl, multilingual, registry, squad, templates
+from promot_t5x.tasks import jsonl, multilingual, registry, rendering, squad
 from promot_t5x.tasks.ranking import Continuation, MultipleChoice
 from promot_t5x.tasks.sources import Joined, Tfds, hugging_face, with_row_id
 
@@ -288,7 +288,7 @@ def test_tfds_has_the_fields_that_a_task_names(name):
     for step in (with_row_id, *task.preprocessors):
         data = step(data)
     keep = {"references": task.references} if task.references else {}
-    made = templates.rendered(data, template=task.template, task=name, keep=keep)
+    made = rendering.rendered(data, template=task.template, task=name, keep=keep)
     assert made.element_spec["targets"].dtype == tf.string
 
 

@@ -4,3 +4,5 @@ To read: `conversion` (`open_for_conversion` and `Conversion.run`), then `stage`
 stage's checkpoint with what was frozen beside it, and `writers`, one class for each format. The
 first is public.
 """
+
+FORMATS = ("promot", "t5x", "t5x-legacy", "hf")

@@ -10,6 +10,8 @@ next one begins anew.
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -44,11 +46,10 @@ from promot_t5x.checkpoints.opening import check_finite, check_floating, open_ch
 from promot_t5x.checkpoints.paths import CHECKPOINT_PREFIX, absolute, step_of
 from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.stage_result import StageResult
-from promot_t5x.errors import SaveError, UserError
+from promot_t5x.errors import InUseError, SaveError, UserError
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 
-FORMATS = ("promot", "t5x", "t5x-legacy", "hf")
 _INCOMPLETE = ".incomplete"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -60,7 +61,7 @@ class ConversionSource:
     **Attributes:**
 
     - `source`: a whole model; of a stage's checkpoint, with the rest from its base.
-    - `format`: one of `FORMATS`.
+    - `format`: one of the package's `FORMATS`.
     - `step`: the training step; 0 where the format has none.
     - `directory`: where it lies, for files that travel along and for messages.
     - `origins`: what it is made of, for messages.
@@ -158,7 +159,7 @@ class Conversion:
     **Attributes:**
 
     - `opened`: the checkpoint that is read.
-    - `to`: one of `FORMATS`.
+    - `to`: one of the package's `FORMATS`.
     - `destination`: a directory that does not exist; for all formats but 'hf' its last part is
       `checkpoint_<step>`.
     - `dtype`: of the parameters; None keeps what is stored.
@@ -228,8 +229,8 @@ class Conversion:
         **Returns:** the names of the tokenizer files that came along.
 
         **Raises:** `UserError` where the checkpoint is damaged, does not have the format's layout
-        or holds numbers that are not finite; `SaveError` where the destination cannot be written.
-        Neither leaves anything behind.
+        or holds numbers that are not finite; `SaveError` where the destination cannot be written;
+        `InUseError` while another conversion writes it. None leaves anything behind.
         """
         source, absent = self._source()
         wanted = self._wanted(source)
@@ -238,11 +239,12 @@ class Conversion:
         self.opened.verify()
         part = self.destination.parent / (self.destination.name + _INCOMPLETE)
         new_parents = [place for place in part.parents if not place.exists()]
+        with self._writing():
+            lock = _lock(part, self.destination)
         try:
             with self._writing():
-                if part.exists():
-                    part.rmtree()
-                part.mkdir(parents=True)
+                for left in part.iterdir():  # by a conversion that was killed
+                    left.rmtree() if left.is_dir() else left.unlink()
                 target = self._target(part, wanted, config)
             self._copy(source, wanted, target, progress)
             with self._writing():
@@ -258,6 +260,8 @@ class Conversion:
                 with contextlib.suppress(OSError, ValueError):
                     place.rmdir()
             raise
+        finally:
+            os.close(lock)
         return names
 
     def laid_out(self) -> ParamSource:
@@ -346,6 +350,47 @@ def destination_of(path: str, to: str, opened: ConversionSource) -> epath.Path:
     if to == "hf" or step_of(directory.name) is not None:
         return directory
     return directory / f"{CHECKPOINT_PREFIX}{opened.step}"
+
+
+def _lock(part: epath.Path, destination: epath.Path) -> int:
+    """Make a directory that no other conversion writes into while the descriptor is open.
+
+    The kernel ends the lock of a process that is killed. File systems without locks of directories
+    (some of the network) give none.
+
+    **Raises:** `InUseError` while another conversion has it; `UserError` where one has just ended.
+    """
+    while True:
+        part.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(part, os.O_RDONLY)
+        except FileNotFoundError:  # its owner has just ended
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InUseError(
+                f"{destination} is being written by another conversion. Wait for its end, or name "
+                "another directory. Nothing was changed."
+            ) from None
+        except OSError:
+            return descriptor
+        if not _is_at(part, descriptor):
+            os.close(descriptor)
+        elif destination.exists():
+            part.rmdir()
+            os.close(descriptor)
+            raise UserError(f"{destination} exists already; name another, or remove it.")
+        else:
+            return descriptor
+
+
+def _is_at(path: epath.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _check_free_space(destination: epath.Path, wanted: Shapes) -> None:
