@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -62,6 +63,7 @@ from promot_t5x.errors import NonFiniteError, SaveError, UserError, listed
 from promot_t5x.files import write_atomically
 
 _PEER_TIMEOUT_SECONDS = 1200.0
+_PEER_POLL_SECONDS = 2.0
 _FAILED = "failed"
 TEMPORARY = "temporary"  # in the metadata of a step that SIGTERM had saved
 _log = logging.getLogger(__name__)
@@ -111,6 +113,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(STATE_DIRECTORY))
         self._damaged: set[int] = set()
+        self._is_abandoned = False  # a save that another process has failed at
         if self._is_primary:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
@@ -126,8 +129,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._pool.shutdown()
-            self._orbax.close()
+            self._pool.shutdown(wait=not self._is_abandoned)
+            if not self._is_abandoned:
+                self._orbax.close()
 
     def wait(self) -> None:
         """Wait for the save under way, if any.
@@ -137,7 +141,27 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             with processes.raise_on_all(SaveError):
-                pending.result()
+                self._await(pending)
+
+    def _await(self, pending: Future[None]) -> None:
+        """Wait for a save here, but not for one that has failed elsewhere.
+
+        Orbax would wait ten minutes for the process that will never say that it has written.
+        """
+        while jax.process_count() > 1 and not pending.done():
+            futures.wait([pending], timeout=_PEER_POLL_SECONDS)
+            if not pending.done() and (failed := self._failures()):
+                self._is_abandoned = True
+                raise SaveError(f"a save in {self.directory} failed elsewhere: {listed(failed)}")
+        pending.result()
+
+    def _failures(self) -> list[str]:
+        """Return what other processes say of saves that have failed."""
+        said = []
+        for part in self.directory.glob(f"{PENDING_PREFIX}*/process_*.json"):
+            with contextlib.suppress(FileNotFoundError):  # by then, the step is complete
+                said.append(json.loads(part.read_text()))
+        return [part[_FAILED] for part in said if _FAILED in part]
 
     def check(self) -> None:
         """Raise `SaveError` if the save under way has failed already.
@@ -290,7 +314,8 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # the first error is the one to report
                 if self._is_primary:
                     self._remove(step)  # what is left of it takes room
-                else:
+                if jax.process_count() > 1:
+                    part.parent.mkdir(exist_ok=True)
                     write_atomically(part, json.dumps({_FAILED: str(error)}))
             raise SaveError(
                 f"Saving step {step} in {self.directory} failed: {read_arrays.reason(error)}. The "

@@ -41,8 +41,13 @@ class Processes:
         self._directory = directory
         self._started: list[fork_helpers.Process] = []
 
-    def start(self, words: list[str], count: int, *, apart: bool = False) -> None:
-        """Start processes that run one command line together, or each in a directory of its own."""
+    def start(
+        self, words: list[str], count: int, *, apart: bool = False, full: int | None = None
+    ) -> None:
+        """Start processes that run one command line together, or each in a directory of its own.
+
+        The process whose index is `full` finds its disk full.
+        """
         own = [f"--coordinator_address=localhost:{free_port()}", f"--process_count={count}"]
         self._started = []
         for index in range(count):
@@ -51,7 +56,10 @@ class Processes:
             command = [*words, *own, f"--process_index={index}"]
             self._started.append(
                 fork_helpers.shared().start(
-                    command, cwd=home, environ={"XLA_FLAGS": xla_flags(optimized=False)}
+                    command,
+                    cwd=home,
+                    environ={"XLA_FLAGS": xla_flags(optimized=False)},
+                    file_limit=40_000 if index == full else None,
                 )
             )
 
@@ -205,6 +213,29 @@ def test_hosts_that_do_not_share_the_directory_are_told(lab, processes, base):
     assert "MODEL_DIR is not shared by all hosts: process 0 wrote run/config.gin" in (
         processes.said(1)
     )
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_save_that_fails_in_one_ends_all_at_once(lab, processes, base, full):
+    """Orbax alone would wait ten minutes for the process that does not write."""
+    directory = lab.directory / f"full_{full}"
+    settings = {"NUM_PARTITIONS": 2, "TRAIN_STEPS": 2, "EVAL_PERIOD": 2}
+    where = {"MODEL_DIR": directory, "INITIAL_CHECKPOINT_PATH": base}
+    words = lab.words("train", "finetune", "train", "unasked.gin", **settings, **where)
+    began = time.monotonic()
+    processes.start(words, 2, full=full)
+    assert processes.wait() == [errors.EXIT_NOT_SAVED] * 2, processes.said(0) + processes.said(1)
+    assert time.monotonic() - began < SLOWEST_SEC
+    assert f"Saving step 2 in {directory} failed: " in processes.said(full)
+    assert "File too large" in processes.said(full)
+    assert f"a save in {directory} failed elsewhere: " in processes.said(1 - full)
+    assert complete_steps(directory) == []
+    if full:  # what the first one leaves is what has to be cleaned
+        return
+    processes.start(words, 2)
+    assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
+    assert complete_steps(directory) == [2]
+    assert not list(directory.glob("pending_*"))
 
 
 def test_sigterm_to_one_saves_the_same_step_in_all(lab, processes, base):
