@@ -43,7 +43,8 @@ def kept(directory: epath.Path | None) -> Iterator[None]:
 
     - `directory`: of the run, local or on `gs://`; None keeps nothing.
     """
-    ours = jax.config.jax_enable_compilation_cache and not jax.config.jax_compilation_cache_dir
+    given = jax.config.values
+    ours = given["jax_enable_compilation_cache"] and not given["jax_compilation_cache_dir"]
     place = _place(directory) if ours and directory is not None else None
     ready = place is not None and processes.is_primary() and _made_ready(place)
     if place is None or not processes.broadcast_from_primary([int(ready)])[0]:
@@ -95,7 +96,7 @@ def _made_ready(place: epath.Path) -> bool:
 
 def _is_whole(entry: epath.Path) -> bool:
     checksum = _checksum_of(entry)
-    return checksum.exists() and checksum.read_text() == _digest(entry)
+    return bool(checksum.exists() and checksum.read_text() == _digest(entry))
 
 
 def _checksum_of(entry: epath.Path) -> epath.Path:
