@@ -12,7 +12,7 @@ T5X_VENV := .venv-t5x
 
 CHAOS_TRIALS ?= 1000
 
-.PHONY: chaos demo demo-pretrain docs test test-fast test-short test-hf test-t5x lint format bench plan-table plan-record install install-short clean
+.PHONY: chaos demo demo-pretrain docs notebook test test-fast test-short test-hf test-t5x lint format bench plan-table plan-record install install-short clean
 
 # The demonstration: docs/demo.md. Whatever is done already is not done again.
 .PHONY: demo-confirm demo-sensitivity
@@ -117,6 +117,12 @@ chaos: $(INSTALLED)  ## a thousand faults in whole runs: what the same command m
 
 docs: $(INSTALLED)  ## the pages of docs/ and the reference, as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebook: $(INSTALLED)  ## run docs/notebook.ipynb, and keep what its cells print and draw
+	rm -rf runs/notebook && mkdir -p runs/notebook && cp docs/notebook.ipynb runs/notebook
+	cd runs/notebook && PATH="$(CURDIR)/$(BIN):$$PATH" $(CURDIR)/$(BIN)/jupyter-execute --inplace \
+	  --timeout=3600 --NotebookClient.record_timing=False notebook.ipynb
+	cp runs/notebook/notebook.ipynb docs
 
 bench: $(INSTALLED)  ## time training, saves and decoding on this machine
 	$(BIN)/promot-t5x bench

@@ -242,6 +242,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         takes_gin=False,
     ),
     Command(
+        name="sweep",
+        help="run a configuration over lists of values; report each method's frontier",
+        target="promot_t5x.cli.sweep:main",
+        takes_gin=False,
+    ),
+    Command(
         name="status",
         help="show where a run is: its owner, its stages and steps, its last save, the time left",
         target="promot_t5x.cli.status:main",
@@ -287,6 +293,12 @@ promot-t5x infer --gin_file=models/mt5_xl.gin --gin_file=runs/infer.gin \\
         name="plan",
         help="compile a run for a TPU slice that is not there: memory, time and cost",
         target="promot_t5x.cli.plan:main",
+        takes_gin=False,
+    ),
+    Command(
+        name="paper",
+        help="the paper's rows: list, plan and run them, compare its numbers with yours",
+        target="promot_t5x.cli.paper:main",
         takes_gin=False,
     ),
     Command(

@@ -8,7 +8,6 @@ from promot_t5x.checkpoints.conversion import conversion
 from promot_t5x.checkpoints.conversion.conversion import Conversion
 from promot_t5x.checkpoints.formats import peft_lora, shape
 from promot_t5x.errors import UserError
-from promot_t5x.network.gemma import T5GemmaConfig
 from promot_t5x.paths import user_path
 from promot_t5x.progress import Progress
 
@@ -36,9 +35,7 @@ def export_adapter(given: argparse.Namespace) -> None:
     opened = conversion.open_for_conversion(given.source, with_prompt=False)
     config = opened.model_shape().config()
     found = adapters.open_adapter(given.source, config)
-    peft_lora.save(
-        given.destination, found.lora, found.arrays, is_t5gemma=isinstance(config, T5GemmaConfig)
-    )
+    peft_lora.save(given.destination, found.lora, found.arrays, config=config)
     print(f"from {found.directory}\nto {given.destination} (peft, rank {found.lora.rank})")
 
 

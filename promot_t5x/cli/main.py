@@ -82,20 +82,20 @@ def _status_of(words: list[str]) -> int:
     try:
         return _run(words)
     except UserError as error:
-        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        print(f"{_PROGRAM}{startup.label()}: error: {message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except InUseError as error:
-        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        print(f"{_PROGRAM}{startup.label()}: error: {message(error)}", file=sys.stderr)
         return EXIT_IN_USE
     except SaveError as error:
-        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        print(f"{_PROGRAM}{startup.label()}: error: {message(error)}", file=sys.stderr)
         return EXIT_NOT_SAVED
     except NonFiniteError as error:
-        print(f"{_PROGRAM}{startup.label()}: error: {_message(error)}", file=sys.stderr)
+        print(f"{_PROGRAM}{startup.label()}: error: {message(error)}", file=sys.stderr)
         return EXIT_NON_FINITE
     except Preempted as stop:
         print(
-            f"{_PROGRAM}{startup.label()}: {_message(stop)}; start it again to resume",
+            f"{_PROGRAM}{startup.label()}: {message(stop)}; start it again to resume",
             file=sys.stderr,
         )
         return EXIT_START_AGAIN
@@ -111,7 +111,7 @@ def _status_of(words: list[str]) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(_message(error).strip().splitlines()), "")
+    return next(iter(message(error).strip().splitlines()), "")
 
 
 def _fault(words: list[str], error: Exception) -> int:
@@ -121,7 +121,7 @@ def _fault(words: list[str], error: Exception) -> int:
         print(f"{start}{error.filename}: {error.strerror}.", file=sys.stderr)
         return EXIT_USER_ERROR
     if isinstance(error, ConnectionError) and error.errno is None:  # ours: the system's have one
-        print(f"{start}{_message(error)}", file=sys.stderr)
+        print(f"{start}{message(error)}", file=sys.stderr)
         return EXIT_FAULT
     kind, code = _MEMORY_IS_FULL
     if type(error).__name__ == kind and code in str(error):
@@ -158,7 +158,7 @@ def _run(words: list[str]) -> int:
     if flags.COMPLETING in os.environ:
         from promot_t5x.cli import completion
 
-        return completion.answer(lambda name: _run_command(find_command(name), []))
+        return completion.answer(lambda name: run_command(find_command(name), []))
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -167,10 +167,11 @@ def _run(words: list[str]) -> int:
 
         print(f"{_PROGRAM} {__version__}")
         return 0
-    return _run_command(find_command(words[0]), words[1:])
+    return run_command(find_command(words[0]), words[1:])
 
 
-def _run_command(command: Command, words: list[str]) -> int:
+def run_command(command: Command, words: list[str]) -> int:
+    """Run a command with the words behind its name; return the exit status."""
     if command.takes_gin:
         with preemption.watched():
             return _run_gin(command, parse_flags(command, words))
@@ -242,7 +243,7 @@ def _check_values(command: Command, function: Callable[..., Any]) -> None:
         called = re.search(r"In call to configurable '([\w.]+)'", str(error))
         where = f"a value of {called[1]} is wrong" if called else "a value is wrong"
         raise UserError(
-            f"{where}: {_message(error)}. See --help and the comments of the gin files for what "
+            f"{where}: {message(error)}. See --help and the comments of the gin files for what "
             "each takes."
         ) from error
 
@@ -295,7 +296,8 @@ def _load(target: str) -> Callable[..., Any]:
     return function
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
+    """Return what an error says, without what gin adds to it."""
     # gin appends which configurable was being called; the user has named none of them.
     return str(error).partition("\n  In call to configurable '")[0]
 

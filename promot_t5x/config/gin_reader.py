@@ -367,6 +367,27 @@ def plain_bindings(text: str, name: str) -> dict[str, str]:
         return found
 
 
+def plain_values(text: str, name: str) -> tuple[str, list[str]]:
+    """Return the name that a statement binds, and the values in its list, as text.
+
+    **Arguments:**
+
+    - `text`: a gin statement, such as `LEARNING_RATE = [0.001, 0.003]`.
+    - `name`: what to call the text in a message.
+
+    **Raises:** `UserError` for a syntax error and for anything but a list with values.
+    """
+    with gin_names.located(name):
+        statements = list(config_parser.ConfigParser(text, _PlainDelegate()))
+    for statement in statements:
+        if isinstance(statement, config_parser.BindingStatement):
+            scope, selector, parameter, value, _ = statement
+            owner = "/".join(part for part in (scope, selector) if part)
+            if isinstance(value, list | tuple) and value and len(statements) == 1:
+                return f"{owner}.{parameter}" if parameter else owner, [repr(v) for v in value]
+    raise UserError(f"{name}: {text!r} is no list of values; write NAME=[VALUE, VALUE].")
+
+
 @contextlib.contextmanager
 def _active(context: gin_config.ParseContext) -> Iterator[None]:
     gin_config._PARSE_CONTEXTS.append(context)

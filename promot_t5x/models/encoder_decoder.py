@@ -203,6 +203,7 @@ class EncoderDecoderModel:
             chunk_tokens=self.loss_chunk_tokens,
             objective=objective,
             base=reference,
+            segment_ids=batch.get("decoder_segment_ids"),
         )
 
     def initial_params(self, rng: jax.Array) -> Any:

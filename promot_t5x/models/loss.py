@@ -20,7 +20,7 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int, Num
 
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.models.objectives import Objective, Terms
+from promot_t5x.models.objectives import BatchObjective, Objective, Terms
 
 Projection = Callable[[Num[Array, "batch t embed"]], Float[Array, "batch t vocab"]]
 
@@ -99,6 +99,7 @@ def token_loss(
     chunk_tokens: int,
     objective: Objective | None = None,
     base: Base | None = None,
+    segment_ids: Int[Array, "batch length"] | None = None,
 ) -> LossSums:
     """Project hidden states to logits and sum the loss, never holding all logits at once.
 
@@ -118,6 +119,7 @@ def token_loss(
     - `chunk_tokens`: tokens, of the global batch, whose logits may exist at the same time.
     - `objective`: makes each token's loss of its cross-entropy and z-loss; none adds them up.
     - `base`: of an objective that needs it; no gradient flows to it.
+    - `segment_ids`: decoder_segment_ids of a packed batch, for an objective of whole sequences.
 
     **Raises:**
 
@@ -126,23 +128,33 @@ def token_loss(
     check_settings(label_smoothing, chunk_tokens)
     batch, length = targets.shape
 
+    chunks = -(-length // max(1, chunk_tokens // batch))
+    beside: tuple[Array, ...] = ()
+    if isinstance(objective, BatchObjective):
+        losses = _token_losses(project, hidden, targets, chunks)
+        sequences = jnp.zeros_like(targets) if segment_ids is None else segment_ids
+        beside = (objective.factors(losses, weights > 0, sequences),)
+    elif base is not None:
+        beside = (base.hidden,)
+
     def chunk_sums(
         hidden: Float[Array, "batch t embed"],
         targets: Int[Array, "batch t"],
         weights: Num[Array, "batch t"],
-        base_hidden: Float[Array, "batch t embed"] | None = None,
+        *beside: Float[Array, "batch t ..."],
     ) -> LossSums:
         logits = _logits(project, hidden)
         terms = None
-        if objective is not None:
+        if isinstance(objective, BatchObjective):
+            terms = Terms(beside[0], jnp.zeros_like(beside[0]))
+        elif objective is not None:
             base_logits = None
-            if base is not None and base_hidden is not None:
-                base_logits = jax.lax.stop_gradient(_logits(base.project, base_hidden))
+            if base is not None:
+                base_logits = jax.lax.stop_gradient(_logits(base.project, *beside))
             terms = objective(logits, targets, base_logits)
         return _weighted_sums(logits, targets, weights, z_loss, label_smoothing, terms)
 
-    whole = (hidden, targets, weights, *(() if base is None else (base.hidden,)))
-    chunks = -(-length // max(1, chunk_tokens // batch))
+    whole = (hidden, targets, weights, *beside)
     if chunks <= 1:
         return chunk_sums(*whole)
 
@@ -223,6 +235,23 @@ def _logits(
     logits = project(hidden).astype(jnp.float32)
     placed: Array = with_logical_constraint(logits, ("batch", "length", "vocab"))
     return placed
+
+
+def _token_losses(
+    project: Projection,
+    hidden: Float[Array, "batch length embed"],
+    targets: Int[Array, "batch length"],
+    chunks: int,
+) -> Float[Array, "batch length"]:
+    """Return each target's cross-entropy, without a gradient, from a piece of logits at a time."""
+
+    def body(_: None, piece: tuple[Array, Array]) -> tuple[None, Array]:
+        return None, cross_entropy_with_logits(_logits(project, piece[0]), piece[1])[0]
+
+    constant = jax.lax.stop_gradient(hidden)
+    pieces = (_split_length(constant, chunks), _split_length(targets, chunks))
+    losses = jnp.moveaxis(jax.lax.scan(body, None, pieces)[1], 0, 1)
+    return jax.lax.stop_gradient(losses.reshape(len(targets), -1)[:, : targets.shape[1]])
 
 
 def _weighted_sums(

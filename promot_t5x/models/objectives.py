@@ -1,7 +1,8 @@
 """What a stage may minimize in place of plain cross-entropy, so that a model forgets less.
 
-An objective sees a chunk of tokens at a time, as the loss does, and says for each of them how much
-its loss counts and what is added to it. A stage without one has the loss of `loss` bit for bit.
+An objective says for each token how much its loss counts and what is added to it. Most see a chunk
+of tokens at a time, as the loss does; `TALR` needs the losses of the whole batch before. A stage
+without one has the loss of `loss` bit for bit.
 
 | objective               | a token's loss             | source     |
 |-------------------------|----------------------------|------------|
@@ -9,10 +10,12 @@ its loss counts and what is added to it. A stage without one has the loss of `lo
 | `EAFT`                  | sg(H(p) / ln V) · L        | 2601.02151 |
 | `SelectiveTokenMasking` | [1 / p_base(y) ≤ τ] · L    | 2501.14315 |
 | `KLToBase`              | L + β · KL(p_base over p)  | 2602.16093 |
+| `TALR`                  | sg(n · w) · L              | 2509.20758 |
 
 L is the token's cross-entropy with its z-loss and label smoothing, y its target, p the model's
 distribution, H its entropy, V the size of the vocabulary, sg no gradient. The base is the model as
-the stage began, without dropout, on the same inputs.
+the stage began, without dropout, on the same inputs. w is p(y)^(1/τ) over its sum in the batch of n
+target tokens, τ the median of the sequences' mean cross-entropies.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from promot_t5x.config import validation
 from promot_t5x.errors import UserError
@@ -38,7 +41,7 @@ class Terms(NamedTuple):
 
 
 @runtime_checkable
-class Objective(Protocol):
+class TokenObjective(Protocol):
     """A function of a chunk of tokens.
 
     **Attributes:**
@@ -55,6 +58,40 @@ class Objective(Protocol):
     def __call__(self, logits: Logits, targets: Targets, base_logits: Logits | None) -> Terms:
         """Return each token's terms, float32."""
         ...
+
+
+@runtime_checkable
+class BatchObjective(Protocol):
+    """A function of the losses of a whole batch, for which tokens are projected once more.
+
+    **Attributes:**
+
+    - `needs_base`: as `TokenObjective` has it.
+    """
+
+    @property
+    def needs_base(self) -> bool:
+        """See the class."""
+        ...
+
+    def factors(
+        self,
+        losses: Float[Array, "batch length"],
+        counted: Bool[Array, "batch length"],
+        sequences: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length"]:
+        """Return how much each token's loss counts.
+
+        **Arguments:**
+
+        - `losses`: cross-entropies of the targets, float32, without label smoothing.
+        - `counted`: whether a token is a target.
+        - `sequences`: a number for the sequence that each token of a row belongs to.
+        """
+        ...
+
+
+Objective = TokenObjective | BatchObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +120,39 @@ class EAFT:
         entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
         factor = entropy / math.log(logits.shape[-1])
         return Terms(factor, jnp.zeros_like(factor))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TALR:
+    """Weigh tokens by the softmax of −L / τ over the batch, so that hard ones count less.
+
+    The weights minimize Σ w L + τ Σ w ln w over the simplex; the temperature τ is the median of the
+    sequences' mean losses (2509.20758). They come with the number of target tokens as a factor, so
+    that their mean is 1. Of several microbatches each is a batch.
+    """
+
+    needs_base: ClassVar[bool] = False
+
+    def factors(
+        self,
+        losses: Float[Array, "batch length"],
+        counted: Bool[Array, "batch length"],
+        sequences: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length"]:
+        """Return the weights times the number of target tokens; 0 where a token is no target."""
+        same = (sequences[:, :, None] == sequences[:, None, :]) & counted[:, None, :]
+        tokens = jnp.sum(same, axis=-1)
+        means = jnp.sum(jnp.where(same, losses[:, None, :], 0.0), axis=-1) / jnp.maximum(tokens, 1)
+        # Of each sequence, its first target stands for it in the median.
+        earlier = jnp.tril(jnp.ones((losses.shape[1],) * 2, bool), k=-1)
+        first = counted & ~jnp.any(same & earlier, axis=-1)
+        median = jnp.nanmedian(jnp.where(first, means, jnp.nan))
+        temperature = jnp.where(median > 0, median, 1.0)
+        least = jnp.min(losses, where=counted, initial=jnp.inf)
+        weights = jnp.where(counted, jnp.exp((least - losses) / temperature), 0.0)
+        # The least loss has the weight 1, so only a batch without targets has a sum below it.
+        factor = jnp.sum(counted) * weights / jnp.maximum(jnp.sum(weights), 1.0)
+        return jax.lax.stop_gradient(factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

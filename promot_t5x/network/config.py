@@ -6,7 +6,7 @@ same parameters and a config can be recorded beside a checkpoint.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -40,6 +40,9 @@ class NetworkConfig:
       network's own `init` makes the parameters, as under upstream T5X; None is uniform in +-0.5.
     - `lora`: adapters of kernels; None has none.
     """
+
+    # The fields of stacks that the family has.
+    depths: ClassVar[tuple[str, ...]] = ("num_encoder_layers", "num_decoder_layers")
 
     vocab_size: int = static()
     dtype: Any = static(default=jnp.float32)
@@ -76,7 +79,7 @@ class NetworkConfig:
             )
         for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"):
             self._check_at_least(name, 1)
-        for name in ("num_encoder_layers", "num_decoder_layers"):
+        for name in self.depths:
             self._check_at_least(name, 1)
         for name in ("num_prompts", "prompt_length"):
             self._check_at_least(name, 0)

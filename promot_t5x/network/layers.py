@@ -33,7 +33,7 @@ bias_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 class Dense(nn.Module):
-    """A projection without bias whose kernel is stored as a matrix.
+    """A projection whose kernel is stored as a matrix, without bias unless it is asked for.
 
     The last `contracted` axes of the input are replaced by `features`; the kernel's shape is
     [product of the contracted sizes, product of `features`]. Where `lora` adapts that kernel, the
@@ -46,6 +46,7 @@ class Dense(nn.Module):
     kernel_init: Initializer = dense_init
     contracted: int = 1
     lora: LoRA | None = None
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*shape"]) -> Float[Array, "*projected"]:
@@ -56,6 +57,11 @@ class Dense(nn.Module):
             "kernel", self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
         )
         projected = self._product(inputs, kernel.reshape(sizes + self.features), self.contracted)
+        if self.use_bias:
+            bias = param_with_axes(
+                "bias", nn.initializers.zeros, shape[1:], jnp.float32, axes=self.kernel_axes[1:]
+            )
+            projected = projected + bias.reshape(self.features).astype(self.dtype)
         if self.lora is None or not self.lora.adapts("/".join((*self.path, "kernel"))):
             return projected
         return projected + self._adapted(inputs, self.lora, shape)

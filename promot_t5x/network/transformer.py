@@ -22,6 +22,8 @@ from promot_t5x.network.attention import both_real, causal_mask, real_tokens, se
 from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.config import T5Config as T5Config
 from promot_t5x.network.families import family_of
+from promot_t5x.network.gemma.config import DecoderOnlyConfig
+from promot_t5x.network.gemma.decoder_only import DecoderOnly
 from promot_t5x.network.stacks import CrossKeyValues, Hidden
 
 # Of any type: T5X initializes a module with float32 ones, which stand for ids all the same.
@@ -257,6 +259,8 @@ def _decoder_masks(
 
 def _initialize(config: NetworkConfig, rng: jax.Array) -> dict[str, Any]:
     tokens = jnp.ones((1, 2), jnp.int32)
+    if isinstance(config, DecoderOnlyConfig):
+        return dict(DecoderOnly(config).init(rng, tokens, enable_dropout=False))
     return dict(Transformer(config).init(rng, tokens, tokens, tokens, enable_dropout=False))
 
 

@@ -1,4 +1,4 @@
-"""The scores that were measured while stages trained: target, suite and format, step by step."""
+"""What was measured while stages trained: target, suite, format and drift, step by step."""
 
 import dataclasses
 import math
@@ -8,26 +8,28 @@ from typing import Any
 from etils import epath
 
 from promot_t5x.evaluation import records
-from promot_t5x.files import read_json_lines
+from promot_t5x.files import read_json, read_json_lines
 from promot_t5x.report import answers, runs, target_format
 from promot_t5x.report.runs import DiscoveredRun
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One step's numbers, in percent; NaN where something was not measured then.
+    """One step's numbers, scores in percent; NaN where something was not measured then.
 
     **Attributes:**
 
     - `target`: the mean over the targets.
     - `tasks`: the score of each task of the suite.
     - `formats`: the share of answers in the target's format, of each task where it tells something.
+    - `drift`: KL from the base in nats per target token, the mean over the targets.
     """
 
     step: int
     target: float
     tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
     formats: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    drift: float = math.nan
 
     @property
     def suite(self) -> float:
@@ -118,7 +120,16 @@ def _mean_point(step: int, seeds: Sequence[CurvePoint]) -> CurvePoint:
         target=math.fsum(point.target for point in seeds) / len(seeds),
         tasks=over([point.tasks for point in seeds]),
         formats=over([point.formats for point in seeds]),
+        drift=math.fsum(point.drift for point in seeds) / len(seeds),
     )
+
+
+def chosen_drift(stage: epath.Path) -> float:
+    """Return the drift of the checkpoint that a stage chose; NaN where it is not known."""
+    if not (stage / runs.STAGE).exists():
+        return math.nan
+    step = read_json(stage / runs.STAGE, dict[str, Any])["step"]
+    return _drifts(stage).get(step, math.nan)
 
 
 def mean_alignment(curves: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -165,8 +176,9 @@ def _is_stage(path: epath.Path) -> bool:
 
 def _points(stage: epath.Path) -> list[CurvePoint]:
     targets, suite = answers.found(stage), answers.found(stage / runs.SUITE)
-    share = _share(targets, suite)
-    steps = sorted({step for found in (targets, suite) for at in found.values() for step in at})
+    share, drifts = _share(targets, suite), _drifts(stage)
+    asked = {step for found in (targets, suite) for at in found.values() for step in at}
+    steps = sorted(asked | drifts.keys())
     points = []
     for step in steps:
         complete = bool(suite) and all(step in of_task for of_task in suite.values())
@@ -182,9 +194,18 @@ def _points(stage: epath.Path) -> list[CurvePoint]:
                 if complete
                 else {},
                 formats=share(step) if complete else {},
+                drift=drifts.get(step, math.nan),
             )
         )
     return points
+
+
+def _drifts(stage: epath.Path) -> dict[int, float]:
+    """Return the drift at each step at which it was measured."""
+    rows = read_json_lines(stage / runs.DRIFT)
+    return {
+        row["step"]: _mean({task: kl for task, kl in row.items() if task != "step"}) for row in rows
+    }
 
 
 Found = Mapping[str, Mapping[int, epath.Path]]

@@ -76,7 +76,7 @@ def bars(comparison: RunComparison) -> "Figure":
         axes.set_ylim(0, None)
         axes.set_ylabel("score (%)")
         axes.grid(axis="y")
-        _legend_above(figure, axes)
+        legend_above(figure, axes)
     return figure
 
 
@@ -118,7 +118,7 @@ def trade_off(
         axes.set_xlabel(f"{of}, without the prompt (%)")
         axes.set_ylabel("target score (%)")
         axes.grid()
-        _legend_above(figure, axes)
+        legend_above(figure, axes)
     return figure
 
 
@@ -170,7 +170,7 @@ def by_task(
             if place + across < len(columns):
                 axes.set_xlabel("")
         figure.subplots_adjust(hspace=0.35, wspace=0.28)
-        _legend_above(figure, *panels.flat, above=0.92)
+        legend_above(figure, *panels.flat, above=0.92)
     return figure
 
 
@@ -185,7 +185,22 @@ def format_share(comparison: RunComparison, curves: Sequence[Curve]) -> "Figure"
         _against_step(axes, curves, looks, lambda p: p.target_format)
         axes.set_ylabel("answers in the target's format (%)")
         axes.set_ylim(-2, 102)
-        _legend_above(figure, axes)
+        legend_above(figure, axes)
+    return figure
+
+
+def drift(comparison: RunComparison, curves: Sequence[Curve]) -> "Figure":
+    """Draw the KL from the base on the target's inputs without the prompt, against the step."""
+    from matplotlib.figure import Figure
+
+    looks = styles(comparison, curves)
+    with applied():
+        figure = Figure(figsize=(4.6, 3.2))
+        axes = figure.add_subplot()
+        _against_step(axes, curves, looks, lambda p: p.drift)
+        axes.set_ylabel("drift (nats per target token)")
+        axes.set_ylim(0, None)
+        legend_above(figure, axes)
     return figure
 
 
@@ -203,7 +218,7 @@ def learning(comparison: RunComparison, curves: Sequence[Curve]) -> "Figure":
         right.set_ylabel("mean in-context score (%)")
         _pretrained_line(comparison, right.axhline)
         figure.subplots_adjust(wspace=0.28)
-        _legend_above(figure, left, right)
+        legend_above(figure, left, right)
     return figure
 
 
@@ -259,7 +274,7 @@ def alignment(curves: Sequence[Curve]) -> "Figure":
             axes.axhline(0, color="#999999", linewidth=0.8)
             axes.grid()
         all_axes[0].set_ylabel("cosine of the gradients")
-        _legend_above(figure, *all_axes, above=1.0)
+        legend_above(figure, *all_axes, above=1.0)
     return figure
 
 
@@ -327,7 +342,8 @@ def _pretrained_line(comparison: RunComparison, draw: Callable[..., object]) -> 
         draw(cell.value, color="#555555", linewidth=0.9, linestyle="--", label=comparison.baseline)
 
 
-def _legend_above(figure: "Figure", *panels: "Axes", above: float = 0.9) -> None:
+def legend_above(figure: "Figure", *panels: "Axes", above: float = 0.9) -> None:
+    """Draw one legend above all panels, each label once."""
     handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

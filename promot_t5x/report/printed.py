@@ -6,6 +6,9 @@ this order) and its row in that run's comparison. No number here was measured wi
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from promot_t5x.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,7 @@ class PrintedRow:
 
     - `table`: what the table is of.
     - `method`: what the paper calls the row.
-    - `files`: gin files of the run that makes it; none where no run makes it yet.
+    - `files`: gin files of the run that makes it.
     - `label`: of the row in the run's comparison, behind the run's own words (`RTE: `).
     - `targets`: score on each fine-tuned task, where the table has it.
     - `shots`: demonstrations before each question of the suite; none in a table without one.
@@ -32,6 +35,17 @@ class PrintedRow:
     shots: int | None = None
     suite: tuple[float, ...] = ()
     mean: float | None = None
+
+    @property
+    def configuration(self) -> str:
+        """The name of the run that makes it: of its file in `gin/paper`."""
+        return PurePath(self.files[0]).stem
+
+    @property
+    def name(self) -> str:
+        """What tells the row apart in its table."""
+        asked = ", ".join(self.targets) if self.shots is None else f"{self.shots}-shot"
+        return f"{self.method}, {asked}"
 
 
 _LABELS = {
@@ -60,7 +74,7 @@ def _supervised(target: str, run: str, scores: Mapping[str, float]) -> list[Prin
 def _suite(
     table: str,
     method: str,
-    run: str | None,
+    run: str,
     numbers: Sequence[float],
     *,
     targets: Mapping[str, float] | None = None,
@@ -68,11 +82,10 @@ def _suite(
     label: str | None = None,
 ) -> PrintedRow:
     """Return a row of a table of in-context tasks: eight scores and their mean."""
-    files = () if run is None else (f"paper/{run}.gin", _BOTH_SUITES)
     return PrintedRow(
         table=table,
         method=method,
-        files=files,
+        files=(f"paper/{run}.gin", _BOTH_SUITES),
         label=label or _LABELS.get(method, method),
         targets=targets or {},
         shots=shots,
@@ -151,12 +164,12 @@ ROWS: tuple[PrintedRow, ...] = (
            (78.57, 51.41, 0.03, 0.00, 0, 0, 0, 0, 16.25), targets={"rte": 90.97}),
     _suite(_ABLATIONS, "fixed random prompt", "mt5_xxl_rte_fixed_random_prompt",
            (83.93, 51.72, 0.83, 0.30, 0, 0, 0, 0, 17.10), targets={"rte": 92.06}),
-    _suite(_LORA, "r = 2", None,
+    _suite(_LORA, "r = 2", "mt5_xxl_enfr_lora_r2",
            (26.78, 53.13, 4.98, 3.30, 1.23, 2.06, 0.17, 0.64, 11.54),
-           targets={"wmt14_enfr": 39.09}),
-    _suite(_LORA, "r = 4", None,
+           targets={"wmt14_enfr": 39.09}, label="ProMoT with LoRA of rank 2"),
+    _suite(_LORA, "r = 4", "mt5_xxl_enfr_lora_r4",
            (23.21, 53.25, 5.19, 3.84, 1.87, 2.89, 0.35, 0.57, 11.40),
-           targets={"wmt14_enfr": 39.97}),
+           targets={"wmt14_enfr": 39.97}, label="ProMoT with LoRA of rank 4"),
     _suite(_T5, "pretrained", "t5_1_1_xxl_rte",
            (55.36, 49.84, 34.15, 16.04, 0.13, 0.06, 1.26, 1.12, 19.75)),
     _suite(_T5, "standard", "t5_1_1_xxl_rte",
@@ -165,3 +178,95 @@ ROWS: tuple[PrintedRow, ...] = (
            (73.21, 50.78, 33.86, 15.95, 0.02, 0.01, 1.79, 2.25, 22.23), targets={"rte": 93.14}),
 )
 # fmt: on
+
+# The paper has other models too; their numbers are not here.
+WITHOUT_NUMBERS = (
+    *(f"{model}_{task}" for model in ("mt5_xl", "flan_t5_xxl") for task in ("rte", "enfr")),
+    "t5_1_1_xxl_enfr",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrintedFigure:
+    """A figure of the paper.
+
+    **Attributes:**
+
+    - `number`: or numbers.
+    - `about`: what it shows.
+    - `configuration`: the run that makes it: the name of a file in `gin/paper/figures`.
+    - `flags`: of `promot-t5x report`, which draws it.
+    - `drawn`: the name of the figure in a report's `figures/`.
+    """
+
+    number: str
+    about: str
+    configuration: str
+    flags: str = ""
+    drawn: str
+
+
+_LONG = "--group classification=cb,wic --group translation=wmt16_ende,wmt16_enro"
+FIGURES = (
+    PrintedFigure(
+        number="1",
+        about="loss of in-context ability by step",
+        configuration="early_training",
+        drawn="learning_by_task",
+    ),
+    PrintedFigure(
+        number="2",
+        about="answers in the target's format by step",
+        configuration="early_training",
+        drawn="format_by_task",
+    ),
+    PrintedFigure(
+        number="3, 7",
+        about="gradient alignment",
+        configuration="early_training",
+        drawn="gradient_alignment",
+    ),
+    PrintedFigure(
+        number="5",
+        about="En-Fr against classification, by checkpoint",
+        configuration="long_training",
+        flags=_LONG,
+        drawn="trade_off_classification",
+    ),
+    PrintedFigure(
+        number="6",
+        about="En-Fr against other language pairs, by checkpoint",
+        configuration="long_training",
+        flags=_LONG,
+        drawn="trade_off_translation",
+    ),
+)
+
+
+def configurations() -> dict[str, tuple[str, ...]]:
+    """Return the gin files of every run of the paper, by the run's name.
+
+    A run that makes rows of both suites asks both, which also makes its rows of one of them.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for row in ROWS:
+        found[row.configuration] = max(found.get(row.configuration, ()), row.files, key=len)
+    return found | {name: (f"paper/{name}.gin", _BOTH_SUITES) for name in WITHOUT_NUMBERS}
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """Return the gin files of a run of the paper; raise `UserError` where there is none.
+
+    **Arguments:**
+
+    - `name`: of a configuration that makes rows, or figures.
+    """
+    known = configurations() | {
+        figure.configuration: (f"paper/figures/{figure.configuration}.gin",) for figure in FIGURES
+    }
+    if name not in known:
+        raise UserError(
+            f"the paper has no configuration {name!r}.{did_you_mean(name, known)} There are: "
+            f"{', '.join(known)}."
+        )
+    return known[name]

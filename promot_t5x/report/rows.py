@@ -22,6 +22,7 @@ class ReportRow:
     - `suite`: each in-context task's score in percent.
     - `position`: among the rows.
     - `stage`: the stage that its weights come from; none for the pretrained checkpoint's.
+    - `share`: of the stage's weights, where they are mixed with the base's (WiSE-FT).
     - `seed`: of the run that it belongs to, where there are several.
     - `checkpoints`: the step that each of its stages chose.
     - `split`: by task, the split that was scored.
@@ -34,6 +35,7 @@ class ReportRow:
     suite: Mapping[str, float]
     position: int = 0
     stage: str | None = None
+    share: float | None = None
     seed: int | None = None
     checkpoints: Mapping[str, int] = dataclasses.field(default_factory=dict)
     split: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -22,7 +22,7 @@ from promot_t5x.report.rows import FILE, REDRAWN, ReportRow
 from promot_t5x.report.selection import Selection
 
 COMPARISON, STAGE, SUITE = "comparison", "stage.json", "suite_eval"
-ALIGNMENT = "gradient_alignment.jsonl"
+ALIGNMENT, DRIFT = "gradient_alignment.jsonl", "drift.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class DiscoveredRun:
     - `targets`: its answers to the fine-tuned tasks, by name.
     - `suite`: its answers to the in-context tasks, by name.
     - `stage`: the stage that its weights come from, if it says so.
+    - `share`: of the stage's weights, where the row mixes them with the base's.
     - `named`: whether the user gave the label.
     - `selection`: how its checkpoint was chosen, if by questions that are reported on too.
     - `redrawn`: by the seed that drew other demonstrations, the scores of the suite's tasks.
@@ -49,6 +50,7 @@ class DiscoveredRun:
     targets: Mapping[str, TaskAnswers]
     suite: Mapping[str, TaskAnswers]
     stage: str | None = None
+    share: float | None = None
     named: bool = False
     selection: Selection | None = None
     redrawn: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
@@ -99,6 +101,7 @@ class _Place:
     targets: Sequence[str] | None = None
     suite: Sequence[str] | None = None
     stage: str | None = None
+    share: float | None = None
     named: bool = False
 
 
@@ -179,6 +182,7 @@ def _row(path: epath.Path) -> _Place:
             targets=list(row.targets),
             suite=list(row.suite),
             stage=row.stage,
+            share=row.share,
         )
     except (ValueError, TypeError) as error:
         raise UserError(
@@ -237,6 +241,7 @@ def _run(place: _Place, made: Read, suite: Read, known: set[str]) -> DiscoveredR
         targets=targets,
         suite=suite,
         stage=place.stage,
+        share=place.share,
         named=place.named,
         selection=selection.found(stage, targets),
         redrawn=_redrawn(place.path),

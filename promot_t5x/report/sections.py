@@ -150,6 +150,12 @@ def drawn(comparison: RunComparison, curves: Sequence[Curve]) -> dict[str, tuple
                 figures.by_task(comparison, curves, formats=True),
                 "Format specialization task by task." + several,
             )
+    if any(not math.isnan(point.drift) for curve in curves for point in curve.points):
+        found["drift"] = (
+            figures.drift(comparison, curves),
+            "Drift: the divergence of the model, without its prompt, from what it was when the "
+            "stage began, on the target's questions. It predicts how much is forgotten." + several,
+        )
     if any(mean_alignment(own) for own in by_label(curves).values()):
         found["gradient_alignment"] = (
             figures.alignment(curves),

@@ -159,6 +159,7 @@ class ComparisonEvaluator:
             suite={task.task: task.score for task in suite},
             position=position,
             stage=row.stage,
+            share=row.shares[0] if row.shares else None,
             checkpoints=chosen,
             split={task.task: task.split for task in asked},
             selection_split={t.task: loaded.selection_split.get(t.task) for t in asked},

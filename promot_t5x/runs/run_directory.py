@@ -108,8 +108,7 @@ def _check(
     make_directory(directory, macro)
     path = directory / CONFIG
     if path.exists():
-        known = path.read_text()
-        before = gin_reader.plain_bindings(known, "the old configuration")
+        known, before = _known(path)
         after = gin_reader.plain_bindings(text, "the new configuration")
         may_change = {*may_change, *_grown(before, after)}
         may_change |= _added(known, before, after, may_extend)
@@ -124,6 +123,18 @@ def _check(
                 + "\n  ".join(difference)
                 + f"\nGive this run a {macro} of its own, or the settings of the other one."
             )
+
+
+def _known(path: epath.Path) -> tuple[str, dict[str, str]]:
+    """Return the configuration of the run that is there, as text and as bindings."""
+    try:
+        text = path.read_text()
+        return text, gin_reader.plain_bindings(text, str(path))
+    except (UnicodeDecodeError, UserError) as error:
+        raise UserError(
+            f"{path}, the configuration of the run that is there, is damaged: {error}. If this is "
+            "the command that began it, remove that file: it is written again."
+        ) from None
 
 
 def _write(directory: epath.Path, text: str) -> None:

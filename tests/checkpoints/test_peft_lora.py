@@ -72,7 +72,7 @@ def test_ranks_and_alphas_of_modules_become_one_scale(tmp_path):
 def test_what_is_written_is_pefts(tmp_path):
     found = open_adapter(write(tmp_path / "adapter"), CONFIG)
     kept = {p: a for p, a in found.arrays.items() if "layers_1" in p}
-    peft_lora.save(tmp_path / "again", found.lora, kept, is_t5gemma=False, base_model="t5")
+    peft_lora.save(tmp_path / "again", found.lora, kept, config=CONFIG, base_model="t5")
     tensors = safetensors.open_file(tmp_path / "again" / "adapter_model.safetensors")
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in tensors.items():
@@ -84,7 +84,7 @@ def test_what_is_written_is_pefts(tmp_path):
         "encoder.block.1.layer.0.SelfAttention.q",
     ]
     with pytest.raises(UserError, match="holds an adapter already"):
-        peft_lora.save(tmp_path / "again", LoRA(), kept, is_t5gemma=False)
+        peft_lora.save(tmp_path / "again", LoRA(), kept, config=CONFIG)
 
 
 @pytest.mark.parametrize(

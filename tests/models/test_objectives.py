@@ -9,7 +9,14 @@ import pytest
 
 from promot_t5x.errors import UserError
 from promot_t5x.models.loss import Base, token_loss
-from promot_t5x.models.objectives import DFT, EAFT, Divergence, KLToBase, SelectiveTokenMasking
+from promot_t5x.models.objectives import (
+    DFT,
+    EAFT,
+    TALR,
+    Divergence,
+    KLToBase,
+    SelectiveTokenMasking,
+)
 
 BATCH, LENGTH, EMBED, VOCAB = 3, 7, 5, 23
 Z, SMOOTHING = 1e-3, 0.1
@@ -41,7 +48,18 @@ def plain_loss():
 
 # Perplexities of the targets under the base, two of which lie on either side of the threshold.
 THRESHOLD = float(np.median(np.exp(-LOG_BASE_Y)))
+
+
+def talr():
+    """Softmax of -loss / temperature over the 12 targets, times 12; the median of three rows."""
+    losses, counted = -LOG_Y, WEIGHTS > 0
+    means = [losses[row][counted[row]].mean() for row in range(BATCH)]
+    weights = np.exp(-losses / sorted(means)[1]) * counted
+    return weights / weights.sum() * counted.sum()
+
+
 FACTORS = {
+    TALR(): talr(),
     DFT(): np.exp(LOG_Y),
     EAFT(): -(np.exp(LOG_P) * LOG_P).sum(-1) / np.log(VOCAB),
     SelectiveTokenMasking(threshold=THRESHOLD): np.exp(-LOG_BASE_Y) <= THRESHOLD,
@@ -114,6 +132,21 @@ def test_a_model_that_is_the_base_has_no_divergence_and_no_gradient_of_it():
         one_hot = np.eye(VOCAB)[TARGETS]
         d_logits = (np.exp(LOG_P) - one_hot) * WEIGHTS[..., None]
         np.testing.assert_allclose(gradient, d_logits @ KERNEL.T, rtol=1e-3, atol=1e-4)
+
+
+def test_talr_sees_the_sequences_of_a_packed_row():
+    """Three sequences in one row weigh what they weigh in rows of their own."""
+    lengths = [7, 4, 1]
+    losses = jnp.asarray(-LOG_Y, jnp.float32)
+    counted = jnp.asarray(WEIGHTS > 0)
+    alone = TALR().factors(losses, counted, jnp.zeros((BATCH, LENGTH), jnp.int32))
+    packed = jnp.concatenate([losses[n, :k] for n, k in enumerate(lengths)] + [jnp.zeros(2)])[None]
+    segments = jnp.asarray([[1] * 7 + [2] * 4 + [3] + [0] * 2], jnp.int32)
+    together = TALR().factors(packed, segments > 0, segments)
+    wanted = np.concatenate([alone[n, :k] for n, k in enumerate(lengths)] + [np.zeros(2)])
+    np.testing.assert_allclose(together[0], wanted, rtol=1e-6)
+    nothing = TALR().factors(packed, segments > 9, segments)
+    np.testing.assert_array_equal(nothing, np.zeros_like(packed))
 
 
 def test_settings_that_mean_nothing_are_refused():

@@ -193,6 +193,18 @@ def test_model_dir_of_another_run(lab):
     assert run_helpers.tree(directory) == before
 
 
+@pytest.mark.parametrize("damage", [b"from promot_t5x import n%twork\n", b"A = '\xff'\n"])
+def test_model_dir_whose_configuration_is_damaged(lab, damage):
+    path = lab.directory / "run" / "config.gin"
+    path.parent.mkdir()
+    path.write_bytes(damage)
+    done = run_helpers.here(command(lab))
+    assert_refused(
+        done, [f"{path}, the configuration of the run", "is damaged", "remove that file"]
+    )
+    assert path.read_bytes() == damage
+
+
 def test_model_dir_that_is_a_file(lab):
     path = lab.write("notes.txt", "mine")
     done = run_helpers.here(command(lab, MODEL_DIR=path))

@@ -5,6 +5,8 @@ import json
 import pytest
 import run_helpers
 
+from promot_t5x.report import curves
+
 pytestmark = pytest.mark.slow
 
 # Stages and rows of the shipped file that run here; each other stage differs in data alone.
@@ -125,3 +127,9 @@ def test_the_drift_is_none_at_first_and_grows_behind_a_prompt_that_it_leaves_out
     assert "## Drift" in card
     step = json.loads((stage / "stage.json").read_text())["step"]
     assert f'`{{"run_signs": {rows[step]["run_signs"]}}}`' in card
+    (curve,) = curves.read([str(directory)], [])
+    assert [point.drift for point in curve.points] == [row["run_signs"] for row in rows]
+    report = lab.directory / "drift_report"
+    run_helpers.succeed(["report", str(directory), f"--output={report}"])
+    assert (report / "figures" / "drift.svg").exists()
+    assert "Drift: the divergence of the model" in (report / "report.html").read_text()

@@ -200,9 +200,9 @@ class Conversion:
         if self.tokenizer is not None and not self.tokenizer.exists():
             raise UserError(f"there are no tokenizer files at {self.tokenizer}.")
 
-        if self.to.startswith("t5x") and shape.DECODER_EMBEDDING in self.opened.source.shapes:
+        if self.to.startswith("t5x") and (family := shape.beyond_t5x(self.opened.source.shapes)):
             raise UserError(
-                f"T5X has no T5Gemma, which {self.opened.directory} is: convert --to hf or promot."
+                f"T5X has no {family}, which {self.opened.directory} is: convert --to hf or promot."
             )
 
     def _check_optimizer_state(self) -> None:

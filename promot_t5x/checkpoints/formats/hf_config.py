@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` of T5-family models, and this project's shape of a network.
+"""Hugging Face's `config.json` of models, and this project's shape of a network.
 
 What transformers computes from the same file has changed between its versions; where they
 disagree, the version that wrote the file counts.
@@ -11,13 +11,18 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x.checkpoints.formats import hf_t5gemma
+from promot_t5x.checkpoints.formats import hf_decoder_only, hf_t5gemma
 from promot_t5x.checkpoints.formats.reading import (
     DamagedCheckpointError,
     NotACheckpointError,
     refuse_stand_in,
 )
-from promot_t5x.checkpoints.formats.shape import NetworkShape, T5GemmaShape, T5Shape
+from promot_t5x.checkpoints.formats.shape import (
+    DecoderOnlyShape,
+    NetworkShape,
+    T5GemmaShape,
+    T5Shape,
+)
 from promot_t5x.checkpoints.formats.source import Shapes
 from promot_t5x.errors import UserError
 from promot_t5x.network.layers import MAX_DISTANCE, NUM_BUCKETS
@@ -28,6 +33,7 @@ MODEL_TYPES = {
     "mt5": "MT5ForConditionalGeneration",
     "umt5": "UMT5ForConditionalGeneration",
     hf_t5gemma.MODEL_TYPE: "T5GemmaForConditionalGeneration",
+    **hf_decoder_only.MODEL_TYPES,
 }
 MT5_ROWS = 250112
 # transformers' name of the MLP -> ours. Its 'gelu' is exact, flax's the approximation by tanh,
@@ -54,7 +60,7 @@ class HuggingFaceConfig:
 
     **Attributes:**
 
-    - `model_type`: 't5', 'mt5', 'umt5' or 't5gemma'.
+    - `model_type`: one of `MODEL_TYPES`.
     - `shape`: of the network.
     - `scaled`: whether the decoder's output is divided by sqrt(emb_dim) before the logits (T5 1.0).
     - `raw`: the file.
@@ -74,8 +80,8 @@ class HuggingFaceConfig:
 def read(directory: epath.Path) -> HuggingFaceConfig:
     """Read `config.json`.
 
-    **Raises:** `UserError` where it is of no T5-family model, or of one that this project's network
-    is not.
+    **Raises:** `UserError` where it is of no model that is known here, or of one that this
+    project's network is not.
     """
     path = directory / CONFIG_FILE
     refuse_stand_in(path)
@@ -90,6 +96,9 @@ def read(directory: epath.Path) -> HuggingFaceConfig:
         )
     if kind == hf_t5gemma.MODEL_TYPE:
         shape: NetworkShape = hf_t5gemma.read(path, raw)
+        return HuggingFaceConfig(model_type=kind, shape=shape, scaled=False, raw=raw)
+    if kind in hf_decoder_only.MODEL_TYPES:
+        shape = hf_decoder_only.read(path, raw)
         return HuggingFaceConfig(model_type=kind, shape=shape, scaled=False, raw=raw)
     for name, value in _FIXED.items():
         if raw.get(name, value) != value:
@@ -164,6 +173,8 @@ def write(shape: NetworkShape, shapes: Shapes, other: Mapping[str, Any]) -> dict
     dtype = types.pop() if len(types) == 1 else "float32"
     if isinstance(shape, T5GemmaShape):
         return hf_t5gemma.write(shape, dtype, other)
+    if isinstance(shape, DecoderOnlyShape):
+        return hf_decoder_only.write(shape, dtype, other)
     assert isinstance(shape, T5Shape)
     names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     if shape.mlp_activations not in names:

@@ -3,7 +3,8 @@
 Kernels there are [out, in], here [in, out]; T5's relative position bias is [buckets, heads] there
 and lies in the first block (in every block for umT5). A model whose logits are the embedding's but
 not scaled, which T5X's networks cannot tie, is read as an untied one whose logits kernel is the
-embedding transposed: the same numbers. T5Gemma's names are in `hf_t5gemma`.
+embedding transposed: the same numbers. T5Gemma's names are in
+`hf_t5gemma`, those of decoder-only models in `hf_decoder_only`.
 """
 
 import re
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints.formats import hf_config, hf_t5gemma, safetensors
+from promot_t5x.checkpoints.formats import hf_config, hf_decoder_only, hf_t5gemma, safetensors
 from promot_t5x.checkpoints.formats.hf_config import HuggingFaceConfig
 from promot_t5x.checkpoints.formats.layouts import BIAS
 from promot_t5x.checkpoints.formats.reading import (
@@ -27,6 +28,7 @@ from promot_t5x.checkpoints.formats.shape import (
     DECODER_EMBEDDING,
     EMBEDDING,
     LOGITS,
+    DecoderOnlyShape,
     parameters,
 )
 from promot_t5x.checkpoints.formats.source import ArraySource, Shapes, nbytes, total_bytes
@@ -74,6 +76,8 @@ def tensor_name(path: str, model_type: str = "t5") -> tuple[str, bool]:
     """
     if model_type == hf_t5gemma.MODEL_TYPE:
         return hf_t5gemma.tensor_name(path)
+    if model_type in hf_decoder_only.MODEL_TYPES:
+        return hf_decoder_only.tensor_name(path, model_type)
     if path == EMBEDDING:
         return _SHARED, False
     if path == LOGITS:
@@ -119,14 +123,22 @@ class HuggingFaceCheckpoint(ArraySource):
         kind = self.config.model_type
         is_t5gemma = kind == hf_t5gemma.MODEL_TYPE
         decoder = "model.decoder.layers." if is_t5gemma else "decoder.block."
-        if not any(name.startswith(decoder) for name in tensors):
+        decoder_only = kind in hf_decoder_only.MODEL_TYPES
+        if not decoder_only and not any(name.startswith(decoder) for name in tensors):
             raise NotACheckpointError(
                 f"{directory} holds an encoder alone ({self.config.architecture}); this network "
                 "writes answers and needs a decoder too. Take the checkpoint of a whole model."
             )
         copies: tuple[str, ...]
         if is_t5gemma:
-            embedding, copies = _tied(directory, tensors), hf_t5gemma.HEADS
+            embedding, copies = hf_t5gemma.tensor_name(EMBEDDING)[0], hf_t5gemma.HEADS
+            table, _ = hf_t5gemma.tensor_name(DECODER_EMBEDDING)
+            _check_tied(directory, tensors, table, copies)
+        elif isinstance(self.shape, DecoderOnlyShape):
+            embedding, copies = hf_decoder_only.TABLE, ()
+            if self.shape.logits_via_embedding:
+                copies = (hf_decoder_only.HEAD,)
+                _check_tied(directory, tensors, embedding, copies)
         else:
             embedding = _embedding_of(directory, tensors, self.config.scaled)
             copies = (_SHARED, _HEAD, *_COPIES, _UNUSED)
@@ -134,7 +146,7 @@ class HuggingFaceCheckpoint(ArraySource):
         for path, leaf in parameters(self.shape).items():
             name, transposed = tensor_name(path, kind)
             name = embedding if path == EMBEDDING else name
-            if path == LOGITS and name not in tensors:
+            if path == LOGITS and name not in tensors and not decoder_only:
                 name = embedding
             if name not in tensors:
                 raise UserError(f"{directory} lacks {name}, which its config.json promises.")
@@ -227,15 +239,15 @@ def _embedding_of(directory: epath.Path, tensors: Mapping[str, Any], scaled: boo
     return first
 
 
-def _tied(directory: epath.Path, tensors: Mapping[str, Any]) -> str:
-    """Check that T5Gemma's head, where it is stored, is the decoder's embedding."""
-    table, _ = hf_t5gemma.tensor_name(DECODER_EMBEDDING)
-    for head in (name for name in hf_t5gemma.HEADS if name in tensors and table in tensors):
+def _check_tied(
+    directory: epath.Path, tensors: Mapping[str, Any], table: str, heads: Sequence[str]
+) -> None:
+    """Check that a tied head, where it is stored, is the embedding."""
+    for head in (name for name in heads if name in tensors and table in tensors):
         if not np.array_equal(tensors[table][...], tensors[head][...]):
             raise UserError(
                 f"{directory}: {head} differs from {table}. In this network they are one array."
             )
-    return hf_t5gemma.tensor_name(EMBEDDING)[0]
 
 
 class HuggingFaceWriter:

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from promot_t5x.checkpoints.formats import hf_t5gemma, safetensors
+from promot_t5x.checkpoints.formats import hf_decoder_only, hf_t5gemma, safetensors
 from promot_t5x.checkpoints.formats.hugging_face import tensor_name
 from promot_t5x.checkpoints.formats.peft import CONFIG_FILE, WEIGHTS_FILE, open_adapter_files
 from promot_t5x.checkpoints.formats.reading import reading
@@ -25,7 +25,7 @@ from promot_t5x.errors import UserError, listed
 from promot_t5x.files import write_json
 from promot_t5x.network import transformer
 from promot_t5x.network.config import NetworkConfig
-from promot_t5x.network.gemma import T5GemmaConfig
+from promot_t5x.network.gemma import DecoderOnlyConfig, T5GemmaConfig
 from promot_t5x.network.lora import LoRA, kernel_of, parts_of
 from promot_t5x.paths import user_path
 
@@ -116,7 +116,7 @@ def save(
     lora: LoRA,
     arrays: Mapping[str, np.ndarray],
     *,
-    is_t5gemma: bool,
+    config: NetworkConfig,
     base_model: str | None = None,
 ) -> None:
     """Write an adapter that `peft.PeftModel.from_pretrained` puts on the Hugging Face model.
@@ -125,7 +125,7 @@ def save(
 
     - `directory`: local; created if need be.
     - `arrays`: the matrices by path, one layer after the other.
-    - `is_t5gemma`: whether the model is a T5Gemma, whose modules have other names than T5's.
+    - `config`: of the network, whose family has its own names of modules.
     - `base_model`: the Hugging Face model that it belongs to, for the adapter's record.
 
     **Raises:** `UserError` where there is an adapter already.
@@ -134,7 +134,7 @@ def save(
     if (place / CONFIG_FILE).exists():
         raise UserError(f"{place} holds an adapter already; name another directory.")
     place.mkdir(parents=True, exist_ok=True)
-    kind = hf_t5gemma.MODEL_TYPE if is_t5gemma else "t5"
+    kind = _model_type(config)
     modules = {kernel: _module(kernel, kind) for kernel in sorted({*map(kernel_of, arrays)})}
     named = {
         f"{_PREFIX}{module}{suffix}": np.ascontiguousarray(arrays[part].T)
@@ -145,9 +145,10 @@ def save(
     for name, array in named.items():
         writer.add(name, array)
     writer.close()
-    config = {
+    causal = isinstance(config, DecoderOnlyConfig)
+    settings = {
         "peft_type": KIND,
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "r": lora.rank,
@@ -157,7 +158,13 @@ def save(
         "bias": "none",
         "fan_in_fan_out": False,
     }
-    write_json(place / CONFIG_FILE, config)
+    write_json(place / CONFIG_FILE, settings)
+
+
+def _model_type(config: NetworkConfig) -> str:
+    if isinstance(config, DecoderOnlyConfig):
+        return hf_decoder_only.model_type(config)
+    return hf_t5gemma.MODEL_TYPE if isinstance(config, T5GemmaConfig) else "t5"
 
 
 def _module(kernel: str, kind: str) -> str:
@@ -167,7 +174,7 @@ def _module(kernel: str, kind: str) -> str:
 
 def _modules(config: NetworkConfig) -> dict[str, str]:
     """Return the network's kernels by transformers' names of their modules."""
-    kind = hf_t5gemma.MODEL_TYPE if isinstance(config, T5GemmaConfig) else "t5"
+    kind = _model_type(config)
     paths = flatten_dict(transformer.param_shapes(config), sep="/")
     return {_module(p, kind): p for p in paths if p.endswith("/kernel")}
 

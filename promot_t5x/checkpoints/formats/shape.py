@@ -4,8 +4,8 @@ import ast
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 from flax import traverse_util
@@ -15,7 +15,7 @@ from promot_t5x.checkpoints.formats.source import Shapes
 from promot_t5x.errors import UserError, listed
 from promot_t5x.network import transformer
 from promot_t5x.network.config import NetworkConfig, T5Config
-from promot_t5x.network.gemma.config import T5GemmaConfig
+from promot_t5x.network.gemma.config import DecoderOnlyConfig, T5GemmaConfig
 from promot_t5x.network.prompt import PROMPT_PATH
 
 EMBEDDING = "token_embedder/embedding"
@@ -31,6 +31,17 @@ MACROS = {
     "num_encoder_layers": "NUM_ENCODER_LAYERS",
     "num_decoder_layers": "NUM_DECODER_LAYERS",
     "mlp_activations": "MLP_ACTIVATIONS",
+}
+# Of the fields of networks with grouped queries.
+GROUPED_MACROS = {
+    "num_kv_heads": "NUM_KV_HEADS",
+    "query_scale": "QUERY_SCALE",
+    "attention_soft_cap": "ATTENTION_SOFT_CAP",
+    "logits_soft_cap": "LOGITS_SOFT_CAP",
+    "sliding_window": "SLIDING_WINDOW",
+    "full_attention_period": "FULL_ATTENTION_PERIOD",
+    "rope_theta": "ROPE_THETA",
+    "norm_epsilon": "NORM_EPSILON",
 }
 # Of the widths that T5Gemma's decoder has for itself.
 WIDTH_MACROS = {
@@ -105,7 +116,7 @@ class NetworkShape:
 class T5Shape(NetworkShape):
     """What of a `T5Config` a checkpoint must agree with."""
 
-    family = "T5"
+    family = "T5-family model"
     network = T5Config
     field_macros: ClassVar[Mapping[str, str]] = {
         **MACROS,
@@ -119,30 +130,10 @@ class T5Shape(NetworkShape):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5GemmaShape(NetworkShape):
-    """What of a `T5GemmaConfig` a checkpoint must agree with; no array tells most of it."""
-
-    family = "T5Gemma"
-    network = T5GemmaConfig
-    field_macros: ClassVar[Mapping[str, str]] = {
-        **MACROS,
-        "num_kv_heads": "NUM_KV_HEADS",
-        **{f"decoder_{name}": f"DECODER_{macro}" for name, macro in WIDTH_MACROS.items()},
-        "query_scale": "QUERY_SCALE",
-        "attention_soft_cap": "ATTENTION_SOFT_CAP",
-        "logits_soft_cap": "LOGITS_SOFT_CAP",
-        "sliding_window": "SLIDING_WINDOW",
-        "full_attention_period": "FULL_ATTENTION_PERIOD",
-        "rope_theta": "ROPE_THETA",
-        "norm_epsilon": "NORM_EPSILON",
-    }
+class GroupedQueryShape(NetworkShape):
+    """What of a `GroupedQueryConfig` a checkpoint must agree with; no array tells most of it."""
 
     num_kv_heads: int
-    decoder_emb_dim: int
-    decoder_num_heads: int
-    decoder_num_kv_heads: int
-    decoder_head_dim: int
-    decoder_mlp_dim: int
     query_scale: float
     attention_soft_cap: float
     logits_soft_cap: float
@@ -152,7 +143,7 @@ class T5GemmaShape(NetworkShape):
     norm_epsilon: float
 
     @classmethod
-    def of_macros(cls, text: str, *, source: Any) -> "T5GemmaShape":
+    def of_macros(cls, text: str, *, source: Any) -> Self:
         """Read the shape from the lines of a configuration, as `macros` writes them.
 
         **Raises:** `UserError` where they do not say everything.
@@ -162,20 +153,73 @@ class T5GemmaShape(NetworkShape):
             line = re.search(rf"^{macro} = (.+(?:\n +.+)*)", text, re.MULTILINE)
             if line is None:
                 raise UserError(
-                    f"{source} does not record {macro}, which no array of a T5Gemma tells: convert "
-                    "a checkpoint that a run of this project saved, or the Hugging Face one."
+                    f"{source} does not record {macro}, which no array of a {cls.family} "
+                    "tells: convert a checkpoint that a run of this project saved, or the Hugging "
+                    "Face one."
                 )
             found[name] = ast.literal_eval(line[1])
         for name in WIDTH_MACROS:
-            if found[f"decoder_{name}"] is None:
+            if found.get(f"decoder_{name}", 0) is None:
                 found[f"decoder_{name}"] = found[name]
         return cls(**found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5GemmaShape(GroupedQueryShape):
+    """What of a `T5GemmaConfig` a checkpoint must agree with; no array tells most of it."""
+
+    family = "T5Gemma"
+    network = T5GemmaConfig
+    field_macros: ClassVar[Mapping[str, str]] = {
+        **MACROS,
+        "num_kv_heads": "NUM_KV_HEADS",
+        **{f"decoder_{name}": f"DECODER_{macro}" for name, macro in WIDTH_MACROS.items()},
+        **GROUPED_MACROS,
+    }
+
+    decoder_emb_dim: int
+    decoder_num_heads: int
+    decoder_num_kv_heads: int
+    decoder_head_dim: int
+    decoder_mlp_dim: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderOnlyShape(GroupedQueryShape):
+    """What of a `DecoderOnlyConfig` a checkpoint must agree with; no array tells most of it."""
+
+    family = "decoder-only model"
+    network = DecoderOnlyConfig
+    field_macros: ClassVar[Mapping[str, str]] = {
+        **{name: macro for name, macro in MACROS.items() if name != "num_encoder_layers"},
+        **GROUPED_MACROS,
+        "norm_plus_one": "NORM_PLUS_ONE",
+        "qk_norm": "QK_NORM",
+        "qkv_bias": "QKV_BIAS",
+        "sliding_rope_theta": "SLIDING_ROPE_THETA",
+        "rope_factor": "ROPE_FACTOR",
+        "post_norms": "POST_NORMS",
+        "scaled_embeddings": "SCALED_EMBEDDINGS",
+        "logits_via_embedding": "LOGITS_VIA_EMBEDDING",
+    }
+
+    num_encoder_layers: int = 0
+    norm_plus_one: bool
+    qk_norm: bool
+    qkv_bias: bool
+    sliding_rope_theta: float | None
+    rope_factor: float
+    post_norms: bool
+    scaled_embeddings: bool
+    logits_via_embedding: bool
 
 
 def parameters(shape: NetworkShape) -> dict[str, jax.ShapeDtypeStruct]:
     """Return {'/'-joined path: shape} of a network's parameters, one layer after the other."""
     depths = {"encoder": shape.num_encoder_layers, "decoder": shape.num_decoder_layers}
-    one = dataclasses.replace(shape, num_encoder_layers=1, num_decoder_layers=1)
+    one = dataclasses.replace(
+        shape, num_encoder_layers=min(shape.num_encoder_layers, 1), num_decoder_layers=1
+    )
     found: dict[str, jax.ShapeDtypeStruct] = {}
     for path, leaf in _traced(one.config()).items():
         stack, mark, rest = path.partition("/layers_0/")
@@ -202,13 +246,16 @@ def infer(shapes: Shapes, *, source: Any, described: str = "") -> NetworkShape:
       ignored.
     - `source`: what messages call the parameters.
     - `described`: the configuration that was recorded beside them, for what arrays do not tell: of
-      T5 the MLP's activation (else GELU where it is gated, ReLU where it is not), of T5Gemma most.
+      T5 the MLP's activation (else GELU where it is gated, ReLU where it is not), of the others
+      most.
 
     **Raises:** `UserError` where they are not those of a network that is known here.
     """
     found = {p: tuple(s.shape) for p, s in shapes.items() if p != PROMPT_PATH}
     if DECODER_EMBEDDING in found:
         shape: NetworkShape = T5GemmaShape.of_macros(described, source=source)
+    elif _is_decoder_only(found):
+        shape = DecoderOnlyShape.of_macros(described, source=source)
     else:
         shape = _t5(found, source, activation_of(described))
     expected = {path: tuple(leaf.shape) for path, leaf in parameters(shape).items()}
@@ -222,8 +269,22 @@ def infer(shapes: Shapes, *, source: Any, described: str = "") -> NetworkShape:
         if paths
     ]
     if problems:
-        raise UserError(f"{source} is not a {shape.family}-family model: {'; '.join(problems)}.")
+        raise UserError(f"{source} is not a {shape.family}: {'; '.join(problems)}.")
     return shape
+
+
+def beyond_t5x(paths: Iterable[str]) -> str | None:
+    """Return what a model with these parameters is called; None where it is one of T5's."""
+    found = set(paths)
+    if DECODER_EMBEDDING in found:
+        return T5GemmaShape.family
+    return DecoderOnlyShape.family if _is_decoder_only(found) else None
+
+
+def _is_decoder_only(paths: Iterable[str]) -> bool:
+    """Whether decoder layers attend to nothing but themselves; all of ours are named so."""
+    mark = re.compile(r"decoder/(layers_0|decoder)/attention/query/kernel")
+    return any(mark.fullmatch(path) for path in paths)
 
 
 def activation_of(described: str) -> str | None:

@@ -1,19 +1,32 @@
 """Attention whose heads of keys and values serve several queries, with windows and soft caps."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.spmd import logical_to_mesh_axes, with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from promot_t5x.network.attention import MASKED, KeyValues, append_to_cache
-from promot_t5x.network.gemma.config import T5GemmaConfig
-from promot_t5x.network.gemma.layers import rotated, soft_capped
+from promot_t5x.network.gemma.config import GroupedQueryConfig
+from promot_t5x.network.gemma.layers import RmsNorm, rotated, soft_capped
 from promot_t5x.network.layers import Dense
 
-Window = Int[Array, ""] | int | None
+
+class View(NamedTuple):
+    """What sets a layer apart from the others of its stack.
+
+    **Attributes:**
+
+    - `frequencies`: of the rotary positions, see `rope_frequencies`.
+    - `window`: keys at a distance of so many positions, or more, are not seen; None: all are.
+    """
+
+    frequencies: Float[Array | np.ndarray, "..."]
+    window: Int[Array | np.ndarray, "..."] | int | None
 
 
 class GroupedAttention(nn.Module):
@@ -22,27 +35,36 @@ class GroupedAttention(nn.Module):
     Head h of the queries reads head h // (num_heads / num_kv_heads) of the keys and values.
     """
 
-    config: T5GemmaConfig
+    config: GroupedQueryConfig
 
     def setup(self) -> None:
         """Declare the parts and their parameters."""
         cfg = self.config
         axes, dense = ("embed", "joined_kv"), functools.partial(Dense, lora=cfg.lora)
-        self.query = dense((cfg.num_heads, cfg.head_dim), axes, cfg.dtype)
-        self.key = dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
-        self.value = dense((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
+        biased = functools.partial(dense, use_bias=cfg.qkv_bias)
+        self.query = biased((cfg.num_heads, cfg.head_dim), axes, cfg.dtype)
+        self.key = biased((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
+        self.value = biased((cfg.num_kv_heads, cfg.head_dim), axes, cfg.dtype)
         self.out = dense((cfg.emb_dim,), ("joined_kv", "embed"), cfg.dtype, contracted=2)
+        if cfg.qk_norm:
+            norm = functools.partial(
+                RmsNorm, cfg.dtype, cfg.norm_epsilon, cfg.norm_plus_one, axis="kv"
+            )
+            self.query_norm, self.key_norm = norm(), norm()
 
     def key_values(
         self,
         inputs: Float[Array, "batch length embed"],
         positions: Int[Array, "_ length"] | None = None,
+        view: View | None = None,
     ) -> KeyValues:
         """Project a sequence to keys and values; keys are rotated where there are positions."""
         cfg = self.config
         key, value = self.key(inputs), self.value(inputs)
-        if positions is not None:
-            key = rotated(key, positions, cfg.rope_theta)
+        if cfg.qk_norm:
+            key = self.key_norm(key)
+        if positions is not None and view is not None:
+            key = rotated(key, positions, view.frequencies)
         axes = ("batch", "length", _axis_of(cfg.num_kv_heads), "kv")
         key, value = (with_logical_constraint(x, axes) for x in (key, value))
         return KeyValues(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 3, 1))
@@ -54,7 +76,7 @@ class GroupedAttention(nn.Module):
         cross: KeyValues | None,
         mask: Bool[Array, "..."] | None,
         positions: Int[Array, "_ length"] | None = None,
-        window: Window = None,
+        view: View | None = None,
         *,
         use_cache: bool = False,
     ) -> Float[Array, "rows length embed"]:
@@ -65,24 +87,28 @@ class GroupedAttention(nn.Module):
 
         **Arguments:**
 
-        - `cross`: keys and values; None projects them from `inputs`, which then need `positions`.
+        - `cross`: keys and values; None projects them from `inputs`, which then need `positions`
+          and a `view`.
         - `mask`: broadcastable to [batch, 1, queries, keys]; None: all.
         - `positions`: of the tokens within their example.
-        - `window`: keys at a distance of so many positions, or more, are not seen; None: all are.
+        - `view`: the layer's.
         - `use_cache`: the first call makes the cache, as long as `inputs`; the next calls bring
           one position each, whose number is how many there are so far.
         """
         cfg = self.config
         query = self.query(inputs)
+        if cfg.qk_norm:
+            query = self.query_norm(query)
         if cross is not None:
             key_values = cross
         else:
             assert positions is not None
+            assert view is not None
             now = None
             if use_cache and self.has_variable("cache", "cache_index"):
                 positions = jnp.reshape(self.get_variable("cache", "cache_index"), (1, 1))
-            query = rotated(query, positions, cfg.rope_theta)
-            key_values = self.key_values(inputs, positions)
+            query = rotated(query, positions, view.frequencies)
+            key_values = self.key_values(inputs, positions, view)
             keyed = positions
             if use_cache:
                 axes = ("batch", _axis_of(cfg.num_kv_heads), "kv", "length")
@@ -90,9 +116,9 @@ class GroupedAttention(nn.Module):
             if now is not None:
                 keyed = jnp.arange(key_values.key.shape[-1])[None]
                 mask = keyed[:, None, None, :] <= now
-            if window is not None:
+            if view.window is not None:
                 distance = positions[:, None, :, None] - keyed[:, None, None, :]
-                near = jnp.abs(distance) < window
+                near = jnp.abs(distance) < view.window
                 mask = near if mask is None else mask & near
         query = with_logical_constraint(query, ("batch", "length", "heads", "kv"))
         attended = self._attend(query, key_values, mask)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from jax import lax
@@ -10,42 +11,63 @@ from jaxtyping import Array, Float, Int
 
 
 class RmsNorm(nn.Module):
-    """Normalization by the root mean square, scaled by 1 + w, all of it in float32."""
+    """Normalization by the root mean square, scaled by 1 + w in float32 (Gemma) or by w (Llama).
+
+    **Attributes:**
+
+    - `axis`: the logical axis of what is normalized.
+    """
 
     dtype: Any
     epsilon: float
+    plus_one: bool = True
+    axis: str = "embed"
 
     @nn.compact
-    def __call__(
-        self, inputs: Float[Array, "batch length embed"]
-    ) -> Float[Array, "batch length embed"]:
-        """Divide each position by its root mean square and scale it."""
+    def __call__(self, inputs: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
+        """Divide the last axis by its root mean square and scale it."""
         x = inputs.astype(jnp.float32)
         mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
-        scale = param_with_axes(
-            "scale", nn.initializers.zeros, (x.shape[-1],), jnp.float32, axes=("embed",)
-        )
-        normed = x * lax.rsqrt(mean_square + self.epsilon) * (1.0 + scale)
-        scaled: Array = normed.astype(self.dtype)
+        init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = param_with_axes("scale", init, (x.shape[-1],), jnp.float32, axes=(self.axis,))
+        normed = x * lax.rsqrt(mean_square + self.epsilon)
+        scaled: Array
+        if self.plus_one:
+            scaled = (normed * (1.0 + scale)).astype(self.dtype)
+        else:
+            # Rounded before it is scaled, as Llama was trained.
+            scaled = normed.astype(self.dtype) * scale.astype(self.dtype)
         return scaled
+
+
+def rope_frequencies(
+    head_dim: int, theta: float, factor: float = 1.0
+) -> Float[np.ndarray, " half"]:
+    """Return the angle of each pair of a head, in radians a position, as float32.
+
+    **Arguments:**
+
+    - `theta`: wavelengths grow from 2 pi to nearly 2 pi theta.
+    - `factor`: positions are divided by it.
+    """
+    half = head_dim // 2
+    return (theta ** (-np.arange(half) / half) / factor).astype(np.float32)
 
 
 def rotated(
     x: Float[Array, "batch length heads head_dim"],
     positions: Int[Array, "rows length"],
-    theta: float,
+    frequencies: Float[Array | np.ndarray, " half"],
 ) -> Float[Array, "batch length heads head_dim"]:
     """Rotate each head by its position (RoPE, arXiv 2104.09864), the halves of a head in pairs.
 
     **Arguments:**
 
     - `positions`: of one row or of each.
-    - `theta`: wavelengths grow from 2 pi to nearly 2 pi theta.
+    - `frequencies`: the angle of each pair, in radians a position (`rope_frequencies`).
 
     **Returns:** an array of the dtype of `x`; angles are float32.
     """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     sine, cosine = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

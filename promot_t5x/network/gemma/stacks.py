@@ -1,7 +1,7 @@
 """T5Gemma's encoder and decoder: norms before and after each part, windows in every other layer.
 
 Parameters and their paths are laid out as T5's are (`network.stacks`). All layers have the same
-shapes, so a scanned stack is one loop whatever its layers see: each gets its window as a value.
+shapes, so a scanned stack is one loop whatever its layers see: each gets its view as values.
 """
 
 import functools
@@ -13,9 +13,9 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from promot_t5x.network.attention import KeyValues
-from promot_t5x.network.gemma.attention import GroupedAttention, Window
-from promot_t5x.network.gemma.config import T5GemmaConfig
-from promot_t5x.network.gemma.layers import RmsNorm, soft_capped
+from promot_t5x.network.gemma.attention import GroupedAttention, View
+from promot_t5x.network.gemma.config import GroupedQueryConfig, T5GemmaConfig
+from promot_t5x.network.gemma.layers import RmsNorm, rope_frequencies, soft_capped
 from promot_t5x.network.layers import ACTIVATION_AXES, Embed, Mlp
 from promot_t5x.network.prompt import SoftPrompt
 from promot_t5x.network.repeated import recomputed, scanned
@@ -24,68 +24,74 @@ from promot_t5x.network.stacks import CrossKeyValues, Hidden
 _UNBOUNDED = np.int32(2**30)  # a window as a value of a scanned layer that sees everything
 
 
-def windows(config: T5GemmaConfig, depth: int) -> tuple[int | None, ...]:
-    """Return the window of each layer; None where it sees everything."""
-    slides = config.sliding_window > 0
+def views(config: GroupedQueryConfig, depth: int) -> tuple[View, ...]:
+    """Return what each layer of a stack sees, and how it rotates."""
+    theta = config.rope_theta
+    full = View(rope_frequencies(config.head_dim, theta, config.rope_factor), None)
+    near = rope_frequencies(config.head_dim, config.sliding_rope_theta or theta)
+    slides = View(near, config.sliding_window) if config.sliding_window else full
     period = config.full_attention_period
-    return tuple(
-        config.sliding_window if slides and (layer + 1) % period else None for layer in range(depth)
+    return tuple(slides if (layer + 1) % period else full for layer in range(depth))
+
+
+def stacked(found: tuple[View, ...]) -> View:
+    """Return the layers' views as arrays to scan over."""
+    windows = [view.window or _UNBOUNDED for view in found]
+    return View(
+        np.stack([view.frequencies for view in found]),
+        np.array(windows, np.int32) if any(view.window for view in found) else None,
     )
 
 
-def _window_values(found: tuple[int | None, ...]) -> Int[np.ndarray, " layers"] | None:
-    """Return the windows as an array to scan over; None where there are none."""
-    if not any(found):
-        return None
-    return np.array([window or _UNBOUNDED for window in found], np.int32)
+def norm(config: GroupedQueryConfig) -> RmsNorm:
+    """Return a norm of hidden states."""
+    return RmsNorm(config.dtype, config.norm_epsilon, config.norm_plus_one)
 
 
-def _norm(config: T5GemmaConfig) -> RmsNorm:
-    return RmsNorm(config.dtype, config.norm_epsilon)
-
-
-def embedder(config: T5GemmaConfig) -> Embed:
+def embedder(config: GroupedQueryConfig) -> Embed:
     """Return a vocabulary's table, whose rows have the size 1 once they are scaled."""
     return Embed(config, nn.initializers.normal(config.emb_dim**-0.5))
 
 
-def _scaled(embedded: Hidden, config: T5GemmaConfig) -> Hidden:
+def scaled(embedded: Hidden, config: GroupedQueryConfig) -> Hidden:
     """Return embeddings times sqrt(emb_dim), which is rounded first, as Gemma was trained."""
     return embedded * jnp.asarray(np.sqrt(config.emb_dim), config.dtype)
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each normed before and after and added to its input."""
+class SelfAttentionLayer(nn.Module):
+    """Self-attention and MLP, each normed before and, if it is asked for, after, and added."""
 
-    config: T5GemmaConfig
+    config: GroupedQueryConfig
+    post_norms: bool = True
 
     def setup(self) -> None:
         """Declare the parts and their parameters."""
         cfg = self.config
-        self.pre_attention_layer_norm = _norm(cfg)
+        self.pre_attention_layer_norm = norm(cfg)
         self.attention = GroupedAttention(cfg)
-        self.post_attention_layer_norm = _norm(cfg)
-        self.pre_mlp_layer_norm = _norm(cfg)
+        self.pre_mlp_layer_norm = norm(cfg)
         self.mlp = Mlp(cfg)
-        self.post_mlp_layer_norm = _norm(cfg)
+        if self.post_norms:
+            self.post_attention_layer_norm = norm(cfg)
+            self.post_mlp_layer_norm = norm(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(
         self,
         inputs: Hidden,
-        mask: Bool[Array, "batch 1 length length"],
+        mask: Bool[Array, "_ 1 length length"],
         positions: Int[Array, "_ length"],
-        window: Window,
+        view: View,
         *,
         deterministic: bool,
     ) -> Hidden:
         """Run the layer."""
         drop = functools.partial(self.dropout, deterministic=deterministic)
         inputs = with_logical_constraint(inputs, ACTIVATION_AXES)
-        x = self.attention(self.pre_attention_layer_norm(inputs), None, mask, positions, window)
-        x = inputs + drop(self.post_attention_layer_norm(x))
+        x = self.attention(self.pre_attention_layer_norm(inputs), None, mask, positions, view)
+        x = inputs + drop(self.post_attention_layer_norm(x) if self.post_norms else x)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
-        output: Array = x + drop(self.post_mlp_layer_norm(y))
+        output: Array = x + drop(self.post_mlp_layer_norm(y) if self.post_norms else y)
         return output
 
 
@@ -97,15 +103,15 @@ class DecoderLayer(nn.Module):
     def setup(self) -> None:
         """Declare the parts and their parameters."""
         cfg = self.config
-        self.pre_self_attention_layer_norm = _norm(cfg)
+        self.pre_self_attention_layer_norm = norm(cfg)
         self.self_attention = GroupedAttention(cfg)
-        self.post_self_attention_layer_norm = _norm(cfg)
-        self.pre_cross_attention_layer_norm = _norm(cfg)
+        self.post_self_attention_layer_norm = norm(cfg)
+        self.pre_cross_attention_layer_norm = norm(cfg)
         self.encoder_decoder_attention = GroupedAttention(cfg)
-        self.post_cross_attention_layer_norm = _norm(cfg)
-        self.pre_mlp_layer_norm = _norm(cfg)
+        self.post_cross_attention_layer_norm = norm(cfg)
+        self.pre_mlp_layer_norm = norm(cfg)
         self.mlp = Mlp(cfg)
-        self.post_mlp_layer_norm = _norm(cfg)
+        self.post_mlp_layer_norm = norm(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
     def cross_key_values(self, encoded: Float[Array, "rows source embed"]) -> KeyValues:
@@ -119,7 +125,7 @@ class DecoderLayer(nn.Module):
         mask: Bool[Array, "batch 1 length length"] | None,
         cross_mask: Bool[Array, "rows 1 _ source"],
         positions: Int[Array, "_ length"],
-        window: Window,
+        view: View,
         *,
         deterministic: bool,
         decode: bool,
@@ -128,7 +134,7 @@ class DecoderLayer(nn.Module):
         drop = functools.partial(self.dropout, deterministic=deterministic)
         inputs = with_logical_constraint(inputs, ACTIVATION_AXES)
         x = self.pre_self_attention_layer_norm(inputs)
-        x = self.self_attention(x, None, mask, positions, window, use_cache=decode)
+        x = self.self_attention(x, None, mask, positions, view, use_cache=decode)
         x = inputs + drop(self.post_self_attention_layer_norm(x))
         y = self.encoder_decoder_attention(
             self.pre_cross_attention_layer_norm(x), cross, cross_mask
@@ -151,10 +157,10 @@ class Encoder(nn.Module):
         if cfg.num_virtual_ids:
             self.prompt = SoftPrompt(cfg)
         if cfg.scan_layers:
-            self.encoder = EncoderLayer(cfg)
+            self.encoder = SelfAttentionLayer(cfg)
         else:
-            self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
-        self.encoder_norm = _norm(cfg)
+            self.layers = [SelfAttentionLayer(cfg) for _ in range(cfg.num_encoder_layers)]
+        self.encoder_norm = norm(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(
@@ -169,17 +175,17 @@ class Encoder(nn.Module):
         cfg = self.config
         embedder = self.token_embedder
         x = self.prompt(ids, embedder) if cfg.num_virtual_ids else embedder(ids)
-        x = self.dropout(_scaled(x, cfg), deterministic=deterministic)
+        x = self.dropout(scaled(x, cfg), deterministic=deterministic)
 
-        def step(layer: nn.Module, x: Hidden, window: Window) -> tuple[Hidden, None]:
-            return layer(x, mask, positions, window, deterministic=deterministic), None
+        def step(layer: nn.Module, x: Hidden, view: View) -> tuple[Hidden, None]:
+            return layer(x, mask, positions, view, deterministic=deterministic), None
 
-        run, found = recomputed(step, cfg), windows(cfg, cfg.num_encoder_layers)
+        run, found = recomputed(step, cfg), views(cfg, cfg.num_encoder_layers)
         if cfg.scan_layers:
-            x, _ = scanned(run, cfg.num_encoder_layers)(self.encoder, x, _window_values(found))
+            x, _ = scanned(run, cfg.num_encoder_layers)(self.encoder, x, stacked(found))
         else:
-            for layer, window in zip(self.layers, found, strict=True):
-                x, _ = run(layer, x, window)
+            for layer, view in zip(self.layers, found, strict=True):
+                x, _ = run(layer, x, view)
         encoded: Array = self.dropout(self.encoder_norm(x), deterministic=deterministic)
         return encoded
 
@@ -202,7 +208,7 @@ class Decoder(nn.Module):
             self.decoder = DecoderLayer(cfg)
         else:
             self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
-        self.decoder_norm = _norm(cfg)
+        self.decoder_norm = norm(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
     def cross_key_values(self, encoded: Float[Array, "rows source embed"]) -> CrossKeyValues:
@@ -234,12 +240,12 @@ class Decoder(nn.Module):
         """Run the stack on decoder ids; `cross` replaces `encoded` where it is given."""
         del max_decode_length  # the cache knows its length
         cfg = self.config
-        y = self.dropout(_scaled(self.token_embedder(ids), cfg), deterministic=deterministic)
+        y = self.dropout(scaled(self.token_embedder(ids), cfg), deterministic=deterministic)
 
         def step(
-            layer: nn.Module, y: Hidden, own: tuple[Window, KeyValues | None]
+            layer: nn.Module, y: Hidden, own: tuple[View, KeyValues | None]
         ) -> tuple[Hidden, None]:
-            window, kv = own
+            view, kv = own
             # Projected here, inside the step, so that a recomputed layer need not keep them.
             kv = layer.cross_key_values(encoded) if kv is None else kv
             y = layer(
@@ -248,18 +254,18 @@ class Decoder(nn.Module):
                 mask,
                 cross_mask,
                 positions,
-                window,
+                view,
                 deterministic=deterministic,
                 decode=decode,
             )
             return y, None
 
-        run, found = recomputed(step, cfg), windows(cfg, cfg.num_decoder_layers)
+        run, found = recomputed(step, cfg), views(cfg, cfg.num_decoder_layers)
         if decode:
             run = step
         if cfg.scan_layers:
             loop = scanned(run, cfg.num_decoder_layers)
-            y, _ = loop(self.decoder, y, (_window_values(found), cross))
+            y, _ = loop(self.decoder, y, (stacked(found), cross))
         else:
             for i, layer in enumerate(self.layers):
                 y, _ = run(layer, y, (found[i], None if cross is None else cross[i]))

@@ -20,7 +20,7 @@ from promot_t5x.decoding import BeamSearch, Greedy, decoder, likelihood
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
 from promot_t5x.network import T5GemmaConfig, Transformer
-from promot_t5x.network.gemma.stacks import windows
+from promot_t5x.network.gemma.stacks import views
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
 from promot_t5x.network.transformer import initial_params, param_axes, param_shapes
 
@@ -227,9 +227,13 @@ def test_parameters_and_their_axes(golden):
 
 def test_windows_of_layers(golden):
     config, _, _ = golden
-    assert windows(config, 5) == (5, None, 5, None, 5)
-    assert windows(config.replace(full_attention_period=3), 4) == (5, 5, None, 5)
-    assert windows(config.replace(sliding_window=0), 2) == (None, None)
+
+    def windows(depth, **changes):
+        return [view.window for view in views(config.replace(**changes), depth)]
+
+    assert windows(5) == [5, None, 5, None, 5]
+    assert windows(4, full_attention_period=3) == [5, 5, None, 5]
+    assert windows(2, sliding_window=0) == [None, None]
 
 
 @pytest.mark.parametrize(
