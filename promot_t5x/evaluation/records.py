@@ -213,7 +213,7 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
     for path in directory.iterdir():
         if not path.is_dir():
             yield path
-        elif not path.name.startswith(("checkpoint_", "token_cache")):
+        elif not path.name.startswith(("checkpoint_", "compiled_programs", "token_cache")):
             yield from _files(path)
 
 

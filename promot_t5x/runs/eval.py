@@ -1,6 +1,7 @@
 """`promot-t5x eval`: evaluate checkpoints on tasks, with a prompt, without, or both."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,7 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
-from promot_t5x.runs import preflight, run_directory
+from promot_t5x.runs import compiled_programs, preflight, run_directory
 from promot_t5x.runs.weights import Weights, adapter_paths
 from promot_t5x.training.state import Tree, flatten, laid_out, unflatten, with_prompt
 
@@ -111,8 +112,8 @@ def evaluate(
 
     found = {}
     what = "prompt" if prompt_path else "adapter"
-    for checkpoint in checkpoints:
-        for mode in modes:
+    with compiled_programs.kept(directory):
+        for checkpoint, mode in itertools.product(checkpoints, modes):
             name = "_".join(
                 [checkpoint.label] * (len(checkpoints) > 1) + [f"{what}_{mode}"] * (len(modes) > 1)
             )

@@ -32,7 +32,7 @@ from promot_t5x.files import write_json_lines
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.paths import user_path
-from promot_t5x.runs import preflight, run_directory
+from promot_t5x.runs import compiled_programs, preflight, run_directory
 from promot_t5x.runs.eval import Checkpoint, load, with_prompt_table
 from promot_t5x.runs.weights import Weights, adapter_paths
 from promot_t5x.tasks import dialects, files
@@ -143,7 +143,7 @@ def infer(
     journal = None
     if directory is not None:
         journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.weights))
-    with partitioner.activate():
+    with compiled_programs.kept(directory), partitioner.activate():
         answers, _ = answerer.answers(params, "infer", journal)
     if not processes.is_primary():
         return

@@ -18,7 +18,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
 from promot_t5x.report.output import show_run
-from promot_t5x.runs import goodput, preflight, run_directory
+from promot_t5x.runs import compiled_programs, goodput, preflight, run_directory
 from promot_t5x.runs.comparison import Comparison as Comparison
 from promot_t5x.runs.comparison import Row as Row
 from promot_t5x.runs.comparison import row_directory
@@ -124,7 +124,11 @@ def _promot(
         send(place, 0, {**made.targets, **made.suite})
 
     tokens = run_directory.token_cache(directory)
-    with running(loggers, directory, config.resolved_str()), outlook.shown():
+    with (
+        running(loggers, directory, config.resolved_str()),
+        outlook.shown(),
+        compiled_programs.kept(directory),
+    ):
         for row in shared:
             evaluate(row, directory, weights, None)
         for seed, home in homes.items():

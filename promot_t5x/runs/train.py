@@ -26,7 +26,13 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
-from promot_t5x.runs import batch_contents, goodput, preflight, run_directory
+from promot_t5x.runs import (
+    batch_contents,
+    compiled_programs,
+    goodput,
+    preflight,
+    run_directory,
+)
 from promot_t5x.runs.growth import check_growth, reopen, trained_steps
 from promot_t5x.runs.initial_state import initial_state
 from promot_t5x.runs.loggers import Logger, running
@@ -77,7 +83,8 @@ def train(
             config.resolved_str(),
             check=lambda: check_growth({stage.name: stage}, {stage.name: directory}),
         )
-        with running(loggers, directory, config.resolved_str()):
+        text = config.resolved_str()
+        with running(loggers, directory, text), compiled_programs.kept(directory):
             # The stage is the whole run: its own time left says all.
             return trainer.run(directory, run_directory.token_cache(directory), Outlook({}, []))
 

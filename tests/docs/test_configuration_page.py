@@ -69,13 +69,13 @@ def test_headers_say_command_time_memory_and_score(path):
     if path.parent.name == "paper" and "docs/plan.md" in text:
         plan = (PAGE.parent / "plan.md").read_text()
         rows = [line.split(" | ") for line in plan.splitlines() if f"| {path.stem} |" in line]
-        big = [row for row in rows if row[1] == "data 16 x model 4"]
+        big = [row for row in rows if row[1] == "data 8 x model 8" and row[2].startswith("64x")]
         said = dict(re.findall(r"(stage one|stage two|standard fine-tuning) ((?:\d+[hms])+)", text))
         named = {
             "stage_one": "stage one",
             "stage_two": "stage two",
             "standard": "standard fine-tuning",
         }
-        assert said == {named[row[2]]: row[12] for row in big if row[2] in named}
-        most = max(float(row[6].partition(" of ")[0]) for row in big)
+        assert said == {named[row[3]]: row[13] for row in big if row[3] in named}
+        most = max(float(row[7].partition(" of ")[0]) for row in big)
         assert f"at most {most:.2f} of 30.75 GiB" in text

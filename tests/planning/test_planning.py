@@ -336,7 +336,7 @@ def test_a_run_of_the_paper_has_the_papers_settings(name):
     for stage in run.stages:
         data = stage.train_dataset
         assert data.batch_size == 64
-        assert not data.pack
+        assert data.pack == "batch"
         assert data.task_feature_lengths["inputs"] >= 612
         prompted, adapted = (list(stage.trainable) == [part] for part in ("prompt", "adapter"))
         steps = 10000 if "multitask" in name else 5000
@@ -398,7 +398,7 @@ def test_runs_of_every_verb_can_be_planned(run, extra, names):
     assert [each.name for each in planned_runs.programs(found, jax.devices())] == names
 
 
-PACKED = ["PACK = 'batch'", "NUM_PARTITIONS = 2"]
+PACKED, UNPACKED = ["NUM_PARTITIONS = 2"], ["NUM_PARTITIONS = 2", "PACK = False"]
 
 
 def test_a_packed_step_is_planned_at_its_shape_and_without_one_at_its_largest():
@@ -409,11 +409,11 @@ def test_a_packed_step_is_planned_at_its_shape_and_without_one_at_its_largest():
     whole, packed = stage_two(None), stage_two(Shape(24, 612, 16))
     assert packed[1] == pytest.approx(whole[1] * 24 / 64, rel=0.05)
     assert packed[0].text != whole[0].text  # so that neither is remembered as the other
-    assert whole[1] == stage_two(None, PACKED[1:])[1]
+    assert whole[1] == stage_two(None, UNPACKED)[1]
     with pytest.raises(UserError, match="stage 'stage_one': a batch = 6 is not divisible"):
         stage_two(Shape(6, 612, 16))
     with pytest.raises(UserError, match="no stage of this run packs its batches"):
-        stage_two(Shape(24, 612, 16), PACKED[1:])
+        stage_two(Shape(24, 612, 16), UNPACKED)
     with pytest.raises(UserError, match="PACK must be False, True or 'batch', got 'rows'"):
         stage_two(None, ["PACK = 'rows'"])
 
