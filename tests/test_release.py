@@ -75,8 +75,9 @@ def test_the_wheel_installs_without_a_network_and_runs_the_notebook(
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": work}}).execute()
     outputs = [each for cell in notebook.cells for each in cell.get("outputs", [])]
     said = "".join(each.get("text", "") for each in outputs)
+    table = (work / "report.md").read_text(encoding="utf-8")
     for row in ("pretrained", "standard fine-tuning", "ProMoT", "untrained prompt, removed"):
-        assert re.search(rf"^ *{row} +\d", said, re.M), said
+        assert re.search(rf"^\| {row} +\| +\d", table, re.M), table
     answers = [json.loads(line) for line in said.splitlines() if line.startswith('{"inputs"')]
     assert [answer["inputs"] for answer in answers] == [
         "<q> anna sees goat ? <x1>", "<q> hugo sees drill ? <x1>"
