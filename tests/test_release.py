@@ -65,8 +65,9 @@ def test_the_wheel_installs_without_a_network_and_runs_the_notebook(
     where = run([home / "python", "-c", "import promot_t5x; print(promot_t5x.__file__)"], tmp_path)
     assert where.startswith(str(tmp_path / "venv"))
 
-    monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", "")
+    path = f"{home}{os.pathsep}{os.environ['PATH']}"
+    for name, value in {**run_helpers.environment(), "PYTHONPATH": "", "PATH": path}.items():
+        monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
     (values,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     values.source = SHORT
