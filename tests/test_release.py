@@ -1,16 +1,13 @@
 """A release as its users get it: archives, an install without a network, the container image."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 
-import nbformat
 import pytest
 import run_helpers
 import yaml
-from nbclient import NotebookClient
 from package_helpers import ROOT, bare_environment, copy_of_the_clone
 
 from promot_t5x import __version__
@@ -18,8 +15,12 @@ from promot_t5x import __version__
 pytestmark = pytest.mark.slow
 
 ALONE = ("--no-deps", "--ignore-installed")
-# The notebook's values, cut to a few steps and questions; its table has all its rows.
-SHORT = "PROMPT_STEPS, STEPS, QUESTIONS = 5, 5, 4"
+# The demonstration, cut to a few steps and questions; its table has all its rows.
+SHORT = [
+    "promot", "--gin_file=demo/final.gin", "--gin.SEEDS=None", "--gin.MODEL_DIR='run'",
+    "--gin.PROMPT_STEPS=2", "--gin.TRAIN_STEPS=2",
+    "--gin_bindings=suite/evaluate.EvalConfig.num_examples = 8",
+]  # fmt: skip
 
 
 def run(words, cwd, **environment):
@@ -53,9 +54,7 @@ def test_an_index_would_take_the_archives(archives):
     assert said.count("PASSED") == 2, said
 
 
-def test_the_wheel_installs_without_a_network_and_runs_the_notebook(
-    archives, tmp_path, monkeypatch
-):
+def test_the_wheel_installs_without_a_network_and_runs_the_demonstration(archives, tmp_path):
     home = bare_environment(tmp_path)
     pip = [home / "python", "-m", "pip", "--isolated"]
     run([*pip, "install", "--no-index", "--find-links", archives, *ALONE, "promot-t5x"], tmp_path)
@@ -64,27 +63,11 @@ def test_the_wheel_installs_without_a_network_and_runs_the_notebook(
     assert "promot-t5x" not in check.stdout, check.stdout
     where = run([home / "python", "-c", "import promot_t5x; print(promot_t5x.__file__)"], tmp_path)
     assert where.startswith(str(tmp_path / "venv"))
-
-    path = f"{home}{os.pathsep}{os.environ['PATH']}"
-    for name, value in {**run_helpers.environment(), "PYTHONPATH": "", "PATH": path}.items():
-        monkeypatch.setenv(name, value)
-    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
-    (values,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    values.source = SHORT
-    work = tmp_path / "work"
-    work.mkdir()
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": work}}).execute()
-    outputs = [each for cell in notebook.cells for each in cell.get("outputs", [])]
-    said = "".join(each.get("text", "") for each in outputs)
-    table = (work / "report.md").read_text(encoding="utf-8")
+    said = run([home / "promot-t5x", *SHORT], tmp_path)
     for row in ("pretrained", "standard fine-tuning", "ProMoT", "untrained prompt, removed"):
-        assert re.search(rf"^\| {row} +\| +\d", table, re.M), table
-    answers = [json.loads(line) for line in said.splitlines() if line.startswith('{"inputs"')]
-    assert [answer["inputs"] for answer in answers] == [
-        "<q> anna sees goat ? <x1>", "<q> hugo sees drill ? <x1>"
-    ]  # fmt: skip
-    assert any("image/png" in each.get("data", {}) for each in outputs)
-    assert (work / "runs" / "demo" / "report" / "report.html").stat().st_size > 10_000
+        assert re.search(rf"^ *{row} +\d", said, re.M), said
+    run([home / "promot-t5x", "report", "run", "--output", "page"], tmp_path)
+    assert (tmp_path / "page" / "report.html").stat().st_size > 10_000
 
 
 def docker_instructions():

@@ -1,4 +1,4 @@
-"""docs/notebook.ipynb keeps what its cells print and draw; `test_release.py` runs them."""
+"""docs/notebook.ipynb keeps what its cells print and draw when `make notebook` runs them."""
 
 from pathlib import Path
 
