@@ -176,30 +176,33 @@ def by_task(
 
 def format_share(comparison: RunComparison, curves: Sequence[Curve]) -> "Figure":
     """Draw the share of the suite's answers in the target's format, against the step."""
-    from matplotlib.figure import Figure
-
-    looks = styles(comparison, curves)
-    with applied():
-        figure = Figure(figsize=(4.6, 3.2))
-        axes = figure.add_subplot()
-        _against_step(axes, curves, looks, lambda p: p.target_format)
-        axes.set_ylabel("answers in the target's format (%)")
-        axes.set_ylim(-2, 102)
-        legend_above(figure, axes)
-    return figure
+    title = "answers in the target's format (%)"
+    return _one_panel(comparison, curves, lambda p: p.target_format, title, (-2, 102))
 
 
 def drift(comparison: RunComparison, curves: Sequence[Curve]) -> "Figure":
     """Draw the KL from the base on the target's inputs without the prompt, against the step."""
+    return _one_panel(
+        comparison, curves, lambda p: p.drift, "drift (nats per target token)", (0, None)
+    )
+
+
+def _one_panel(
+    comparison: RunComparison,
+    curves: Sequence[Curve],
+    value: Callable[[CurvePoint], float],
+    title: str,
+    limits: tuple[float, float | None],
+) -> "Figure":
     from matplotlib.figure import Figure
 
     looks = styles(comparison, curves)
     with applied():
         figure = Figure(figsize=(4.6, 3.2))
         axes = figure.add_subplot()
-        _against_step(axes, curves, looks, lambda p: p.drift)
-        axes.set_ylabel("drift (nats per target token)")
-        axes.set_ylim(0, None)
+        _against_step(axes, curves, looks, value)
+        axes.set_ylabel(title)
+        axes.set_ylim(*limits)
         legend_above(figure, axes)
     return figure
 

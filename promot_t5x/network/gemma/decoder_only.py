@@ -11,7 +11,6 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from promot_t5x.network.attention import causal_mask, segment_mask
-from promot_t5x.network.gemma.attention import View
 from promot_t5x.network.gemma.config import DecoderOnlyConfig
 from promot_t5x.network.gemma.layers import soft_capped
 from promot_t5x.network.gemma.stacks import (
@@ -19,12 +18,10 @@ from promot_t5x.network.gemma.stacks import (
     embedder,
     norm,
     scaled,
-    stacked,
-    views,
+    through,
 )
 from promot_t5x.network.layers import Dense, Embed
 from promot_t5x.network.prompt import SoftPrompt
-from promot_t5x.network.repeated import recomputed, scanned
 from promot_t5x.network.stacks import Hidden
 
 Ids = Int[Array, "batch length"]
@@ -140,15 +137,8 @@ class Stack(nn.Module):
         x = scaled(embedded, cfg) if cfg.scaled_embeddings else embedded
         x = self.dropout(x, deterministic=deterministic)
 
-        def step(layer: nn.Module, x: Hidden, view: View) -> tuple[Hidden, None]:
-            return layer(x, mask, positions, view, deterministic=deterministic), None
-
-        run, found = recomputed(step, cfg), views(cfg, cfg.num_decoder_layers)
-        if cfg.scan_layers:
-            x, _ = scanned(run, cfg.num_decoder_layers)(self.decoder, x, stacked(found))
-        else:
-            for layer, view in zip(self.layers, found, strict=True):
-                x, _ = run(layer, x, view)
+        layers, depth = self.decoder if cfg.scan_layers else self.layers, cfg.num_decoder_layers
+        x = through(layers, depth, cfg, x, mask, positions, deterministic=deterministic)
         hidden: Array = self.dropout(self.decoder_norm(x), deterministic=deterministic)
         return hidden
 

@@ -5,6 +5,7 @@ shapes, so a scanned stack is one loop whatever its layers see: each gets its vi
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +96,36 @@ class SelfAttentionLayer(nn.Module):
         return output
 
 
+def through(
+    layers: SelfAttentionLayer | Sequence[SelfAttentionLayer],
+    depth: int,
+    config: GroupedQueryConfig,
+    x: Hidden,
+    mask: Bool[Array, "_ 1 length length"],
+    positions: Int[Array, "_ length"],
+    *,
+    deterministic: bool,
+) -> Hidden:
+    """Run hidden states through the layers of a stack.
+
+    **Arguments:**
+
+    - `layers`: one after the other or, where `config` scans them, the one that stands for all.
+    - `depth`: how many layers there are.
+    """
+
+    def step(layer: nn.Module, x: Hidden, view: View) -> tuple[Hidden, None]:
+        return layer(x, mask, positions, view, deterministic=deterministic), None
+
+    run, found = recomputed(step, config), views(config, depth)
+    if isinstance(layers, SelfAttentionLayer):
+        x, _ = scanned(run, depth)(layers, x, stacked(found))
+        return x
+    for layer, view in zip(layers, found, strict=True):
+        x, _ = run(layer, x, view)
+    return x
+
+
 class DecoderLayer(nn.Module):
     """Causal self-attention, attention to the encoded inputs, and MLP."""
 
@@ -177,15 +208,8 @@ class Encoder(nn.Module):
         x = self.prompt(ids, embedder) if cfg.num_virtual_ids else embedder(ids)
         x = self.dropout(scaled(x, cfg), deterministic=deterministic)
 
-        def step(layer: nn.Module, x: Hidden, view: View) -> tuple[Hidden, None]:
-            return layer(x, mask, positions, view, deterministic=deterministic), None
-
-        run, found = recomputed(step, cfg), views(cfg, cfg.num_encoder_layers)
-        if cfg.scan_layers:
-            x, _ = scanned(run, cfg.num_encoder_layers)(self.encoder, x, stacked(found))
-        else:
-            for layer, view in zip(self.layers, found, strict=True):
-                x, _ = run(layer, x, view)
+        layers, depth = self.encoder if cfg.scan_layers else self.layers, cfg.num_encoder_layers
+        x = through(layers, depth, cfg, x, mask, positions, deterministic=deterministic)
         encoded: Array = self.dropout(self.encoder_norm(x), deterministic=deterministic)
         return encoded
 
