@@ -114,6 +114,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(STATE_DIRECTORY))
         self._damaged: set[int] = set()
         self._is_abandoned = False  # a save that another process has failed at
+        self._is_untold = False  # a failure of which the other processes cannot be told
         if self._is_primary:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
@@ -139,12 +140,18 @@ class Checkpoints:
         **Raises:** `SaveError` if it failed, here or in another process; the cause is attached.
         """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            with processes.raise_on_all(SaveError):
-                self._await(pending)
+        if pending is None:
+            return
+        failed = self._await(pending)
+        if self._is_untold:
+            pending.result()  # at once: that this process is gone tells the others
+        with processes.raise_on_all(SaveError):
+            if failed:
+                raise SaveError(f"a save in {self.directory} failed elsewhere: {listed(failed)}")
+            pending.result()
 
-    def _await(self, pending: Future[None]) -> None:
-        """Wait for a save here, but not for one that has failed elsewhere.
+    def _await(self, pending: Future[None]) -> list[str]:
+        """Wait for a save here, but not for one that has failed elsewhere; return why it has.
 
         Orbax would wait ten minutes for the process that will never say that it has written.
         """
@@ -152,8 +159,9 @@ class Checkpoints:
             futures.wait([pending], timeout=_PEER_POLL_SECONDS)
             if not pending.done() and (failed := self._failures()):
                 self._is_abandoned = True
-                raise SaveError(f"a save in {self.directory} failed elsewhere: {listed(failed)}")
-        pending.result()
+                return failed
+        futures.wait([pending])
+        return []
 
     def _failures(self) -> list[str]:
         """Return what other processes say of saves that have failed."""
@@ -311,12 +319,14 @@ class Checkpoints:
             else:
                 write_atomically(part, json.dumps(records))
         except Exception as error:
+            self._is_untold = jax.process_count() > 1
             with contextlib.suppress(Exception):  # the first error is the one to report
                 if self._is_primary:
                     self._remove(step)  # what is left of it takes room
                 if jax.process_count() > 1:
                     part.parent.mkdir(exist_ok=True)
                     write_atomically(part, json.dumps({_FAILED: str(error)}))
+                    self._is_untold = False
             raise SaveError(
                 f"Saving step {step} in {self.directory} failed: {read_arrays.reason(error)}. The "
                 "checkpoints before it are as they were; once the cause is fixed (is the disk "

@@ -379,7 +379,7 @@ def _lock(part: epath.Path, destination: epath.Path) -> int:
         if not _is_at(part, descriptor):
             os.close(descriptor)
         elif destination.exists():
-            part.rmdir()
+            shutil.rmtree(part, ignore_errors=True)
             os.close(descriptor)
             raise UserError(f"{destination} exists already; name another, or remove it.")
         else:
