@@ -57,6 +57,7 @@ def evaluate(
     questions: EvalConfig,
     output_dir: str,
     partitioner: Partitioner,
+    frozen_dtype: str = "float32",
 ) -> dict[str, list[TaskResult]]:
     """Evaluate checkpoints on tasks; `promot-t5x eval` calls this.
 
@@ -74,6 +75,7 @@ def evaluate(
       `both`.
     - `questions`: the tasks, and how answers are decoded.
     - `partitioner`: the mesh.
+    - `frozen_dtype`: storage of the weights, as `stages.Stage` has it.
     - `output_dir`: gets `config.gin` and `inference_eval/`; where there are several checkpoints or
       both modes, a directory for each with its own `inference_eval/`.
 
@@ -88,6 +90,7 @@ def evaluate(
         output_dir=output_dir,
         prompt_path=prompt_path,
         adapter_path=adapter_path,
+        frozen_dtype=frozen_dtype,
     )
     directory = user_path(output_dir, "EVAL_OUTPUT_DIR")
     model = with_prompt_table(model, prompt_path)
@@ -119,7 +122,9 @@ def evaluate(
             )
             attached = (prompt_path, adapters) if mode == "kept" else (None, ())
             place = directory / name
-            params, run = load(weights, checkpoint, *attached, place, models[mode], partitioner)
+            params, run = load(
+                weights, checkpoint, *attached, place, models[mode], partitioner, frozen_dtype
+            )
             with partitioner.activate():
                 found[name] = evaluators[mode].run(params, f"[{name or 'evaluate'}]", run)
             del params
@@ -148,13 +153,14 @@ def load(
     directory: epath.Path,
     model: EncoderDecoderModel,
     partitioner: Partitioner,
+    frozen_dtype: str,
 ) -> tuple[Tree, EvalRun]:
     """Read a checkpoint onto the mesh, with adapters in its kernels and a prompt if there are any.
 
     **Returns:** the parameters, and what identifies an evaluation with them in `directory`.
     """
     plain = model.without_prompt()
-    wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
+    wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner, frozen_dtype)
     loaded = weights.read(checkpoint.path, flatten(wanted), seed=0)
     for adapter in adapters:
         loaded = weights.with_adapter(loaded, adapter)

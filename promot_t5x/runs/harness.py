@@ -85,7 +85,14 @@ class HarnessModel:
         checkpoint = Checkpoint(path=checkpoint_path, label="", step=0)
         place = epath.Path(".")
         self._params, _ = load(
-            weights, checkpoint, prompt_file, (), place, self._model, self._partitioner
+            weights,
+            checkpoint,
+            prompt_file,
+            (),
+            place,
+            self._model,
+            self._partitioner,
+            given["frozen_dtype"],
         )
         self._prompt = np.zeros(0, np.int32)
         if self._model.config.num_virtual_ids:

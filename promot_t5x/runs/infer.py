@@ -97,6 +97,7 @@ def infer(
     questions: InferConfig,
     output_dir: str | None,
     partitioner: Partitioner,
+    frozen_dtype: str = "float32",
 ) -> None:
     """Answer every input of a file; `promot-t5x infer` calls this.
 
@@ -108,6 +109,7 @@ def infer(
     - `adapter_path`: an adapter to attach, or several, of stages or of peft; none has none.
     - `questions`: the inputs, and how answers are decoded.
     - `partitioner`: the mesh.
+    - `frozen_dtype`: storage of the weights, as `stages.Stage` has it.
     - `output_dir`: gets `answers.jsonl` and `config.gin`; without it the answers go to standard
       output when all are there.
 
@@ -120,6 +122,7 @@ def infer(
         output_dir=output_dir,
         prompt_path=prompt_path,
         adapter_path=adapter_path,
+        frozen_dtype=frozen_dtype,
     )
     model = with_prompt_table(model, prompt_path) if prompt_path else model.without_prompt()
     weights = Weights(model)
@@ -139,7 +142,9 @@ def infer(
 
     checkpoint = Checkpoint(path=checkpoint_path, label="", step=0)
     home = directory or epath.Path(".")
-    params, run = load(weights, checkpoint, prompt_path, adapters, home, model, partitioner)
+    params, run = load(
+        weights, checkpoint, prompt_path, adapters, home, model, partitioner, frozen_dtype
+    )
     journal = None
     if directory is not None:
         journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.weights))

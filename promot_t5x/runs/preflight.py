@@ -14,11 +14,11 @@ from promot_t5x.data import sources
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.network.quantization import STORAGE
 from promot_t5x.paths import user_path
 from promot_t5x.runs.loggers import check as check_loggers
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.weights import Weights, adapter_paths
-from promot_t5x.training import state
 
 
 def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str, loggers: Any = ()) -> None:
@@ -63,6 +63,7 @@ def evaluate(
     output_dir: str,
     prompt_path: str | None = None,
     adapter_path: str | Sequence[str] | None = None,
+    frozen_dtype: str = "float32",
     **modes: Any,
 ) -> None:
     """Raise `UserError` for values that `eval` does not take."""
@@ -74,6 +75,7 @@ def evaluate(
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
     _check_adapters(adapter_path)
+    validation.check_choice("FROZEN_DTYPE", frozen_dtype, STORAGE)
     _check_questions(questions)
 
 
@@ -85,6 +87,7 @@ def infer(
     output_dir: str | None,
     prompt_path: str | None = None,
     adapter_path: str | Sequence[str] | None = None,
+    frozen_dtype: str = "float32",
 ) -> None:
     """Raise `UserError` for values that `infer` does not take."""
     del model
@@ -92,6 +95,7 @@ def infer(
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
     _check_adapters(adapter_path)
+    validation.check_choice("FROZEN_DTYPE", frozen_dtype, STORAGE)
     if output_dir is not None:
         user_path(output_dir, "INFER_OUTPUT_DIR")
     if questions.input_file != "-":
@@ -113,8 +117,7 @@ def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Mapping[str,
     for questions in (stage.evaluation, stage.suite):
         _check_questions(questions)
     if not by_path:  # whose kernels its file names; the stage looks at them before it begins
-        bound = Weights(model, earlier).model_of(stage)
-        state.split(bound.param_shapes(), stage.trainable)
+        stage.check_model(Weights(model, earlier).model_of(stage))
 
 
 def _check_adapters(given: str | Sequence[str] | None) -> None:

@@ -45,7 +45,6 @@ from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.step_log import StepLog
 from promot_t5x.runs.weights import Weights
-from promot_t5x.training import state
 from promot_t5x.training.step import array_names
 
 
@@ -121,9 +120,8 @@ class Trainer:
         for what in ("base", "prompt", "adapter"):
             weights.check(getattr(stage, what), earlier or {}, what)
         self._model = weights.model_of(stage)
-        shapes = self._model.param_shapes()
-        state.split(shapes, stage.trainable)
-        partitioner.shard_tree(self._model.param_axes(), shapes)
+        stage.check_model(self._model)
+        partitioner.shard_tree(self._model.param_axes(), self._model.param_shapes())
         self._tasks = sources.resolve_tasks(
             data.mixture_or_task_name,
             model.vocabulary,

@@ -146,8 +146,7 @@ class Stack(nn.Module):
         """Project hidden states to float32 logits."""
         cfg = self.config
         if cfg.logits_via_embedding:
-            table = self.token_embedder.embedding.astype(jnp.float32)
-            logits = hidden.astype(jnp.float32) @ table.T
+            logits = self.token_embedder.products(hidden)
         else:
             logits = self.logits_dense(hidden)
         placed: Array = with_logical_constraint(

@@ -298,7 +298,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Hidden) -> Float[Array, "batch length vocab"]:
         """Project hidden states to float32 logits by the decoder's embedding."""
-        table = self.token_embedder.embedding.astype(jnp.float32)
-        logits = soft_capped(hidden.astype(jnp.float32) @ table.T, self.config.logits_soft_cap)
+        products = self.token_embedder.products(hidden)
+        logits = soft_capped(products, self.config.logits_soft_cap)
         placed: Array = with_logical_constraint(logits, ("batch", "length", "vocab"))
         return placed
