@@ -22,7 +22,7 @@ from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network import lora
 from promot_t5x.network.lora import LoRA
 from promot_t5x.network.prompt import PROMPT_PATH
@@ -57,7 +57,7 @@ class Weights:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         stages: Mapping[str, Stage] | None = None,
         directory: epath.Path | None = None,
     ):
@@ -150,7 +150,7 @@ class Weights:
             loaded = self.with_adapter(loaded, name, within=paths)
         return loaded
 
-    def model_of(self, stage: Stage) -> EncoderDecoderModel:
+    def model_of(self, stage: Stage) -> Model:
         """Return the model that a stage trains: with a prompt table and adapters if it has them."""
         model = self._model if stage.prompt is not None else self._model.without_prompt()
         return model.with_lora(self.lora(stage.adapter))
@@ -283,9 +283,7 @@ class Weights:
             )
         return result
 
-    def _random(
-        self, wanted: Mapping[str, Any], seed: int, model: EncoderDecoderModel
-    ) -> dict[str, Any]:
+    def _random(self, wanted: Mapping[str, Any], seed: int, model: Model) -> dict[str, Any]:
         def draw(key: Any) -> dict[str, Any]:
             drawn = flatten(model.initial_params(key))
             return {path: drawn[path].astype(leaf.dtype) for path, leaf in wanted.items()}

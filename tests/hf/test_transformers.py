@@ -16,8 +16,9 @@ from promot_t5x.checkpoints.formats import hf_decoder_only
 from promot_t5x.checkpoints.formats.t5x_writing import write_inline
 from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.cli import main
+from promot_t5x.network.parameters import param_shapes
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
-from promot_t5x.network.transformer import T5Config, Transformer, param_shapes
+from promot_t5x.network.transformer import T5Config, Transformer
 
 TOLERANCE = 2e-5  # of the largest magnitude
 SIZES = {
