@@ -105,7 +105,19 @@ def decoding(
     weights = _per_weight(config, shapes, batch * inputs, rows * outputs)
     # Every step attends to the whole cache and to all of the inputs.
     attention = _attention(config, batch, inputs, outputs, rows)
-    return Flops(forward=sum(weights.values()) + attention)
+    unused = 0.0
+    if not config.has_encoder and not config.scan_layers:
+        # Of the last layer inputs leave keys and values, and the compiler drops the rest.
+        last = f"decoder/layers_{config.num_decoder_layers - 1}/"
+        needed = _per_weight(config, shapes, batch * inputs, 0)
+        kept = ("attention/key/kernel", "attention/value/kernel")
+        unused = sum(
+            cost
+            for path, cost in needed.items()
+            if path.startswith(last) and not path.endswith(kept)
+        )
+        attention -= 4.0 * batch * inputs**2 * config.num_heads * config.head_dim
+    return Flops(forward=sum(weights.values()) + attention - unused)
 
 
 def _per_weight(

@@ -31,7 +31,7 @@ def prompted(kind, prompts=2, length=3, **changes):
 
 def sequence_logits(config, params, ids, segment_ids=None, positions=None):
     """Return the logits after each token of whole sequences: nothing lies with the encoder."""
-    none = jnp.zeros((len(ids), 0), jnp.int32)
+    ids, none = jnp.asarray(ids), jnp.zeros((len(ids), 0), jnp.int32)
     if segment_ids is None:
         segment_ids = jnp.ones_like(ids)
     return DecoderOnly(config).apply(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_fakes import bound, store_of
-from engine_helpers import QUICKLY, Ids, tiny_config
+from engine_helpers import QUICKLY, Ids, model_of, tiny_config
 from flax.traverse_util import flatten_dict
 
 from promot_t5x.data.assembly import batch_shapes
@@ -30,14 +30,6 @@ EXAMPLES = (
     [([3, 14, 15, 9, 2, 6], [5, 3, 1]), ([0, 4], [1])],
 )
 LENGTHS = {"inputs": 12, "targets": 6}
-
-
-def model_of(config, **settings):
-    vocabulary = Ids(vocab_size=config.vocab_size)
-    module = DecoderOnly(config)
-    return DecoderOnlyModel(
-        module=module, input_vocabulary=vocabulary, output_vocabulary=vocabulary, **settings
-    )
 
 
 def data(kind, model, **settings):

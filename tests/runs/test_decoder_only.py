@@ -91,7 +91,9 @@ def test_a_killed_run_ends_as_a_straight_one(runs):
 def test_the_trained_model_is_evaluated_and_answers(lab, runs):
     """In the format of transformers, with and without its prompt; `infer` says what `eval` does."""
     trained = lab.directory / "trained"
-    run_helpers.succeed(["convert", str(runs[0] / "stage_two"), str(trained), "--to", "hf"])
+    convert = ["convert", str(runs[0] / "stage_two"), str(trained), "--to", "hf"]
+    assert "has a prompt, and its embeddings are scaled" in run_helpers.here(convert).err
+    run_helpers.succeed([*convert, "--remove_prompt"])
     asked = {
         "CHECKPOINT_PATH": trained,
         "PROMPT_FILE": runs[0] / "stage_one" / "prompt.npz",
