@@ -261,7 +261,7 @@ class QuestionSet:
         labels: tuple[Ids, ...] = ()
         if isinstance(self._config.method, decoding.RankClassification) and task.definition:
             known = task.definition.labels
-            labels = tuple(dialects.target_ids(vocabulary, dialect, label) for label in known)
+            labels = tuple(dialects.label_ids(vocabulary, dialect, label) for label in known)
         return [labels] * len(questions)
 
     def _input_ids(

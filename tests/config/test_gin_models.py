@@ -151,6 +151,7 @@ def test_decoder_only_models_are_asked_with_the_bos_that_they_have():
         read(name, bindings=BYTES)
         model = config.configured(model_of)()
         assert (model.dialect.bos, model.dialect.eos, model.start_id) == (bos, False, None)
+        assert model.dialect.answer_start == model.task_format.answer_separator
     read("gemma2_2b", "byte_vocabulary", bindings=("PREFIX_MASK = True", "PROMPT_LENGTH = 5"))
     model = config.configured(model_of)()
     assert (model.dialect.bos, model.dialect.eos) == (False, True)
