@@ -59,11 +59,13 @@ class Model(abc.ABC):
     def __post_init__(self) -> None:
         loss.check_normalizer(self.loss_normalizing_factor)
         loss.check_settings(self.label_smoothing, self.loss_chunk_tokens)
-        if not isinstance(self.module, self.network):
-            raise UserError(
-                f"{type(self).__name__}.module is a {type(self.module).__name__}; it must be a "
-                f"network.{self.network.__name__}: choose the model file that the network is of."
-            )
+        for module in (self.module, module_of(self.config)):
+            if not isinstance(module, self.network):
+                raise UserError(
+                    f"{type(self).__name__}.module is a {type(self.module).__name__} of a "
+                    f"{type(self.config).__name__}; it must be a network.{self.network.__name__}: "
+                    "choose the model file that the network is of."
+                )
         if self.input_vocabulary != self.output_vocabulary:
             raise UserError(
                 f"input_vocabulary ({self.input_vocabulary}) and output_vocabulary "

@@ -14,12 +14,15 @@ from promot_t5x.decoding.batched import begun
 from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.decoding.likelihood import Scorer
 from promot_t5x.decoding.search import beam_search, sample
+from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.network import DecoderOnly
+from promot_t5x.network.parameters import param_axes
 from promot_t5x.network.prompt import prompt_ids
 
 pytestmark = pytest.mark.slow
 
 LENGTH, EOS = 7, 1
+ONE = jax.devices()[:1]
 TEXTS = ([5, 9, 30, 7, 8, 11, 12, 0], [2], [3, 14, 15, 9, 2, 6, 5])
 
 
@@ -69,11 +72,14 @@ def searched(config, params, tokens, method):
 )
 @pytest.mark.parametrize("method", [Greedy(), BeamSearch(num_decodes=4)], ids=["greedy", "beam4"])
 def test_decodes_are_those_without_a_cache(kind, scan, prefix_mask, method):
+    """On one device and, scanned, on eight, which cannot split the heads of keys and values."""
     config, params = causal_helpers.prompted(kind, prefix_mask=prefix_mask)
     inputs = inputs_of(config)
     expected = jax.jit(functools.partial(searched, config, method=method))(params, padded(inputs))
+    partitioner = Partitioner(num_partitions=4 if scan else 1, devices=None if scan else ONE)
     if scan:
         config, params = config.replace(scan_layers=True), scan_params(params)
+        params = partitioner.place(params, partitioner.shard_tree(param_axes(config), params))
     decoder = Decoder(
         DecoderOnly(config),
         batch_size=4,
@@ -81,8 +87,10 @@ def test_decodes_are_those_without_a_cache(kind, scan, prefix_mask, method):
         method=method,
         eos_id=EOS,
         start_id=None,
+        batch_sharding=partitioner.sharding(("batch",)),
     )
-    found = decoder(params, inputs, LENGTH)
+    with partitioner.activate():
+        found = decoder(params, inputs, LENGTH)
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
     assert (found.ids != EOS).any()
