@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.lora import is_adapter
 from promot_t5x.training.state import flatten, split
@@ -51,7 +51,7 @@ class Flops:
 
 
 def training(
-    model: EncoderDecoderModel,
+    model: Model,
     trainable: Sequence[str],
     *,
     batch: int,
@@ -69,7 +69,7 @@ def training(
     """
     config, shapes = model.config, model.param_shapes()
     encoded, decoded = batch * lengths["inputs"], batch * lengths["targets"]
-    weights = _per_weight(shapes, encoded, decoded)
+    weights = _per_weight(config, shapes, encoded, decoded)
     trains = flatten(split(shapes, trainable)[0])
     attention = _attention(config, batch, lengths["inputs"], lengths["targets"])
     forward = sum(weights.values()) + attention
@@ -102,21 +102,41 @@ def decoding(
 ) -> Flops:
     """Count encoding a batch once and decoding `outputs` tokens of every hypothesis."""
     rows = batch * hypotheses
-    weights = _per_weight(shapes, batch * inputs, rows * outputs)
+    weights = _per_weight(config, shapes, batch * inputs, rows * outputs)
     # Every step attends to the whole cache and to all of the inputs.
     attention = _attention(config, batch, inputs, outputs, rows)
-    return Flops(forward=sum(weights.values()) + attention)
+    unused = 0.0
+    if not config.has_encoder and not config.scan_layers:
+        # Of the last layer inputs leave keys and values, and the compiler drops the rest.
+        last = f"decoder/layers_{config.num_decoder_layers - 1}/"
+        needed = _per_weight(config, shapes, batch * inputs, 0)
+        kept = ("attention/key/kernel", "attention/value/kernel")
+        unused = sum(
+            cost
+            for path, cost in needed.items()
+            if path.startswith(last) and not path.endswith(kept)
+        )
+        attention -= 4.0 * batch * inputs**2 * config.num_heads * config.head_dim
+    return Flops(forward=sum(weights.values()) + attention - unused)
 
 
-def _per_weight(shapes: Mapping[str, Any], encoded: int, decoded: int) -> dict[str, float]:
+def _per_weight(
+    config: NetworkConfig, shapes: Mapping[str, Any], encoded: int, decoded: int
+) -> dict[str, float]:
     """Forward operations of each weight's product: two an element and token it is applied to."""
     flat = flatten(shapes)
     head = _head(flat)
     costs = {}
     for path, leaf in flat.items():
-        if path == head or path.endswith("/kernel") or is_adapter(path):
-            tokens = encoded if path != head and _OF_ENCODED.match(path) else decoded
-            costs[path] = 2.0 * tokens * math.prod(leaf.shape)
+        if path == head:
+            tokens = decoded
+        elif not path.endswith("/kernel") and not is_adapter(path):
+            continue
+        elif not config.has_encoder:
+            tokens = encoded + decoded
+        else:
+            tokens = encoded if _OF_ENCODED.match(path) else decoded
+        costs[path] = 2.0 * tokens * math.prod(leaf.shape)
     return costs
 
 
@@ -135,7 +155,12 @@ def _attention(
     - `rows`: of the decoder, where an example has several.
     """
     own = config.of_decoder()
-    encoder = batch * config.num_encoder_layers * inputs**2 * config.num_heads * config.head_dim
+    depth, asked = config.num_encoder_layers, inputs**2
+    if not config.has_encoder:
+        depth = config.num_decoder_layers
+        # One mask for the whole sequence, where nothing is cached.
+        asked += inputs * outputs if rows is None else 0
+    encoder = batch * depth * asked * config.num_heads * config.head_dim
     seen = outputs * (outputs + inputs)
     decoder = (rows or batch) * config.num_decoder_layers * seen * own.num_heads * own.head_dim
     return 4.0 * (encoder + decoder)

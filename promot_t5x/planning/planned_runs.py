@@ -21,7 +21,7 @@ from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.answering import shared_decoder
 from promot_t5x.evaluation.evaluator import EvalConfig
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.quantization import STORAGE
 from promot_t5x.planning import flops
 from promot_t5x.runs import eval, promot, train
@@ -77,7 +77,7 @@ class Run:
     `packed` is the shape of the batches of stages with `PACK = 'batch'`: their largest if None.
     """
 
-    model: EncoderDecoderModel
+    model: Model
     stages: Sequence[Stage]
     asked: Sequence[Asked]
     partitioner: Partitioner

@@ -18,7 +18,7 @@ from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
@@ -48,7 +48,7 @@ class Checkpoint:
 
 def evaluate(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str | Sequence[str],
     checkpoint_mode: str = "specific",
     prompt_path: str | None = None,
@@ -134,7 +134,7 @@ def evaluate(
     return found
 
 
-def with_prompt_table(model: EncoderDecoderModel, prompt_path: str | None) -> EncoderDecoderModel:
+def with_prompt_table(model: Model, prompt_path: str | None) -> Model:
     """Return the model with a table for the prompts of a file, where it has none of its own.
 
     **Raises:** `UserError` where the file holds no prompts.
@@ -151,7 +151,7 @@ def load(
     prompt_path: str | None,
     adapters: Sequence[str],
     directory: epath.Path,
-    model: EncoderDecoderModel,
+    model: Model,
     partitioner: Partitioner,
     frozen_dtype: str,
 ) -> tuple[Tree, EvalRun]:

@@ -29,7 +29,7 @@ from promot_t5x.evaluation.answering import (
 )
 from promot_t5x.evaluation.journal import Journal
 from promot_t5x.files import write_json_lines
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.paths import user_path
 from promot_t5x.runs import compiled_programs, preflight, run_directory
@@ -90,7 +90,7 @@ class InferConfig:
 
 def infer(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str,
     prompt_path: str | None = None,
     adapter_path: str | Sequence[str] | None = None,
@@ -222,7 +222,7 @@ def _checked(row: Any, where: str) -> Row:
 
 
 def _encode(
-    model: EncoderDecoderModel, questions: InferConfig, rows: Sequence[Row]
+    model: Model, questions: InferConfig, rows: Sequence[Row]
 ) -> tuple[list[EncodedQuestion], list[bool]]:
     """Return the inputs as the model gets them, and which of them were cut."""
     vocabulary, lengths = model.vocabulary, questions.task_feature_lengths
@@ -262,9 +262,7 @@ def _encode(
     return encoded, cut
 
 
-def _answered(
-    model: EncoderDecoderModel, answer: Answer, was_cut: bool, all_decodes: bool
-) -> dict[str, Any]:
+def _answered(model: Model, answer: Answer, was_cut: bool, all_decodes: bool) -> dict[str, Any]:
     """Return what an answer adds to its input's line."""
     decodes = []
     for ids, log_prob in zip(answer["ids"], answer["log_probs"], strict=True):

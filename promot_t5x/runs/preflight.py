@@ -13,7 +13,7 @@ from promot_t5x.config import validation
 from promot_t5x.data import sources
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation.eval_config import EvalConfig
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.quantization import STORAGE
 from promot_t5x.paths import user_path
 from promot_t5x.runs.loggers import check as check_loggers
@@ -21,7 +21,7 @@ from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.weights import Weights, adapter_paths
 
 
-def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str, loggers: Any = ()) -> None:
+def train(*, model: Model, stage: Stage, model_dir: str, loggers: Any = ()) -> None:
     """Raise `UserError` for values that `train` does not take."""
     check_loggers(loggers)
     user_path(model_dir, "MODEL_DIR")
@@ -35,7 +35,7 @@ def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str, loggers: 
 
 def promot(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     stages: Sequence[Stage],
     comparison: Any,
     model_dir: str,
@@ -57,7 +57,7 @@ def promot(
 
 def evaluate(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str | Sequence[str],
     questions: EvalConfig,
     output_dir: str,
@@ -81,7 +81,7 @@ def evaluate(
 
 def infer(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str,
     questions: Any,
     output_dir: str | None,
@@ -102,7 +102,7 @@ def infer(
         user_path(questions.input_file, "INPUT_FILE")
 
 
-def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Mapping[str, Stage]) -> None:
+def _check_stage(model: Model, stage: Stage, earlier: Mapping[str, Stage]) -> None:
     """Refuse a stage's values; `earlier` are the stages that run before it, by name."""
     where = f"stage {stage.name!r}: "
     if stage.base is not None and stage.base not in earlier:

@@ -25,7 +25,7 @@ from promot_t5x.config import validation
 from promot_t5x.data import batches
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation.eval_config import EvalConfig
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.models.objectives import Objective
 from promot_t5x.network.lora import LoRA, adapters_of
 from promot_t5x.network.quantization import STORAGE, is_quantized
@@ -159,7 +159,7 @@ class Stage:
         """Whether what trains is kept as it was at the stage's beginning, beside what it is."""
         return self.drift or (self.objective is not None and self.objective.needs_base)
 
-    def in_context(self, model: EncoderDecoderModel) -> EncoderDecoderModel:
+    def in_context(self, model: Model) -> Model:
         """Return the stage's model as the suite is asked of it.
 
         It has no prompt, and adapters only where they train.
@@ -167,7 +167,7 @@ class Stage:
         plain = model.without_prompt()
         return plain if self.trains_adapter(model) else plain.with_lora(None)
 
-    def trains_adapter(self, model: EncoderDecoderModel) -> bool:
+    def trains_adapter(self, model: Model) -> bool:
         """Whether adapters train, given the stage's model."""
         adapters = adapters_of(state.flatten(model.param_shapes()))
         return bool(state.trained_paths(adapters, self.trainable))
@@ -177,7 +177,7 @@ class Stage:
         data = dataclasses.replace(self.train_dataset, seed=seed)
         return dataclasses.replace(self, random_seed=seed, train_dataset=data)
 
-    def check_model(self, model: EncoderDecoderModel) -> None:
+    def check_model(self, model: Model) -> None:
         """Raise `UserError` where a model has not what the stage trains, or what it freezes.
 
         **Arguments:**

@@ -22,7 +22,7 @@ from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import Preempted, UserError
 from promot_t5x.evaluation import records
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
@@ -50,7 +50,7 @@ from promot_t5x.training.step import array_names
 
 def train(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     stage: Stage,
     model_dir: str,
     partitioner: Partitioner,
@@ -104,7 +104,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         stage: Stage,
         weights: Weights,
         partitioner: Partitioner,

@@ -23,7 +23,7 @@ from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network import lora, quantization
 from promot_t5x.network.lora import LoRA
 from promot_t5x.network.prompt import PROMPT_PATH
@@ -58,7 +58,7 @@ class Weights:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         stages: Mapping[str, Stage] | None = None,
         directory: epath.Path | None = None,
     ):
@@ -153,7 +153,7 @@ class Weights:
             loaded = self.with_adapter(loaded, name, within=paths)
         return loaded
 
-    def model_of(self, stage: Stage) -> EncoderDecoderModel:
+    def model_of(self, stage: Stage) -> Model:
         """Return the model that a stage trains: with a prompt table and adapters if it has them."""
         model = self._model if stage.prompt is not None else self._model.without_prompt()
         return model.with_lora(self.lora(stage.adapter))
@@ -291,9 +291,7 @@ class Weights:
             )
         return result
 
-    def _random(
-        self, wanted: Mapping[str, Any], seed: int, model: EncoderDecoderModel
-    ) -> dict[str, Any]:
+    def _random(self, wanted: Mapping[str, Any], seed: int, model: Model) -> dict[str, Any]:
         def draw(key: Any) -> dict[str, Any]:
             return quantization.cast(flatten(model.initial_params(key)), wanted)
 

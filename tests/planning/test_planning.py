@@ -25,6 +25,7 @@ from promot_t5x.data.batch_rows import Shape
 from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.errors import UserError
 from promot_t5x.models.objectives import KLToBase
+from promot_t5x.network import DecoderOnlyConfig
 from promot_t5x.network.lora import LoRA
 from promot_t5x.planning import (
     cache,
@@ -258,25 +259,33 @@ def wide_config(**changes):
     return tiny_config(**{**wide, **shallow, **changes})
 
 
+def wide_causal_config(**changes):
+    """The same for a decoder-only network with grouped heads."""
+    wide = {"vocab_size": 4096, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
+    causal = {"num_kv_heads": 2, "num_decoder_layers": 2, "mlp_activations": ("gelu", "linear")}
+    return DecoderOnlyConfig(**{**wide, **causal, "dropout_rate": 0.0, **changes})
+
+
 def compiler_count(lowered):
     return lowered.compile(QUICKLY).cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize(
-    ("trainable", "remat", "objective"),
+    ("wide", "trainable", "remat", "objective"),
     [
-        (ONLY_PROMPT, "none", None),
-        (ALL_BUT_PROMPT, "none", None),
-        (EVERYTHING, "full", None),
-        (ALL_BUT_PROMPT, "minimal", None),
-        (EVERYTHING, "none", KLToBase()),
+        (wide_config, ONLY_PROMPT, "none", None),
+        (wide_config, ALL_BUT_PROMPT, "none", None),
+        (wide_config, EVERYTHING, "full", None),
+        (wide_config, ALL_BUT_PROMPT, "minimal", None),
+        (wide_config, EVERYTHING, "none", KLToBase()),
         # With the prompt: else no gradient would go below the first adapters of such a shallow net.
-        (("prompt", "adapter"), "none", None),
+        (wide_config, ("prompt", "adapter"), "none", None),
+        (wide_causal_config, EVERYTHING, "none", None),
     ],
 )
-def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, objective):
+def test_training_flops_are_those_that_the_compiler_counts(wide, trainable, remat, objective):
     adapters = LoRA(rank=64, kernels=[".*/kernel"]) if "adapter" in trainable else None
-    shape = wide_config(num_prompts=1, prompt_length=8, remat_policy=remat, lora=adapters)
+    shape = wide(num_prompts=1, prompt_length=8, remat_policy=remat, lora=adapters)
     model = model_of(shape, loss_chunk_tokens=4096)
     lengths = {"inputs": 192, "targets": 64}
     stage = stages.Stage(
@@ -301,10 +310,11 @@ def test_training_flops_are_those_that_the_compiler_counts(trainable, remat, obj
     assert (counted.recomputed > 0) == (remat != "none")
 
 
-def test_decoding_flops_are_those_that_the_compiler_counts():
+@pytest.mark.parametrize("wide", [wide_config, wide_causal_config])
+def test_decoding_flops_are_those_that_the_compiler_counts(wide):
     """Of one step: the compiler counts a loop's body once."""
-    model = model_of(wide_config())
-    decoder = Decoder(model.module, batch_size=8)
+    model = model_of(wide())
+    decoder = Decoder(model.module, batch_size=8, start_id=model.start_id)
     params = model.param_shapes()
     counted = flops.decoding(model.config, params, batch=8, inputs=128, outputs=1, hypotheses=1)
     actual = compiler_count(decoder.lower(params, 128, 1))
