@@ -14,7 +14,7 @@ from promot_t5x.network import T5GemmaConfig, Transformer, quantization
 from promot_t5x.network.gemma.config import DecoderOnlyConfig
 from promot_t5x.network.gemma.decoder_only import DecoderOnly
 from promot_t5x.network.lora import LoRA
-from promot_t5x.network.transformer import param_axes, param_shapes
+from promot_t5x.network.parameters import param_axes, param_shapes
 
 KERNEL = "encoder/layers_0/mlp/wo/kernel"
 STACK = "encoder/encoder/mlp/wo/kernel"
