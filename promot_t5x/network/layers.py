@@ -61,7 +61,8 @@ class Dense(nn.Module):
         projected = self._product(inputs, kernel.reshape(sizes + self.features), self.contracted)
         if kernel.dtype == jnp.int8:
             scales: Array = self.get_variable("params", quantization.scale_of("kernel"))
-            projected = (projected * scales.reshape(self.features)).astype(self.dtype)
+            scaled = quantization.scaled(projected, scales.reshape(self.features))
+            projected = scaled.astype(self.dtype)
         if self.use_bias:
             bias = param_with_axes(
                 "bias", nn.initializers.zeros, shape[1:], jnp.float32, axes=self.kernel_axes[1:]
@@ -195,7 +196,7 @@ class Embed(nn.Module):
     ) -> Float[Array, "batch length vocab"]:
         """Products of hidden states with every row of the table, in float32."""
         products: Array = hidden.astype(jnp.float32) @ self.embedding.astype(jnp.float32).T
-        return products if self.scales is None else products * self.scales
+        return products if self.scales is None else quantization.scaled(products, self.scales)
 
 
 def relative_position_bucket(
