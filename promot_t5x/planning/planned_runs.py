@@ -237,7 +237,7 @@ def _training(run: Run, stage: Stage, partitioner: Partitioner) -> Program:
             batch=shape.rows,
             lengths={"inputs": shape.inputs, "targets": shape.targets},
             microbatches=stage.microbatches,
-            with_base=stage.objective is not None and stage.objective.needs_base,
+            objective=stage.objective,
         ),
         steps=stage.train_steps,
         lower=functools.partial(program.lower, shape),
@@ -276,7 +276,6 @@ def _decoding(run: Run, asked: Asked, partitioner: Partitioner) -> tuple[Any, Pr
         optimizer_bytes=0,
         waiting_bytes=waiting,
         flops=flops.decoding(
-            model.config,
             params,
             batch=questions.batch_size,
             inputs=inputs,
