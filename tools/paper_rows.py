@@ -1,18 +1,19 @@
-"""Every row and figure of the paper: planned, and run at tiny scale, into docs/paper.md.
+"""Every row and figure of the paper: planned, and run at tiny scale, for docs/paper.md.
 
+    python -m tools.paper_rows plan
     python -m tools.paper_rows run --tfds_data_dir=DIR --work=DIR [NAME …]
-    python -m tools.paper_rows page
+    python -m tools.paper_rows page > docs/paper.md
 
-`run` starts each configuration of `promot-t5x paper list` with its own gin files, a tiny network of
-random weights in place of its model and a few steps and questions, on the data sets that are
-prepared in a directory of TensorFlow Datasets. What was made is kept in docs/paper_rows.json at once:
-a configuration that this version has run is left out, and one that was interrupted goes on. `page`
-writes docs/paper.md from that file and from what is known of each configuration without compiling.
+`plan` keeps what each configuration takes at least of a slice, compiling nothing. `run` starts each
+configuration of `promot-t5x paper list` with its own gin files, a tiny network of random weights in
+place of its model and a few steps and questions, on the data sets that are prepared in a directory
+of TensorFlow Datasets. Both keep what they find in docs/paper_rows.json: a configuration that this
+version has run is left out, and one that was interrupted goes on. `page` prints the page that is
+made of that file.
 """
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import subprocess
@@ -24,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-RECORD, PAGE = DOCS / "paper_rows.json", DOCS / "paper.md"
+RECORD = DOCS / "paper_rows.json"
+SLICE = "v4-128"  # the paper's 64 chips
 
 # In place of the model: bytes, and a network of 14,000 parameters. All else is the row's own.
 NETWORK = """\
@@ -97,10 +99,10 @@ def run(names: Sequence[str], data: str, work: Path) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(work / "compiled_programs")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     from promot_t5x.cli import main
-    from promot_t5x.report import printed
 
     work.mkdir(parents=True, exist_ok=True)
-    for name in names or [*printed.configurations(), *_figures()]:
+    revision = _revision()
+    for name in names or _configurations():
         if _record()["runs"].get(name, {}).get("version") == metadata.version("promot_t5x"):
             print(f"{name}: recorded", flush=True)
             continue
@@ -112,7 +114,7 @@ def run(names: Sequence[str], data: str, work: Path) -> None:
         if status == 0:
             _keep("runs", name, {
                 "version": metadata.version("promot_t5x"),
-                "revision": _revision(),
+                "revision": revision,
                 "jax": metadata.version("jax"),
                 "cpu_seconds": round(time.process_time() - began),
                 "made": made,
@@ -142,14 +144,123 @@ def _made(name: str, directory: Path) -> list[str]:
             raise RuntimeError(f"{name}: promot-t5x report failed")
         if not (report / "figures" / f"{figure.drawn}.svg").is_file():
             raise RuntimeError(f"{name} did not draw figure {figure.number}")
-        made.append(f"figure {figure.number}")
+        made.append(f"figure {figure.number}: {figure.about}")
     return made
 
 
-def _figures() -> list[str]:
+def plan() -> None:
+    """Record what every configuration takes at least of the paper's slice."""
+    from promot_t5x.cli.plan import say
+    from promot_t5x.planning import chips, compiler
     from promot_t5x.report import printed
 
-    return list(dict.fromkeys(figure.configuration for figure in printed.FIGURES))
+    compiler.prepare()
+    from promot_t5x.planning import estimates, planned_runs, settings_search
+
+    slice_ = chips.find_slice(SLICE)
+    for name in _configurations():
+        files = printed.files_of(name)
+
+        def read(extra: Sequence[str], files: Sequence[str] = files) -> planned_runs.Run:
+            return planned_runs.read(files, extra, [])
+
+        say(name)
+        stages = [stage.name for stage in read([]).stages]
+        trial = settings_search.plan(read, slice_, stages, say, estimates.bounds)
+        held = max(each.total_bytes or 0 for each in trial.estimates)
+        _keep("plans", name, {
+            "stages": {each.program: each.steps for each in trial.estimates},
+            "mesh": trial.mesh,
+            "held_gib": round(held / chips.GIB, 2),
+            "hbm_gib": round(slice_.chip.hbm_bytes / chips.GIB, 2),
+            "chip_hours": round(trial.seconds / 3600 * slice_.chips, 1),
+        })  # fmt: skip
+
+
+HEAD = """\
+# The paper's rows and figures
+
+Made by `python -m tools.paper_rows page`. Every row that the paper prints and every figure is one
+configuration of `gin/paper`: `promot-t5x paper run NAME` starts it, `promot-t5x paper compare DIR`
+sets the paper's numbers beside a run's ([reports](reports.md#the-papers-numbers-beside-yours)).
+None was trained at the paper's size with this project.
+
+## Configurations
+
+What each takes of the paper's 64 chips (v4-128), one example a row, as `promot-t5x paper plan
+--bounds` says without compiling. *Held*: GiB of a chip's {hbm} that weights and optimizer of its
+largest stage hold; activations come on top. *Chip-hours*: all training steps, if the chips did
+nothing but their operations at peak; evaluations come on top. [The table of plans](plan.md) has
+what the compiler says of those that were compiled. *Run*: the version and the commit that ran the
+configuration at tiny scale, and the processor time that it took.
+
+Such a run has the configuration's own gin files, in which bytes and a tiny network of random
+parameters take the place of the model, on sample rows of its data sets: a batch of {batch} examples,
+{steps} steps a stage with a checkpoint and a validation each, {questions} questions of the target
+and of each task of both suites, decoded as the configuration says, behind the demonstrations for
+which {length} bytes have room. It shows that every stage, row and column is made, and nothing about
+scores.
+
+| configuration | stages (steps) | mesh | held | chip-hours | run |
+|---|---|---|---|---|---|
+"""
+ROWS_HEAD = """
+## Rows and figures
+
+*Made*: whether the run at tiny scale left answers to everything that the paper prints of the row,
+or the figure.
+
+| table | row | configuration | made |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """Return the page that is made of the record."""
+    from promot_t5x.report import printed
+
+    record = _record()
+    plans, runs = record["plans"], record["runs"]
+    text = HEAD.format(
+        hbm=next(iter(plans.values()))["hbm_gib"],
+        batch=FEW["BATCH_SIZE"],
+        steps=FEW["TRAIN_STEPS"],
+        questions=FEW["EVAL_NUM_EXAMPLES"],
+        length=FEW["SUITE_LENGTHS"]["inputs"],
+    )
+    for name in _configurations():
+        planned, ran = plans[name], runs.get(name)
+        stages = ", ".join(f"{stage} ({steps:,})" for stage, steps in planned["stages"].items())
+        said = "not yet"
+        if ran:
+            said = f"{ran['version']} ({ran['revision']}), {ran['cpu_seconds']} s"
+        held, hours = f"{planned['held_gib']:.2f}", f"{planned['chip_hours']:,.1f}"
+        text += f"| `{name}` | {stages} | {planned['mesh']} | {held} | {hours} | {said} |\n"
+    text += ROWS_HEAD
+    for table, row, name in _printed():
+        made = f"{table}: {row}" in runs.get(name, {}).get("made", ())
+        text += f"| {table} | {row} | `{name}` | {'yes' if made else 'not yet'} |\n"
+    text += "\n"
+    return text + (
+        "The paper has runs of other models whose numbers are not here: "
+        f"{', '.join(f'`{name}`' for name in printed.WITHOUT_NUMBERS)}.\n"
+    )
+
+
+def _printed() -> list[tuple[str, str, str]]:
+    """Return table, row and configuration of everything that the paper prints."""
+    from promot_t5x.report import printed
+
+    rows = [(row.table, row.name, row.configuration) for row in printed.ROWS]
+    figures = [(f"figure {f.number}", f.about, f.configuration) for f in printed.FIGURES]
+    return [*rows, *figures]
+
+
+def _configurations() -> list[str]:
+    from promot_t5x.report import printed
+
+    figures = dict.fromkeys(figure.configuration for figure in printed.FIGURES)
+    return [*printed.configurations(), *figures]
 
 
 def _revision() -> str:
@@ -173,17 +284,22 @@ def _keep(part: str, name: str, value: Any) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run configurations, or write the page."""
+    """Plan or run configurations, or print the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     runs = actions.add_parser("run")
     runs.add_argument("--tfds_data_dir", required=True)
     runs.add_argument("--work", required=True, type=Path, help="for the runs' directories")
     runs.add_argument("name", nargs="*", help="configurations; default all")
+    actions.add_parser("plan")
     actions.add_parser("page")
     arguments = parser.parse_args(argv)
     if arguments.action == "run":
         run(arguments.name, arguments.tfds_data_dir, arguments.work.resolve())
+    elif arguments.action == "plan":
+        plan()
+    else:
+        print(page(), end="")
 
 
 if __name__ == "__main__":
