@@ -27,6 +27,7 @@ from typing import Any
 DOCS = Path(__file__).parents[1] / "docs"
 RECORD = DOCS / "paper_rows.json"
 SLICE = "v4-128"  # the paper's 64 chips
+INTERRUPTED = 75  # the exit status of a run that is to go on
 
 # In place of the model: bytes, and a network of 14,000 parameters. All else is the row's own.
 NETWORK = """\
@@ -110,7 +111,9 @@ def run(names: Sequence[str], data: str, work: Path) -> None:
         with (work / f"{name}.log").open("w") as log, contextlib.redirect_stdout(log):
             status = main.main([*words(name, work), f"--tfds_data_dir={data}"])
             made = _made(name, work / name) if status == 0 else []
-        print(f"{name}: status {status}, made {len(made)}", flush=True)
+        print(f"{name}: exit status {status}; rows made: {len(made)}", flush=True)
+        if status == INTERRUPTED:
+            sys.exit(status)
         if status == 0:
             _keep("runs", name, {
                 "version": metadata.version("promot_t5x"),
@@ -195,11 +198,11 @@ what the compiler says of those that were compiled. *Run*: the version and the c
 configuration at tiny scale, and the processor time that it took.
 
 Such a run has the configuration's own gin files, in which bytes and a tiny network of random
-parameters take the place of the model, on sample rows of its data sets: a batch of {batch} examples,
-{steps} steps a stage with a checkpoint and a validation each, {questions} questions of the target
-and of each task of both suites, decoded as the configuration says, behind the demonstrations for
-which {length} bytes have room. It shows that every stage, row and column is made, and nothing about
-scores.
+parameters take the place of the model, on sample rows of its data sets: a batch of {batch}
+examples, {steps} steps a stage with a checkpoint and a validation each, {questions} questions of
+the target and of each task of both suites, decoded as the configuration says, behind the
+demonstrations for which {length} bytes have room. It shows that every stage, row and column is
+made, and nothing about scores.
 
 | configuration | stages (steps) | mesh | held | chip-hours | run |
 |---|---|---|---|---|---|

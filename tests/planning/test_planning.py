@@ -15,6 +15,7 @@ from promot_t5x.planning import (
     cache,
     chips,
     compiler,
+    estimates,
     flops,
     hlo,
     planned_runs,
@@ -360,6 +361,14 @@ def test_adapters_are_counted_and_their_evaluation_has_them_where_they_train():
     slots = one.optimizer_bytes  # a second moment of each number, and what counts
     assert adapters < slots < adapters + 2**20
     assert one.flops.backward < 0.6 * two.flops.backward
+
+    # What is known without compiling: what is held, and the operations at peak.
+    slice_ = chips.find_slice("v5p-8")
+    least = estimates.bounds(one, slice_, "", print)
+    assert (least.total_bytes, least.fits) == (one.parameter_bytes + slots, True)
+    assert least.roofline.seconds == one.flops.executed / (4 * slice_.chip.peak_flops)
+    assert table.row(least, slice_)[3:5] == ("", f"{least.total_bytes / chips.GIB:.2f} of 95.74")
+    assert not estimates.bounds(two, chips.find_slice("v5e-1"), "", print).fits
 
 
 def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimizer():
