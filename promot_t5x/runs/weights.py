@@ -24,8 +24,10 @@ from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import lora
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.lora import LoRA
 from promot_t5x.network.prompt import PROMPT_PATH
+from promot_t5x.network.transformer import initial_params
 from promot_t5x.paths import user_path
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training.state import count, flatten
@@ -286,13 +288,30 @@ class Weights:
     def _random(
         self, wanted: Mapping[str, Any], seed: int, model: EncoderDecoderModel
     ) -> dict[str, Any]:
-        def draw(key: Any) -> dict[str, Any]:
-            drawn = flatten(model.initial_params(key))
-            return {path: drawn[path].astype(leaf.dtype) for path, leaf in wanted.items()}
-
         formats = {path: leaf.format for path, leaf in wanted.items()}
-        drawn = jax.jit(draw, out_shardings=formats)(jax.random.key(seed))
+        draw = _drawing(
+            model.config, tuple((p, leaf.dtype, formats[p]) for p, leaf in wanted.items())
+        )
+        drawn = draw(jax.random.key(seed))
         return {p: a if formats[p].sharding else np.asarray(a) for p, a in drawn.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _drawing(
+    config: NetworkConfig, wanted: tuple[tuple[str, Any, Any], ...]
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """Return what draws parameters of a network, compiled once for all the rows that want them.
+
+    **Arguments:**
+
+    - `wanted`: the path, the type and the format of each.
+    """
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        drawn = flatten(initial_params(config, key)[0])
+        return {path: drawn[path].astype(dtype) for path, dtype, _ in wanted}
+
+    return jax.jit(draw, out_shardings={path: format_ for path, _, format_ in wanted})
 
 
 def adapter_paths(given: str | Sequence[str] | None) -> Sequence[str]:
