@@ -172,7 +172,7 @@ def plan() -> None:
         trial = settings_search.plan(read, slice_, stages, say, estimates.bounds)
         held = max(each.total_bytes or 0 for each in trial.estimates)
         _keep("plans", name, {
-            "stages": {each.program: each.steps for each in trial.estimates},
+            "stages": [[each.program, each.steps] for each in trial.estimates],
             "mesh": trial.mesh,
             "held_gib": round(held / chips.GIB, 2),
             "hbm_gib": round(slice_.chip.hbm_bytes / chips.GIB, 2),
@@ -202,7 +202,8 @@ parameters take the place of the model, on sample rows of its data sets: a batch
 examples, {steps} steps a stage with a checkpoint and a validation each, {questions} questions of
 the target and of each task of both suites, decoded as the configuration says, behind the
 demonstrations for which {length} bytes have room. It shows that every stage, row and column is
-made, and nothing about scores.
+made, and nothing about scores. {done} of {all} configurations were run; `python -m tools.paper_rows
+run` goes on with what is left.
 
 | configuration | stages (steps) | mesh | held | chip-hours | run |
 |---|---|---|---|---|---|
@@ -226,6 +227,8 @@ def page() -> str:
     plans, runs = record["plans"], record["runs"]
     text = HEAD.format(
         hbm=next(iter(plans.values()))["hbm_gib"],
+        done=len(runs),
+        all=len(plans),
         batch=FEW["BATCH_SIZE"],
         steps=FEW["TRAIN_STEPS"],
         questions=FEW["EVAL_NUM_EXAMPLES"],
@@ -233,7 +236,7 @@ def page() -> str:
     )
     for name in _configurations():
         planned, ran = plans[name], runs.get(name)
-        stages = ", ".join(f"{stage} ({steps:,})" for stage, steps in planned["stages"].items())
+        stages = ", ".join(f"{stage} ({steps:,})" for stage, steps in planned["stages"])
         said = "not yet"
         if ran:
             said = f"{ran['version']} ({ran['revision']}), {ran['cpu_seconds']} s"
@@ -267,8 +270,8 @@ def _configurations() -> list[str]:
 
 
 def _revision() -> str:
-    """Return the commit of this checkout, with a word behind it where files differ."""
-    words = ["git", "describe", "--always", "--dirty"]
+    """Return the commit of this checkout."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
     done = subprocess.run(words, cwd=DOCS, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
