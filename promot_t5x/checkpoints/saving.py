@@ -321,8 +321,10 @@ class Checkpoints:
         except Exception as error:
             self._is_untold = jax.process_count() > 1
             with contextlib.suppress(Exception):  # the first error is the one to report
+                # What is left takes room. The mark stays, for the next launch to clean up by: other
+                # threads of Orbax may still be writing.
                 if self._is_primary:
-                    self._remove(step)  # what is left of it takes room
+                    self._remove_files(step)
                 if jax.process_count() > 1:
                     part.parent.mkdir(exist_ok=True)
                     write_atomically(part, json.dumps({_FAILED: str(error)}))
@@ -403,14 +405,17 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         """Remove a step so that a kill in between leaves nothing that counts."""
-        marker = pending_marker(self.directory, step)
-        marker.mkdir(parents=True, exist_ok=True)
+        self._remove_files(step)
+        pending_marker(self.directory, step).rmtree()
+
+    def _remove_files(self, step: int) -> None:
+        """Remove a step's files, and leave its mark."""
+        pending_marker(self.directory, step).mkdir(parents=True, exist_ok=True)
         step_dir = step_directory(self.directory, step)
         (step_dir / MANIFEST_FILE).unlink(missing_ok=True)
         for path in [step_dir, *self.directory.glob(f"{step_dir.name}.orbax-checkpoint-tmp*")]:
             if path.exists():
                 path.rmtree()
-        marker.rmtree()
 
     def _clean(self) -> None:
         """Remove what saves and removals that were cut short have left."""

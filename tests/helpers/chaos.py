@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,10 @@ class Trouble:
 
 
 class Trials:
-    """Workloads in a directory of their own, a server to run them, and a stream of chance."""
+    """Workloads in a directory of their own, a server to run them, and each trial's chance."""
 
     def __init__(self, directory: Path, seed: str, names: Collection[str]):
-        self.directory, self.rng = directory, random.Random(seed)
+        self.directory, self.seed, self.rng = directory, seed, random.Random()
         library = directory / "faulty_calls.so"
         compiler = os.environ.get("CC", "cc")
         subprocess.run(
@@ -239,8 +239,10 @@ class Trials:
                 shutil.copytree(workload.directory, home / "kept")
         return workloads
 
-    def run(self) -> dict[str, object]:
-        """One trial: what was done, what came of it, and what was said where that is a surprise."""
+    def run(self, number: int) -> dict[str, object]:
+        """A trial: what was done, what came of it, and what was said where that is a surprise."""
+        began = time.monotonic()
+        self.rng.seed(f"{self.seed}/{number}")
         fault, workloads = "", []
         while not workloads:
             fault = self.rng.choice(list(FAULTS))
@@ -258,10 +260,12 @@ class Trials:
         if hung:
             outcome = HUNG
         return {
+            "number": number,
             "fault": fault,
             "workload": workload.name,
             "outcome": outcome,
             "detail": detail,
+            "seconds": round(time.monotonic() - began, 1),
             "said": "" if outcome in (SAME, AT_REST) else "\n".join(said)[-4000:],
         }
 
@@ -447,20 +451,25 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
-    parser.add_argument("--log", type=Path, help="a line of JSON for each trial")
+    parser.add_argument(
+        "--log", type=Path, help="a line of JSON for each trial; those in it are not made again"
+    )
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     began = time.monotonic()
     results: list[dict[str, object]] = []
+    if arguments.log and arguments.log.exists():
+        results += map(json.loads, arguments.log.read_text().splitlines())
+    done = {result["number"] for result in results}
+    left = [number for number in range(arguments.trials) if number not in done]
 
-    def job(number: int) -> None:
-        count = len(range(number, arguments.trials, arguments.jobs))
+    def job(numbers: Sequence[int]) -> None:
         with (
             tempfile.TemporaryDirectory() as directory,
-            Trials(Path(directory), f"{arguments.seed}/{number}", WEIGHTS) as trials,
+            Trials(Path(directory), str(arguments.seed), WEIGHTS) as trials,
         ):
-            for _ in range(count):
-                report(trials.run())
+            for number in numbers:
+                report(trials.run(number))
 
     def report(result: dict[str, object]) -> None:
         results.append(result)
@@ -468,15 +477,18 @@ def main() -> int:
             with arguments.log.open("a") as log:
                 log.write(json.dumps(result) + "\n")
         if result["outcome"] in UNWANTED:
-            print({key: result[key] for key in ("fault", "workload", "outcome", "detail")})
-        if (number := len(results)) % 20 == 0:
-            left = (time.monotonic() - began) / number * (arguments.trials - number)
-            print(f"{number}/{arguments.trials}  {duration(left)} left", flush=True)
+            print({key: value for key, value in result.items() if key != "said"})
+        made = len(results) - len(done)
+        if made % 20 == 0:
+            rest = (time.monotonic() - began) / made * (len(left) - made)
+            print(f"{len(results)}/{arguments.trials}  {duration(rest)} left", flush=True)
 
+    shares = [left[n :: arguments.jobs] for n in range(min(arguments.jobs, len(left)))]
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(job, range(arguments.jobs)))
+        list(pool.map(job, shares))
     print(table(results))
-    print(f"{len(results):,} trials, seed {arguments.seed}, {duration(time.monotonic() - began)}")
+    took = duration(sum(result["seconds"] for result in results) / arguments.jobs)
+    print(f"{len(results):,} trials, seed {arguments.seed}, {took} in {arguments.jobs} at a time")
     return int(any(result["outcome"] in UNWANTED for result in results))
 
 

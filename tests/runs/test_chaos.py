@@ -10,7 +10,7 @@ TRIALS = 4
 
 def test_faults_lose_nothing_and_change_nothing_in_silence(tmp_path):
     with chaos.Trials(tmp_path, "short", ("train", "convert")) as trials:
-        results = [trials.run() for _ in range(TRIALS)]
+        results = [trials.run(number) for number in range(TRIALS)]
     print(chaos.table(results))
     assert not [result for result in results if result["outcome"] in chaos.UNWANTED]
     assert len({result["fault"] for result in results}) > 1

@@ -34,17 +34,23 @@ def server():
     return fork_helpers.shared()
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Those of a whole model's training, as `kept_programs` has them: most runs here are of it."""
+    return tmp_path_factory.mktemp("programs"), True
+
+
 def training(lab, name, **macros):
     """(words, stage directory) of four steps of a whole model, saved after two and four."""
     directory = lab.directory / name
     return lab.words("train", "pretrain", "train", MODEL_DIR=directory, **macros), directory
 
 
-def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server):
+def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server, programs):
     words, directory = training(lab, "full")
-    assert server.run(words, death=WRITTEN).status == -signal.SIGKILL
+    assert server.run(words, programs=programs, death=WRITTEN).status == -signal.SIGKILL
     before = run_helpers.tree(directory / "checkpoint_2")
-    ended = server.run(words, file_limit=40_000)
+    ended = server.run(words, programs=(programs[0], False), file_limit=40_000)
     assert ended.status == errors.EXIT_NOT_SAVED
     message = ended.said.splitlines()[-1]  # after what the libraries' own threads have to say
     assert message.startswith("promot-t5x: error: ")
@@ -52,23 +58,24 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(lab, server):
     assert "File too large" in message
     assert "the same command goes on from the newest" in message
     assert complete_steps(directory) == [2]
-    assert not list(directory.glob("checkpoint_4*"))
-    assert not list(directory.glob("pending_*"))
     after = run_helpers.tree(directory / "checkpoint_2")
     assert {name: after[name] for name in before} == before
-    ended = server.run(words)
+    ended = server.run(words, programs=programs)
     assert ended.status == 0
     assert "resumes after step 2" in ended.said
     assert 4 in complete_steps(directory)
+    # Orbax's threads may write a while after the save has failed; the next launch cleans up.
+    assert not list(directory.glob("*.orbax-checkpoint-tmp*"))
+    assert not list(directory.glob("pending_*"))
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server):
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(lab, server, programs):
     words, directory = training(lab, "damaged", KEEP=None)
     death = Death("promot_t5x.checkpoints.stage_result:StageResult.write")
-    assert server.run(words, death=death).status == -signal.SIGKILL
+    assert server.run(words, programs=programs, death=death).status == -signal.SIGKILL
     straight = run_helpers.tree(directory)
     flip_arrays(directory / "checkpoint_4")
-    ended = server.run(words)
+    ended = server.run(words, programs=programs)
     assert ended.status == 0
     start = "[train] warning: checkpoint_4 is damaged"
     (warning,) = [line for line in ended.said.splitlines() if line.startswith(start)]
@@ -87,16 +94,16 @@ def test_sigterm_before_there_is_anything_to_save_stops_at_once(lab, server):
     assert complete_steps(directory) == []
 
 
-def test_ctrl_c_saves_and_the_same_command_resumes(lab, server):
+def test_ctrl_c_saves_and_the_same_command_resumes(lab, server, programs):
     words, directory = training(lab, "ctrl_c", TRAIN_STEPS=200, EVAL_PERIOD=200)
     sign = directory / "train" / "metrics.jsonl"
-    ended = server.run(words, sign=sign, number=signal.SIGINT)
+    ended = server.run(words, programs=programs, sign=sign, number=signal.SIGINT)
     assert ended.status == errors.EXIT_START_AGAIN, ended.said
     assert "stopped by Ctrl-C; step" in ended.said
     (step,) = complete_steps(directory)
     assert 0 < step < 200
     assert not (directory / "owner.json").exists()
-    ended = server.run(words)
+    ended = server.run(words, programs=programs)
     assert ended.status == 0
     assert f"resumes after step {step}" in ended.said
 
@@ -132,14 +139,14 @@ def test_other_devices_go_on_with_the_same_batches_and_losses(lab, server):
     assert positions[0] == positions[1]
 
 
-def test_data_that_changed_are_refused(lab, server):
+def test_data_that_changed_are_refused(lab, server, programs):
     lab.write("saved_tasks.py", TASKS.format(answers=("even", "odd")))
     words, _directory = training(lab, "data", MIXTURE_OR_TASK_NAME="saved_signs")
     words += [f"--gin.MIXTURE_OR_TASK_MODULE={str(lab.directory / 'saved_tasks.py')!r}"]
-    ended = server.run(words, death=WRITTEN)
+    ended = server.run(words, programs=programs, death=WRITTEN)
     assert ended.status == -signal.SIGKILL, ended.said
     lab.write("saved_tasks.py", TASKS.format(answers=("odd", "even")))
-    ended = server.run(words)
+    ended = server.run(words, programs=programs)
     assert ended.status == errors.EXIT_USER_ERROR, ended.said
     assert "The run that saved step 2 cannot go on as it was" in ended.said
     assert "its data changed: examples: was {'saved_signs/train'" in ended.said

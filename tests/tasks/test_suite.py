@@ -55,6 +55,8 @@ def summarize(article, summary):
     return lambda r: (f"Article: {r[article]} One sentence summary:", r[summary])
 
 
+# Tasks whose examples are made in every dialect: labels, aliases and texts. All are in the first.
+SHOWN_IN = dict.fromkeys(("rte", "triviaqa", "xsum"), 3)
 THREE = "true or false or neither"
 VALIDATION, TEST = ("train", "validation"), ("train", "test")
 MT = ("validation", "test")
@@ -141,7 +143,7 @@ def test_real_rows_read_as_the_paper_writes_them(real_rows, subwords, name, shot
         ("targets", "<extra_id_0> ", ""),
         ("instruction", "", ""),
     )
-    for kind, begin, end in others if shots == 1 else ():
+    for kind, begin, end in others[: SHOWN_IN.get(name, 1)] if shots == 1 else ():
         task = definition.build(subwords, DIALECTS[kind])
         same = examples(task, asked_split(name))
         texts = [row["inputs_pretokenized"].decode() for row in same]
