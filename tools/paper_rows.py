@@ -81,6 +81,8 @@ def words(name: str, work: Path, **settings: Any) -> list[str]:
     files = printed.files_of(name)
     run = planned_runs.read(files, [], [])
     given = {**FEW, "MODEL_DIR": str(work / name)}
+    if "SUITE" in settings:  # another one, or none, has its own lengths
+        del given["SUITE_LENGTHS"]
     if any(list(stage.trainable) == ["prompt"] for stage in run.stages):
         given |= OF_PROMPTS
     if name in {figure.configuration for figure in printed.FIGURES}:
