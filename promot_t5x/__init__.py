@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from promot_t5x.distributed.partitioning import Partitioner as Partitioner
     from promot_t5x.errors import UserError as UserError
     from promot_t5x.evaluation.evaluator import EvalConfig as EvalConfig
+    from promot_t5x.models import DecoderOnlyModel as DecoderOnlyModel
     from promot_t5x.models import EncoderDecoderModel as EncoderDecoderModel
+    from promot_t5x.network import DecoderOnly as DecoderOnly
+    from promot_t5x.network import DecoderOnlyConfig as DecoderOnlyConfig
     from promot_t5x.network import T5Config as T5Config
     from promot_t5x.network import Transformer as Transformer
     from promot_t5x.runs.stages import Stage as Stage
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 
 _DEFINED_IN = {
     "BeamSearch": "decoding",
+    "DecoderOnly": "network",
+    "DecoderOnlyConfig": "network",
+    "DecoderOnlyModel": "models",
     "EncoderDecoderModel": "models",
     "EvalConfig": "evaluation.evaluator",
     "Greedy": "decoding",

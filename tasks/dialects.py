@@ -42,12 +42,15 @@ class Dialect:
       also at the end of the question. Only for span corruption.
     - `bos`: the question begins with the vocabulary's BOS, behind a prompt (T5Gemma).
     - `eos`: the question ends in EOS, as T5's do.
+    - `answer_start`: what parts the answer from its question where both are one sequence, such as
+      the space that demonstrations have there.
     """
 
     kind: str = "lm"
     sentinel: str = "none"
     bos: bool = False
     eos: bool = True
+    answer_start: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (("kind", KINDS), ("sentinel", SENTINELS)):
@@ -79,7 +82,7 @@ class Dialect:
 
     def target(self, answer: str) -> str:
         """`answer` as the model is trained to give it."""
-        return f"{FIRST} {answer}" if self.marks_targets else answer
+        return f"{FIRST} {answer}" if self.marks_targets else f"{self.answer_start}{answer}"
 
     def read(self, output: str) -> str:
         """Return the answer within what the model said, as `decode` writes that down."""
@@ -109,8 +112,8 @@ def bos_id(vocabulary: Any) -> int:
     if found is None or found < 0:
         raise UserError(
             f"The model begins its text with BOS, and the vocabulary {type(vocabulary).__name__} "
-            "has none: give the model's own VOCABULARY, or set DECODER_START = 'pad' and "
-            "BOS_IN_INPUTS = False."
+            "has none: give the model's own VOCABULARY, or set BOS_IN_INPUTS = False and, of an "
+            "encoder-decoder, DECODER_START = 'pad'."
         )
     return found
 
@@ -171,8 +174,13 @@ def question_ids(vocabulary: Any, dialect: Dialect, text: str) -> Int32[np.ndarr
 
 
 def target_ids(vocabulary: Any, dialect: Dialect, answer: str) -> Int32[np.ndarray, " tokens"]:
-    """`answer` as the ids that a model is trained to give it with, EOS included."""
+    """`answer`, with what parts it from its question, as ids; sentinel and EOS included."""
     return _spoken(vocabulary, text_ids(vocabulary, answer), first=dialect.marks_targets)
+
+
+def label_ids(vocabulary: Any, dialect: Dialect, label: str) -> Int32[np.ndarray, " tokens"]:
+    """`label` as the ids that a model is trained to give it with."""
+    return target_ids(vocabulary, dialect, f"{dialect.answer_start}{label}")
 
 
 def _spoken(

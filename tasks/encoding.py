@@ -112,7 +112,8 @@ class EncodeWhole:
         ]
         prompts = self.assembler.prompts(queries, budget, epochs)
         vocabulary, dialect = self.assembler.vocabulary, self.dialect
-        answers = dialects.texts_ids(vocabulary, [query.answer for query in queries])
+        written = [f"{dialect.answer_start}{query.answer}" for query in queries]
+        answers = dialects.texts_ids(vocabulary, written)
         begin = [dialects.bos_id(vocabulary)] if dialect.bos else []
         last = self._sentinel if dialect.marks_inputs else []
         first = self._sentinel if dialect.marks_targets else []

@@ -126,7 +126,7 @@ class TaskDef:
         That is `output_length`, and what the longest of the labels takes where that is more, as
         in a vocabulary of bytes; None leaves it to the data.
         """
-        labels = [len(dialects.target_ids(vocabulary, dialect, label)) for label in self.labels]
+        labels = [len(dialects.label_ids(vocabulary, dialect, label)) for label in self.labels]
         return None if self.output_length is None else max([self.output_length, *labels])
 
     def reference(self, example: Mapping[str, Any]) -> str | list[str] | dict[str, Any]:

@@ -16,7 +16,7 @@ from promot_t5x.decoding import decoder as decoding
 from promot_t5x.decoding import search
 from promot_t5x.decoding.batched import BatchedProgram
 from promot_t5x.decoding.length_buckets import Batch
-from promot_t5x.network import transformer
+from promot_t5x.network import parameters, transformer
 from promot_t5x.network.config import T5Config
 
 INPUT_LENGTH, OUTPUT_LENGTH, FEW_STEPS, MANY_STEPS = 1024, 64, 4, 36
@@ -189,7 +189,7 @@ def _show_suite(batch_size: int) -> None:
 
 
 def _network(config: T5Config) -> tuple[transformer.Transformer, Any]:
-    params, _ = transformer.initial_params(config, jax.random.key(0))
+    params, _ = parameters.initial_params(config, jax.random.key(0))
     return transformer.Transformer(config), params
 
 

@@ -23,7 +23,7 @@ from promot_t5x.checkpoints.paths import STATE_DIRECTORY, step_directory
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.checkpoints.state_tree import state_leaves
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.network import transformer
+from promot_t5x.network import parameters
 from promot_t5x.training import adafactor, state
 
 REPEATS = 3
@@ -39,7 +39,7 @@ def show(batch_size: int, count: int) -> None:
     columns = ("finite check s", "training waits s", "read back s", "counts after s")
     print(f"\n{'a save of':12}{'MB':>9}" + "".join(f"{title:>18}" for title in columns))
     config = dataclasses.replace(CONFIG, num_prompts=1, prompt_length=PROMPT_LENGTH)
-    shapes, axes = transformer.param_shapes(config), transformer.param_axes(config)
+    shapes, axes = parameters.param_shapes(config), parameters.param_axes(config)
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), shapes)
     for name, kind in STAGES.items():

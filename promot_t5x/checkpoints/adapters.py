@@ -22,9 +22,9 @@ from promot_t5x.checkpoints.opening import check_finite, check_shapes
 from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError
-from promot_t5x.network import transformer
 from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.lora import LoRA, adapters_of, is_adapter, kernel_of, merged, parts_of
+from promot_t5x.network.parameters import param_shapes
 
 ADAPTER_KEY = "adapter"  # in the metadata of a stage's checkpoints
 
@@ -107,7 +107,7 @@ def open_adapter(path: str | os.PathLike[str], config: NetworkConfig) -> StoredA
     # Patterns may be of another layout's paths: the kernels are those that there are adapters of.
     kernels = sorted({re.escape(kernel_of(path)) for path in laid_out.shapes})
     lora = dataclasses.replace(lora, kernels=kernels)
-    fitting = transformer.param_shapes(dataclasses.replace(plain, lora=lora))
+    fitting = param_shapes(dataclasses.replace(plain, lora=lora))
     needed = adapters_of(flatten_dict(fitting, sep="/"))
     check_shapes(laid_out.shapes, needed, source=f"The adapter {directory}")
     wanted = {

@@ -26,8 +26,9 @@ from promot_t5x.checkpoints.formats.source import Shapes
 from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.errors import UserError, listed
-from promot_t5x.network import transformer
+from promot_t5x.network import quantization
 from promot_t5x.network.config import NetworkConfig
+from promot_t5x.network.parameters import param_shapes
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.network.scan import layer_axis
 
@@ -64,7 +65,7 @@ class Parameters:
         # Where the network scans and the checkpoint does not, `read` stacks the layers.
         scanned = config.scan_layers and any(map(layer_axis, shapes))
         plain = dataclasses.replace(config, num_prompts=0, prompt_length=0, scan_layers=scanned)
-        check_shapes(shapes, transformer.param_shapes(plain), source=self.directory)
+        check_shapes(shapes, param_shapes(plain), source=self.directory)
         check_floating(shapes, self.directory)
 
     def read(self, wanted: Shapes) -> dict[str, Any]:
@@ -72,15 +73,18 @@ class Parameters:
 
         **Arguments:**
 
-        - `wanted`: {path: shape, dtype and sharding}. With a sharding each process reads what its
-          own devices hold, into a JAX array; without one the result is a numpy array.
+        - `wanted`: {path: shape, dtype and sharding}, of an int8 array its scales too. With a
+          sharding each process reads what its own devices hold, into a JAX array; without one the
+          result is a numpy array.
 
         **Raises:** `UserError` where an array cannot be read, or holds integers, NaN or an
         infinity.
         """
         check_floating({p: self.shapes[p] for p in wanted if p in self.shapes}, self.directory)
         found = read_sharded(self._source, wanted)
-        check_finite(found, self.directory)
+        # What is not finite makes a scale that is not.
+        floating = {quantization.owner(p): a for p, a in found.items() if a.dtype != jnp.int8}
+        check_finite(floating, self.directory)
         return found
 
     def read_tree(

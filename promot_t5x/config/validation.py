@@ -58,6 +58,15 @@ def check_rate(source: str, value: Any) -> None:
         raise UserError(f"{source} must be a finite number, not below 0, got {value!r}.")
 
 
+def check_choice(source: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise `UserError` unless `value` is one of a few; `source` names it."""
+    if value not in choices:
+        raise UserError(
+            f"{source} must be {' or '.join(map(repr, choices))}, got {value!r}."
+            f"{did_you_mean(str(value), choices)}"
+        )
+
+
 def check_made(source: str, value: Any) -> None:
     """Raise `UserError` where gin was given a class, without `()`, in place of an object of it."""
     if isinstance(value, type):

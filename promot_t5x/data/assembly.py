@@ -4,6 +4,9 @@ The features are T5X's (`seqio.EncDecFeatureConverter`): int32 arrays [rows, len
 nothing stands. A prompt is virtual tokens: task k's vector j has the id
 `vocab_size + k * prompt_length + j`, and these ids stand in front of every example's inputs,
 inside its segment, before rows are packed.
+
+Where the decoder has no token of its own to begin with, it begins with the last one of the inputs,
+which the encoder's tokens then lack: a decoder-only network's targets go on where inputs end.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +36,11 @@ _PACKED = (
 )
 
 
-def batch_shapes(shape: Shape, *, packed: bool) -> dict[str, tuple[int, int]]:
-    """Shape of every feature of a batch; all are int32."""
-    features = _UNPACKED + (_PACKED if packed else ())
+def batch_shapes(
+    shape: Shape, *, packed: bool, start_id: int | None = 0
+) -> dict[str, tuple[int, int]]:
+    """Shape of every feature of a batch, all int32; `start_id` is the model's."""
+    features = _UNPACKED + (_PACKED if packed or start_id is None else ())
     return {name: (shape.rows, getattr(shape, feature)) for name, feature in features}
 
 
@@ -63,7 +68,7 @@ class Assembler:
         vocab_size: int,
         prompt_length: int,
         use_prompts: bool,
-        start_id: int,
+        start_id: int | None,
     ):
         """See `batches.Batches` for the arguments and the errors."""
         self.lengths = _checked_lengths(lengths)
@@ -74,6 +79,8 @@ class Assembler:
         self._text_lengths = _text_lengths(self.lengths, self._prompt_length)
         for store in self._stores:
             _check_tokens(store.name, store.max_token, vocab_size)
+            if start_id is None and not self._prompt_length:
+                _check_inputs(store.name, store.lengths(store.sample)["inputs"])
         self._vocab_size = vocab_size
         self.trimmed = {
             store.name: {
@@ -105,22 +112,26 @@ class Assembler:
     def assemble(self, segments: Segments, shape: Shape, *, packed: bool) -> Batch:
         """Return the features of rows of that shape; a row without segments is all zeros."""
         texts = self._texts(segments)
-        taken = texts["inputs"].lengths + self._prompt_length
-        inputs = _Layout(segments, taken, shape.rows, shape.inputs)
+        asked = self._behind_prompts(texts["inputs"], segments)
+        begin: np.ndarray | int
+        if self._start_id is None:
+            asked, begin = self._without_last(asked, segments)
+        else:
+            begin = self._start_id
+        inputs = _Layout(segments, asked.lengths, shape.rows, shape.inputs)
         targets = _Layout(segments, texts["targets"].lengths, shape.rows, shape.targets)
         encoder = inputs.empty()
-        self._write_prompts(encoder, inputs, segments)
-        _write(encoder, inputs.starts + self._prompt_length, texts["inputs"])
+        _write(encoder, inputs.starts, asked)
         decoder = targets.empty()
         _write(decoder, targets.starts, texts["targets"])
         batch = {
             "encoder_input_tokens": inputs.shaped(encoder),
             "decoder_target_tokens": targets.shaped(decoder),
-            "decoder_input_tokens": _shifted(decoder, targets, packed, self._start_id),
+            "decoder_input_tokens": _shifted(decoder, targets, packed, begin),
             # By where tokens stand, not by their ids: a target of id 0 is learned like any other.
             "decoder_loss_weights": targets.shaped(targets.spread(np.ones_like(targets.sizes))),
         }
-        if packed:
+        if packed or self._start_id is None:
             for side, layout in (("encoder", inputs), ("decoder", targets)):
                 batch[f"{side}_segment_ids"] = layout.shaped(layout.spread(segments.numbers))
                 batch[f"{side}_positions"] = layout.shaped(layout.positions())
@@ -145,10 +156,26 @@ class Assembler:
                 parts[name].append(_trimmed(text, self._text_lengths[name], store.eos_ids[name]))
         return {name: _in_order(parts[name], order) for name in FEATURES}
 
-    def _write_prompts(self, flat: np.ndarray, layout: "_Layout", segments: Segments) -> None:
+    def _behind_prompts(self, texts: Ragged, segments: Segments) -> Ragged:
+        """Put each example's prompt in front of its text."""
+        if not self._prompt_length:
+            return texts
         vector = np.arange(self._prompt_length)
+        found = Ragged(np.empty(0, np.int32), texts.lengths + self._prompt_length)
+        tokens = np.empty(found.lengths.sum(), np.int32)
         ids = self._prompt_starts[segments.tasks][:, None] + vector
-        flat[layout.starts[:, None] + vector] = ids
+        tokens[found.starts[:, None] + vector] = ids
+        _write(tokens, found.starts + self._prompt_length, texts)
+        return found._replace(tokens=tokens)
+
+    def _without_last(
+        self, texts: Ragged, segments: Segments
+    ) -> tuple[Ragged, Int32[np.ndarray, " examples"]]:
+        """Take the last token of each."""
+        for task, chosen in self._by_task(segments.tasks):
+            _check_inputs(self._stores[task].name, texts.lengths[chosen])
+        ends = np.cumsum(texts.lengths) - 1
+        return Ragged(np.delete(texts.tokens, ends), texts.lengths - 1), texts.tokens[ends]
 
 
 class _Layout:
@@ -182,8 +209,10 @@ class _Layout:
         return flat
 
 
-def _shifted(flat: np.ndarray, layout: _Layout, packed: bool, start_id: int) -> np.ndarray:
-    """Targets moved one to the right, the decoder's start first, as SeqIO does it."""
+def _shifted(
+    flat: np.ndarray, layout: _Layout, packed: bool, begin: np.ndarray | int
+) -> np.ndarray:
+    """Targets moved one to the right, what the decoder begins with first, as SeqIO does it."""
     rows = layout.shaped(flat)
     shifted = np.zeros_like(rows)
     shifted[:, 1:] = rows[:, :-1]
@@ -192,7 +221,8 @@ def _shifted(flat: np.ndarray, layout: _Layout, packed: bool, start_id: int) -> 
         ends = layout.starts + layout.sizes
         boundaries = np.concatenate([layout.starts, ends])
         places[boundaries[boundaries < flat.size]] = 0
-    places[layout.starts[layout.sizes > 0]] = start_id
+    there = layout.sizes > 0
+    places[layout.starts[there]] = begin if isinstance(begin, int) else begin[there]
     return shifted
 
 
@@ -236,6 +266,15 @@ def _text_lengths(lengths: Mapping[str, int], prompt_length: int) -> dict[str, i
             f"set it to {prompt_length} plus the length of the text."
         )
     return {"inputs": lengths["inputs"] - prompt_length, "targets": lengths["targets"]}
+
+
+def _check_inputs(name: str, lengths: Int64[np.ndarray, " examples"]) -> None:
+    if not lengths.all():
+        raise UserError(
+            f"{name} has an example without inputs, but a decoder-only model's answer goes on from "
+            "their last token: set BOS_IN_INPUTS = True where the vocabulary has a BOS, or leave "
+            "such examples out."
+        )
 
 
 def _check_tokens(name: str, token: int, vocab_size: int) -> None:

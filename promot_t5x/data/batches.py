@@ -51,7 +51,7 @@ class Batches:
         vocab_size: int,
         prompt_length: int = 0,
         use_prompts: bool = False,
-        start_id: int = 0,
+        start_id: int | None = 0,
     ):
         """Plan nothing yet; that happens as batches are asked for.
 
@@ -69,7 +69,8 @@ class Batches:
             vocab_size: rows of the model's embedding; prompt ids start there.
             prompt_length: vectors of a prompt.
             use_prompts: whether prompt ids are put in front of the inputs.
-            start_id: what the decoder begins with; T5's is the padding's.
+            start_id: what the decoder begins with, T5's is the padding's; None: the last token of
+                the inputs, which goes there.
 
         Raises `UserError` for lengths that leave no room for text, tokens outside the
         embedding, and a batch size or prompt length that is not positive.
@@ -194,7 +195,7 @@ class EvalBatches:
         vocab_size: int,
         prompt_length: int = 0,
         use_prompts: bool = False,
-        start_id: int = 0,
+        start_id: int | None = 0,
         limit: int | None = None,
         seed: int | None = None,
     ):
@@ -328,7 +329,7 @@ def _assembler(
     vocab_size: int,
     prompt_length: int,
     use_prompts: bool,
-    start_id: int,
+    start_id: int | None,
 ) -> Assembler:
     if len(tasks) != len(stores) or not tasks:
         raise ValueError(f"{len(tasks)} tasks and {len(stores)} stores")

@@ -97,7 +97,8 @@ class TokenizerJsonVocabulary(seqio.Vocabulary):  # type: ignore[misc]
         return self._tokenizer.encode(s, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        unwritten = (self.pad_id, self.eos_id)
+        # Id 0 is the padding's only where no text has it.
+        unwritten = (self.eos_id, *([self.pad_id] if self.is_special(self.pad_id) else []))
         return self._tokenizer.decode(  # type: ignore[no-any-return]
             [i for i in ids if i not in unwritten], skip_special_tokens=False
         )

@@ -65,11 +65,8 @@ def tokenizer_json(path: str, eos_token: str | None = None) -> Any:
 def check(vocabulary: Any) -> None:
     """Raise `UserError` for a vocabulary that no model here can be trained or asked with.
 
-    Texts end in its EOS, and batches are filled up with id 0, which counts for nothing in the
-    loss: an ordinary piece of that id would never be learned.
-
     Args:
-        vocabulary: a `seqio.Vocabulary`.
+        vocabulary: a `seqio.Vocabulary`; texts end in its EOS.
 
     """
     name = _described(vocabulary)
@@ -86,11 +83,22 @@ def check(vocabulary: Any) -> None:
             "targets would not end, and answers never would. Train it again with one "
             "(SentencePiece: --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1)."
         )
+
+
+def check_padding(vocabulary: Any) -> None:
+    """Raise `UserError` for a vocabulary that no encoder-decoder can be trained or asked with.
+
+    Its rows are filled up with id 0: an ordinary piece of that id would not be seen at their end.
+
+    Args:
+        vocabulary: a `seqio.Vocabulary`.
+
+    """
     if (piece := _ordinary_piece_at_0(vocabulary)) is not None:
         raise UserError(
-            f"The vocabulary {name} has {piece!r} at id 0, which batches are filled up with and "
-            "which counts for nothing in the loss. Id 0 must be the padding: train it again "
-            "with one (SentencePiece: --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1)."
+            f"The vocabulary {_described(vocabulary)} has {piece!r} at id 0, which the rows of "
+            "an encoder-decoder are filled up with. Id 0 must be the padding: train it again with "
+            "one (SentencePiece: --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1)."
         )
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int, Int32
 
 from promot_t5x.decoding.length_buckets import (
     Batch,
@@ -22,6 +22,28 @@ from promot_t5x.decoding.length_buckets import (
     choose_input_lengths,
 )
 from promot_t5x.errors import UserError
+from promot_t5x.network.attention import NO_TOKEN
+
+
+def fill_id(start_id: int | None) -> int:
+    """Return what fills rows up behind their tokens, where the decoder begins with `start_id`."""
+    return NO_TOKEN if start_id is None else 0
+
+
+def begun(
+    tokens: Int[Array, "batch length"], start_id: int | None
+) -> tuple[Int[Array, "batch length"], Int[Array, "batch 1"] | int]:
+    """Return the inputs as the decoder looks back at them, and what it begins with.
+
+    **Arguments:**
+
+    - `start_id`: as `BatchedProgram` has it. None takes the last token of each row.
+    """
+    if start_id is not None:
+        return tokens, start_id
+    last = jnp.sum(tokens != NO_TOKEN, axis=1, keepdims=True) - 1
+    first = jnp.take_along_axis(tokens, jnp.maximum(last, 0), axis=1)
+    return jnp.where(jnp.arange(tokens.shape[1]) == last, NO_TOKEN, tokens), first
 
 
 @dataclasses.dataclass
@@ -30,13 +52,15 @@ class BatchedProgram:
 
     **Attributes:**
 
-    - `module`: a `network.Transformer`.
+    - `module`: a `network.Transformer` or `network.DecoderOnly`.
     - `batch_size`: examples in a batch.
     - `max_buckets`: most input lengths chosen for one data set.
     - `length_multiple`: every chosen input length is a multiple of it.
     - `input_lengths`: input lengths to use instead of choosing them from the data.
     - `batch_sharding`: of a batch of inputs on a mesh; the parameters lie on the same mesh. Every
       process passes all examples and gets all results.
+    - `start_id`: what the decoder begins with, T5's is 0; None for a decoder-only network's: the
+      last token of the inputs.
     - `compilations`: (input length, output length) of each program compiled so far.
 
     **Raises** `UserError` where the sharding does not divide the batch.
@@ -49,6 +73,7 @@ class BatchedProgram:
     length_multiple: int = 16
     input_lengths: tuple[int, ...] = ()
     batch_sharding: NamedSharding | None = None
+    start_id: int | None = 0
     compilations: list[tuple[int, int]] = dataclasses.field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -104,10 +129,14 @@ class BatchedProgram:
 
     def _padded(self, sequences: Sequence[np.ndarray], batch: Batch) -> Array:
         """Place the inputs of a batch on the mesh, int32 [batch_size, input_length]."""
-        tokens = np.zeros((self.batch_size, batch.input_length), np.int32)
+        tokens = self._filled(self.batch_size, batch.input_length)
         for position, row in enumerate(batch.rows):
             tokens[position, : len(sequences[row])] = sequences[row]
         return self._place(tokens)
+
+    def _filled(self, *shape: int) -> Int32[np.ndarray, "..."]:
+        """Return an array without any tokens."""
+        return np.full(shape, fill_id(self.start_id), np.int32)
 
     def _place(self, array: np.ndarray) -> Array:
         if self.batch_sharding is None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from promot_t5x.decoding.batched import BatchedProgram
+from promot_t5x.decoding.batched import BatchedProgram, begun, fill_id
 from promot_t5x.decoding.length_buckets import Batch, Lengths
 from promot_t5x.decoding.search import (
     BeamSearch,
@@ -46,15 +46,16 @@ def decode(
     rng: Key[Array, ""] | None = None,
     example_ids: Int[Array, " batch"] | None = None,
     eos_id: int = 1,
-    start_id: int = 0,
+    start_id: int | None = 0,
 ) -> Decodes:
     """Decode a batch; traceable, so wrap it in `jax.jit` with all but the arrays bound.
 
     **Arguments:**
 
-    - `module`: a `network.Transformer`.
-    - `encoder_input_tokens`: ids, 0 where padded; prompt ids are welcome. A row of zeros is
-      padding of the batch: it counts as ended from the start and comes out as zeros.
+    - `module`: a `network.Transformer` or `network.DecoderOnly`.
+    - `encoder_input_tokens`: ids, 0 where padded (-1 where `start_id` is None); prompt ids are
+      welcome. A row without tokens is padding of the batch: it counts as ended from the start and
+      comes out as it is.
     - `max_decode_length`: room for decoded tokens, EOS included.
     - `limit`: most tokens decoded, at most and by default `max_decode_length`; it is no part of
       the program, so batches with answers of different lengths share one.
@@ -62,43 +63,33 @@ def decode(
     - `rng`: typed key for `Sampling`; without one, it is made from `method.seed`.
     - `example_ids`: what tells the examples' random streams apart; the row number by default.
     - `eos_id`, `start_id`: what ends an answer and what the decoder begins with; T5's by default.
+      None begins with the last token of the inputs, as decoder-only networks do.
 
     **Returns** `Decodes` of `method.num_decodes` hypotheses a row, the best last.
     """
     encoder_input_tokens = jnp.asarray(encoder_input_tokens)
+    before, first = begun(encoder_input_tokens, start_id)
     step, cache = _decoder_step(
-        module, params, encoder_input_tokens, method.num_decodes, max_decode_length
+        module, params, encoder_input_tokens, before, method.num_decodes, max_decode_length
     )
-    is_padding = ~jnp.any(encoder_input_tokens > 0, axis=1)
+    filled = fill_id(start_id)
+    search: dict[str, Any] = {
+        "is_padding": ~jnp.any(encoder_input_tokens > filled, axis=1),
+        "length": max_decode_length,
+        "limit": limit,
+        "eos_id": eos_id,
+        "start_id": first,
+        "fill_id": filled,
+    }
     if isinstance(method, BeamSearch):
-        return beam_search(
-            step,
-            reorder,
-            cache,
-            method,
-            is_padding=is_padding,
-            length=max_decode_length,
-            limit=limit,
-            eos_id=eos_id,
-            start_id=start_id,
-        )
+        return beam_search(step, reorder, cache, method, **search)
     keys = None
     if isinstance(method, Sampling):
         rng = seed_key(method.seed) if rng is None else rng
         if example_ids is None:
             example_ids = jnp.arange(encoder_input_tokens.shape[0])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, example_ids)
-    return sample(
-        step,
-        cache,
-        method,
-        is_padding=is_padding,
-        length=max_decode_length,
-        limit=limit,
-        eos_id=eos_id,
-        start_id=start_id,
-        keys=keys,
-    )
+    return sample(step, cache, method, keys=keys, **search)
 
 
 def seed_key(seed: int) -> Key[Array, ""]:
@@ -110,10 +101,16 @@ def _decoder_step(
     module: Any,
     params: Params,
     encoder_input_tokens: Tokens,
+    before: Tokens,
     num_decodes: int,
     max_decode_length: int,
 ) -> tuple[Step, Cache]:
-    """Run the encoder; return the decoder's step over its output, and an empty cache."""
+    """Run the encoder; return the decoder's step over its output, and an empty cache.
+
+    **Arguments:**
+
+    - `before`: the inputs that the decoder's first token follows.
+    """
     variables = {"params": params}
     encoded = module.apply(variables, encoder_input_tokens, enable_dropout=False, method="encode")
     cross = module.apply(variables, encoded, method="cross_key_values")
@@ -126,7 +123,7 @@ def _decoder_step(
         logits, updated = module.apply(
             {**variables, "cache": cache},
             None,
-            encoder_input_tokens,
+            before,
             rows,
             rows,
             enable_dropout=False,
@@ -187,13 +184,12 @@ class Decoder(BatchedProgram):
 
     **Attributes** besides those of `BatchedProgram`:
 
-    - `method`, `eos_id`, `start_id`: see `decode`.
+    - `method`, `eos_id`: see `decode`.
     """
 
     _: dataclasses.KW_ONLY
     method: Method = dataclasses.field(default_factory=Greedy)
     eos_id: int = 1
-    start_id: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,7 +222,7 @@ class Decoder(BatchedProgram):
         """
         batches = self.plan([len(sequence) for sequence in sequences], max_decode_length)
         shape = (len(sequences), self.method.num_decodes)
-        ids = np.zeros((*shape, int(np.max(max_decode_length, initial=0))), np.int32)
+        ids = self._filled(*shape, int(np.max(max_decode_length, initial=0)))
         scores = np.zeros(shape, np.float32)
         steps = done = 0
         for batch, decodes in self.run(params, sequences, batches, rng=rng):
@@ -237,6 +233,11 @@ class Decoder(BatchedProgram):
             if progress is not None:
                 progress(done, len(sequences))
         return Decodes(ids, scores, steps)
+
+    def tokens(self, ids: Int[np.ndarray, " length"]) -> Int[np.ndarray, " tokens"]:
+        """Return a hypothesis without what fills it up."""
+        filled = fill_id(self.start_id)
+        return np.trim_zeros(ids - filled, "b") + filled
 
     def lower(self, params: Params, input_length: int, output_length: int) -> jax.stages.Lowered:
         """Lower the program for inputs of one length from shapes, without arrays or devices.

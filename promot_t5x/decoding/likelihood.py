@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from promot_t5x.decoding.batched import BatchedProgram
+from promot_t5x.decoding.batched import BatchedProgram, begun, fill_id
 from promot_t5x.decoding.length_buckets import Batch
 from promot_t5x.decoding.logits import NEGATIVE_INFINITY, token_log_prob
 from promot_t5x.decoding.search import Method
@@ -86,34 +86,37 @@ def score_candidates(
     candidates: Int[Array, "batch n tokens"],
     given: Int[Array, " batch"] | None = None,
     *,
-    start_id: int = 0,
+    start_id: int | None = 0,
 ) -> CandidateScores:
     """Log-likelihood of each candidate given its row's inputs.
 
     **Arguments:**
 
-    - `encoder_input_tokens`: ids, 0 where padded.
-    - `candidates`: ids, EOS included where it counts, 0 where padded.
+    - `encoder_input_tokens`: ids, 0 where padded (-1 where `start_id` is None).
+    - `candidates`: ids, EOS included where it counts, padded likewise.
     - `given`: how many ids at the start of a row's candidates are given, and not scored; none by
       default.
-    - `start_id`: what the decoder begins with; T5's by default.
+    - `start_id`: as `decoder.decode` takes it.
     """
     variables = {"params": params}
     encoder_input_tokens = jnp.asarray(encoder_input_tokens)
     encoded = module.apply(variables, encoder_input_tokens, enable_dropout=False, method="encode")
     cross = module.apply(variables, encoded, method="cross_key_values")
+    before, first = begun(encoder_input_tokens, start_id)
+    starts = jnp.broadcast_to(jnp.reshape(first, (-1, 1, 1)), (*candidates.shape[:2], 1))
+    shifted = jnp.concatenate([starts, candidates[..., :-1]], axis=-1)
     targets = candidates.reshape(-1, candidates.shape[-1])
     logits = module.apply(
         variables,
         None,
-        encoder_input_tokens,
-        jnp.pad(targets, ((0, 0), (1, 0)), constant_values=start_id)[:, :-1],
+        before,
+        shifted.reshape(targets.shape),
         targets,
         enable_dropout=False,
         cross_key_values=cross,
         method="decode",
     ).astype(jnp.float32)
-    counts = real_tokens(targets).reshape(candidates.shape)
+    counts = real_tokens(targets, fill_id(start_id)).reshape(candidates.shape)
     if given is not None:
         counts &= jnp.arange(candidates.shape[-1]) >= given[:, None, None]
     token_log_probs = token_log_prob(logits, targets).reshape(candidates.shape)
@@ -129,13 +132,8 @@ def score_candidates(
 class Scorer(BatchedProgram):
     """Scores candidates of examples of any lengths, with a few compiled programs.
 
-    **Attributes** besides those of `BatchedProgram`:
-
-    - `start_id`: see `score_candidates`.
+    **Attributes:** those of `BatchedProgram`.
     """
-
-    _: dataclasses.KW_ONLY
-    start_id: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,7 +169,7 @@ class Scorer(BatchedProgram):
     ) -> Iterator[tuple[Batch, CandidateScores]]:
         most = max(map(len, candidates), default=0)
         for batch in batches:
-            targets = np.zeros((self.batch_size, most, batch.output_length), np.int32)
+            targets = self._filled(self.batch_size, most, batch.output_length)
             before = np.zeros(self.batch_size, np.int32)
             for position, row in enumerate(batch.rows):
                 before[position] = 0 if given is None else given[row]

@@ -39,7 +39,7 @@ Reorder = Callable[[Cache, Int[Array, "batch n"]], Cache]
 class Decodes(NamedTuple):
     """Hypotheses of every row, worst first: the best one is `ids[:, -1]`.
 
-    ids: int32 [batch, n, length], EOS included, 0 after it.
+    ids: int32 [batch, n, length], EOS included, 0 (or what fills rows) after it.
     scores: float32 [batch, n], log-probability (divided by the brevity penalty for a
       finished beam); below -1e6 where beam search found fewer than n.
     steps: int32 scalar, the decoder steps that were run.
@@ -174,7 +174,8 @@ def sample(
     is_padding: Bool[Array, " batch"],
     length: int,
     eos_id: int,
-    start_id: int = 0,
+    start_id: Int[Array, "batch 1"] | int = 0,
+    fill_id: int = 0,
     limit: Int[Array, ""] | int | None = None,
     keys: Key[Array, " batch"] | None = None,
 ) -> Decodes:
@@ -185,10 +186,11 @@ def sample(
     - `step`: the model's decoding step.
     - `cache`: what the first step starts from.
     - `method`: how the next token is chosen.
-    - `is_padding`: rows to leave alone; they come out as zeros.
+    - `is_padding`: rows to leave alone; they come out filled up.
     - `length`: room for tokens, EOS included.
     - `eos_id`: the token that ends a hypothesis.
-    - `start_id`: what the decoder begins with; T5's is the padding's.
+    - `start_id`: what the decoder begins with, in all rows or in each; T5's is the padding's.
+    - `fill_id`: stands where a hypothesis has ended.
     - `limit`: most tokens to decode, at most and by default `length`.
     - `keys`: one random key a row, needed by `Sampling` alone.
 
@@ -209,7 +211,7 @@ def sample(
         if keys is not None:
             now = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, state.step)
         token, log_prob = _choose(logits.astype(jnp.float32), method, now)
-        token = jnp.where(state.ended, 0, token)
+        token = jnp.where(state.ended, fill_id, token)
         return _SampleState(
             step=state.step + 1,
             token=token,
@@ -221,8 +223,8 @@ def sample(
 
     start = _SampleState(
         step=jnp.zeros((), jnp.int32),
-        token=jnp.full(shape, start_id, jnp.int32),
-        ids=jnp.zeros((*shape, length), jnp.int32),
+        token=jnp.broadcast_to(jnp.asarray(start_id, jnp.int32), shape),
+        ids=jnp.full((*shape, length), fill_id, jnp.int32),
         ended=jnp.broadcast_to(is_padding[:, None], shape),
         log_prob=jnp.zeros(shape, jnp.float32),
         cache=cache,
@@ -287,10 +289,17 @@ def _candidates(
     return _Candidates(flat // tokens.shape[-1], token, best)
 
 
-def _start_beams(cache: Cache, batch: int, beams: int, length: int, start_id: int) -> _BeamState:
+def _start_beams(
+    cache: Cache,
+    batch: int,
+    beams: int,
+    length: int,
+    start_id: Int[Array, "batch 1"] | int,
+    fill_id: int,
+) -> _BeamState:
     # All beams start equal, so only one of them may count.
     first = jnp.where(jnp.arange(beams) == 0, 0.0, NEGATIVE_INFINITY)
-    ids = jnp.zeros((batch, beams, length), jnp.int32)
+    ids = jnp.full((batch, beams, length), fill_id, jnp.int32)
     return _BeamState(
         step=jnp.zeros((), jnp.int32),
         live_ids=ids,
@@ -298,7 +307,7 @@ def _start_beams(cache: Cache, batch: int, beams: int, length: int, start_id: in
         ended_ids=ids,
         ended_scores=jnp.full((batch, beams), NEGATIVE_INFINITY),
         ended=jnp.zeros((batch, beams), bool),
-        token=jnp.full((batch, beams), start_id, jnp.int32),
+        token=jnp.broadcast_to(jnp.asarray(start_id, jnp.int32), (batch, beams)),
         cache=cache,
     )
 
@@ -325,7 +334,8 @@ def beam_search(
     is_padding: Bool[Array, " batch"],
     length: int,
     eos_id: int,
-    start_id: int = 0,
+    start_id: Int[Array, "batch 1"] | int = 0,
+    fill_id: int = 0,
     limit: Int[Array, ""] | int | None = None,
 ) -> Decodes:
     """Beam search for at most `limit` steps.
@@ -340,10 +350,11 @@ def beam_search(
     - `reorder`: gathers the cache's hypotheses.
     - `cache`: what the first step starts from.
     - `method`: beams and brevity penalty.
-    - `is_padding`: rows to leave alone; they come out as zeros.
+    - `is_padding`: rows to leave alone; they come out filled up.
     - `length`: room for tokens, EOS included.
     - `eos_id`: the token that ends a hypothesis.
-    - `start_id`: what the decoder begins with; T5's is the padding's.
+    - `start_id`: what the decoder begins with, in all rows or in each; T5's is the padding's.
+    - `fill_id`: stands where a hypothesis has ended.
     - `limit`: most tokens to decode, at most and by default `length`.
 
     **Returns** hypotheses in ascending order of score.
@@ -380,10 +391,10 @@ def beam_search(
             cache=reorder(cache, _pick(found.beam, live)),
         )
 
-    start = _start_beams(cache, is_padding.shape[0], beams, length, start_id)
+    start = _start_beams(cache, is_padding.shape[0], beams, length, start_id, fill_id)
     end = lax.while_loop(going, advance, start)
     some_ended = jnp.any(end.ended, axis=1)[:, None]
     ids = jnp.where(some_ended[..., None], end.ended_ids, end.live_ids)
     scores = jnp.where(some_ended, end.ended_scores, end.live_log_probs)
-    ids = jnp.where(is_padding[:, None, None], 0, ids)
+    ids = jnp.where(is_padding[:, None, None], fill_id, ids)
     return Decodes(ids, jnp.where(is_padding[:, None], 0.0, scores), end.step)

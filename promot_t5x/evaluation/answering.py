@@ -22,8 +22,8 @@ from promot_t5x.decoding.search import Method
 from promot_t5x.distributed import processes
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.journal import Journal
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network import transformer
+from promot_t5x.models.model import Model
+from promot_t5x.network.parameters import Module
 from promot_t5x.progress import Progress
 
 # {"ids": [...], "log_probs": [...]} of the hypotheses kept, the best first, without padding. Of
@@ -53,11 +53,11 @@ class EncodedQuestion(NamedTuple):
 
 @functools.cache
 def shared_decoder(
-    module: transformer.Transformer,
+    module: Module,
     method: Method,
     batch_size: int,
     eos_id: int,
-    start_id: int,
+    start_id: int | None,
     batch_sharding: NamedSharding,
 ) -> decoder.Decoder:
     """Return the process's one decoder of these settings: stages and rows share its programs."""
@@ -73,9 +73,9 @@ def shared_decoder(
 
 @functools.cache
 def shared_scorer(
-    module: transformer.Transformer,
+    module: Module,
     batch_size: int,
-    start_id: int,
+    start_id: int | None,
     batch_sharding: NamedSharding,
 ) -> likelihood.Scorer:
     """Return the process's one scorer of candidates with these settings."""
@@ -98,7 +98,7 @@ class Answerer:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         method: Method,
         batch_size: int,
         partitioner: Partitioner,
@@ -214,7 +214,7 @@ class Answerer:
         # Hypotheses come worst first.
         best = range(len(ids) - 1, len(ids) - 1 - self._kept, -1)
         return {
-            "ids": [np.trim_zeros(ids[i], "b").tolist() for i in best],
+            "ids": [self._decoder.tokens(ids[i]).tolist() for i in best],
             "log_probs": [float(scores[i]) for i in best],
         }
 

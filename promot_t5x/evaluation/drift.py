@@ -18,7 +18,7 @@ from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.question_set import QuestionSet
 from promot_t5x.evaluation.validation_loss import ValidationLoss
 from promot_t5x.files import append_json_line, keep_until
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.models.objectives import Divergence
 from promot_t5x.training.state import Tree
 
@@ -38,7 +38,7 @@ class Drift:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         prompt_length: int,
         config: EvalConfig,
         questions: QuestionSet,

@@ -22,7 +22,7 @@ from promot_t5x.evaluation.eval_config import EvalConfig as EvalConfig
 from promot_t5x.evaluation.journal import Journal
 from promot_t5x.evaluation.question_set import QuestionSet
 from promot_t5x.evaluation.records import EvalRun, TaskResult
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.training.state import Tree, flatten, unflatten
 
@@ -46,7 +46,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         config: EvalConfig,
         partitioner: Partitioner,
         prompt_index: int | None = None,

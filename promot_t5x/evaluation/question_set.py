@@ -17,7 +17,7 @@ from promot_t5x.errors import UserError
 from promot_t5x.evaluation import target_checks
 from promot_t5x.evaluation.answering import EncodedQuestion
 from promot_t5x.evaluation.eval_config import EvalConfig
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.tasks import dialects
 from promot_t5x.tasks.dialects import Dialect
@@ -61,9 +61,7 @@ class QuestionSet:
     Nothing is read before `by_task` is used.
     """
 
-    def __init__(
-        self, model: EncoderDecoderModel, config: EvalConfig, prompt_index: int | None = None
-    ):
+    def __init__(self, model: Model, config: EvalConfig, prompt_index: int | None = None):
         self._model, self._config, self._prompt_index = model, config, prompt_index
         self._measured_lengths: dict[str, int] = {}
         prompts, prompt_length, _ = model.prompt_shape
@@ -263,7 +261,7 @@ class QuestionSet:
         labels: tuple[Ids, ...] = ()
         if isinstance(self._config.method, decoding.RankClassification) and task.definition:
             known = task.definition.labels
-            labels = tuple(dialects.target_ids(vocabulary, dialect, label) for label in known)
+            labels = tuple(dialects.label_ids(vocabulary, dialect, label) for label in known)
         return [labels] * len(questions)
 
     def _input_ids(

@@ -18,7 +18,7 @@ from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.question_set import QuestionSet
 from promot_t5x.models import loss
-from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
+from promot_t5x.models.model import Batch, Model
 from promot_t5x.training.state import Tree
 
 
@@ -36,7 +36,7 @@ class ValidationLoss:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         config: EvalConfig,
         questions: QuestionSet,
         partitioner: Partitioner,

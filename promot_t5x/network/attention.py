@@ -20,6 +20,7 @@ from promot_t5x.network.config import T5Config
 from promot_t5x.network.layers import Dense, attention_init
 
 MASKED = -1e10
+NO_TOKEN = -1  # fills rows in which 0 is a token's id like any other
 CACHE_AXES = ("batch", "heads", "kv", "length")
 
 
@@ -30,13 +31,14 @@ class KeyValues(NamedTuple):
     value: Float[Array, "*layers batch heads head_dim length"]
 
 
-def real_tokens(ids: Int[Array, "batch length"]) -> Bool[Array, "batch length"]:
-    """Return True up to each row's last id above 0; what follows fills the row.
+def real_tokens(ids: Int[Array, "batch length"], fill_id: int = 0) -> Bool[Array, "batch length"]:
+    """Return True up to each row's last id above `fill_id`; what follows fills the row.
 
     A 0 before that is a token: some vocabularies have one there (Pile-T5's <unk>).
     """
     places = jnp.arange(1, ids.shape[1] + 1)
-    return places <= jnp.max(jnp.where(ids > 0, places, 0), axis=1, keepdims=True)
+    there = jnp.where(ids > fill_id, places, 0)
+    return places <= jnp.max(there, axis=1, keepdims=True, initial=0)
 
 
 def both_real(

@@ -89,6 +89,11 @@ class NetworkConfig:
         """Number of prompt vectors, which is the number of ids above the vocabulary."""
         return self.num_prompts * self.prompt_length
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether inputs have a stack of their own; in a decoder-only network they have not."""
+        return "num_encoder_layers" in self.depths
+
     def of_decoder(self) -> "NetworkConfig":
         """Return the configuration whose widths are the decoder's."""
         return self

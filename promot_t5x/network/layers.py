@@ -1,7 +1,8 @@
 """The parts of a T5 layer that are not attention: projections, norm, MLP, embedding, bias.
 
 Each part declares its parameters with T5X's names, shapes and logical axes, float32 whatever the
-activations are, and casts them where it uses them.
+activations are, and casts them where it uses them. Kernels and embeddings may also come in int8,
+with scales (`quantization`) that multiply what a product gives.
 """
 
 import dataclasses
@@ -15,9 +16,10 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from flax.linen.spmd import with_logical_constraint
 from jax import lax
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, Num
 
 from promot_t5x.errors import UserError
+from promot_t5x.network import quantization
 from promot_t5x.network.config import NetworkConfig, T5Config
 from promot_t5x.network.lora import LORA_A, LORA_B, RANK_AXIS, LoRA
 
@@ -57,6 +59,9 @@ class Dense(nn.Module):
             "kernel", self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
         )
         projected = self._product(inputs, kernel.reshape(sizes + self.features), self.contracted)
+        if kernel.dtype == jnp.int8:
+            scales: Array = self.get_variable("params", quantization.scale_of("kernel"))
+            projected = (projected * scales.reshape(self.features)).astype(self.dtype)
         if self.use_bias:
             bias = param_with_axes(
                 "bias", nn.initializers.zeros, shape[1:], jnp.float32, axes=self.kernel_axes[1:]
@@ -90,7 +95,7 @@ class Dense(nn.Module):
     def _product(
         self,
         inputs: Float[Array, "*shape"],
-        kernel: Float[Array | np.ndarray, "..."],
+        kernel: Num[Array | np.ndarray, "..."],
         contracted: int,
     ) -> Float[Array, "*projected"]:
         last = tuple(range(inputs.ndim - contracted, inputs.ndim))
@@ -164,22 +169,33 @@ class Embed(nn.Module):
         self.embedding = param_with_axes(
             "embedding", self.embedding_init, shape, jnp.float32, axes=("vocab", "embed")
         )
+        self.scales: Array | None = None  # of the rows
+        if self.embedding.dtype == jnp.int8:
+            self.scales = self.get_variable("params", quantization.scale_of("embedding"))
 
     def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         """Look ids up; an id outside the table reads its nearest row."""
         # A gather: T5X's one-hot product costs vocab_size multiplications an element. The cast
         # comes after it, so that the table is not copied and its gradient adds up in float32.
-        rows = jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.config.dtype)
-        embedded: Array = with_logical_constraint(rows, ACTIVATION_AXES)
+        rows = jnp.take(self.embedding, ids, axis=0, mode="clip")
+        if self.scales is not None:
+            rows = rows * jnp.take(self.scales, ids, axis=0, mode="clip")[..., None]
+        embedded: Array = with_logical_constraint(rows.astype(self.config.dtype), ACTIVATION_AXES)
         return embedded
 
     def attend(
         self, hidden: Float[Array, "batch length embed"]
     ) -> Float[Array, "batch length vocab"]:
         """Logits by the table itself, in float32, divided by sqrt(emb_dim) (T5 1.0)."""
-        table = self.embedding.astype(jnp.float32)
-        logits: Array = hidden.astype(jnp.float32) @ table.T / np.sqrt(self.config.emb_dim)
+        logits: Array = self.products(hidden) / np.sqrt(self.config.emb_dim)
         return logits
+
+    def products(
+        self, hidden: Float[Array, "batch length embed"]
+    ) -> Float[Array, "batch length vocab"]:
+        """Products of hidden states with every row of the table, in float32."""
+        products: Array = hidden.astype(jnp.float32) @ self.embedding.astype(jnp.float32).T
+        return products if self.scales is None else products * self.scales
 
 
 def relative_position_bucket(

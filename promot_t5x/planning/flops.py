@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.models.objectives import BatchObjective, Objective
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.lora import LORA_B, is_adapter, kernel_of, parts_of
 from promot_t5x.network.scan import layer_axis
 from promot_t5x.planning.gradients import Gradients
@@ -56,7 +57,7 @@ class Flops:
 
 
 def training(
-    model: EncoderDecoderModel,
+    model: Model,
     trainable: Sequence[str],
     *,
     batch: int,
@@ -76,8 +77,8 @@ def training(
     config, shapes = model.config, model.param_shapes()
     flat = flatten(shapes)
     encoded, decoded = batch * lengths["inputs"], batch * lengths["targets"]
-    weights = _per_weight(shapes, encoded, decoded)
-    attention = _per_attention(shapes, batch, lengths["inputs"], lengths["targets"])
+    weights = _per_weight(config, shapes, encoded, decoded)
+    attention = _per_attention(config, shapes, batch, lengths["inputs"], lengths["targets"])
     head = _head(weights)
     logits = sum(cost for path, cost in weights.items() if kernel_of(path) == head)
     trains = flatten(split(shapes, trainable)[0])
@@ -116,6 +117,7 @@ def training(
 
 
 def decoding(
+    config: NetworkConfig,
     shapes: Mapping[str, Any],
     *,
     batch: int,
@@ -125,21 +127,41 @@ def decoding(
 ) -> Flops:
     """Count encoding a batch once and decoding `outputs` tokens of every hypothesis."""
     rows = batch * hypotheses
-    weights = _per_weight(shapes, batch * inputs, rows * outputs)
+    weights = _per_weight(config, shapes, batch * inputs, rows * outputs)
     # Every step attends to the whole cache and to all of the inputs.
-    attention = _per_attention(shapes, batch, inputs, outputs, hypotheses)
-    return Flops(forward=sum(weights.values()) + 2 * sum(attention.values()))
+    attention = _per_attention(config, shapes, batch, inputs, outputs, hypotheses)
+    unused = 0.0
+    if not config.has_encoder and not config.scan_layers:
+        # Of the last layer inputs leave keys and values, and the compiler drops the rest.
+        last = f"decoder/layers_{config.num_decoder_layers - 1}/"
+        needed = _per_weight(config, shapes, batch * inputs, 0)
+        kept = ("attention/key/kernel", "attention/value/kernel")
+        unused = sum(
+            cost
+            for path, cost in needed.items()
+            if path.startswith(last) and not path.endswith(kept)
+        )
+        unused += 4.0 * batch * inputs**2 * config.num_heads * config.head_dim
+    return Flops(forward=sum(weights.values()) + 2 * sum(attention.values()) - unused)
 
 
-def _per_weight(shapes: Mapping[str, Any], encoded: int, decoded: int) -> dict[str, float]:
+def _per_weight(
+    config: NetworkConfig, shapes: Mapping[str, Any], encoded: int, decoded: int
+) -> dict[str, float]:
     """Forward operations of each weight's product: two an element and token it is applied to."""
     flat = flatten(shapes)
     head = _head(flat)
     costs = {}
     for path, leaf in flat.items():
-        if path == head or path.endswith("/kernel") or is_adapter(path):
-            tokens = encoded if path != head and _OF_ENCODED.match(path) else decoded
-            costs[path] = 2.0 * tokens * math.prod(leaf.shape)
+        if path == head:
+            tokens = decoded
+        elif not path.endswith("/kernel") and not is_adapter(path):
+            continue
+        elif not config.has_encoder:
+            tokens = encoded + decoded
+        else:
+            tokens = encoded if _OF_ENCODED.match(path) else decoded
+        costs[path] = 2.0 * tokens * math.prod(leaf.shape)
     return costs
 
 
@@ -149,19 +171,33 @@ def _head(paths: Mapping[str, Any]) -> str:
 
 
 def _per_attention(
-    shapes: Mapping[str, Any], batch: int, inputs: int, outputs: int, hypotheses: int = 1
+    config: NetworkConfig,
+    shapes: Mapping[str, Any],
+    batch: int,
+    inputs: int,
+    outputs: int,
+    hypotheses: int | None = None,
 ) -> dict[str, float]:
     """Forward operations of each of the two products of every attention, by its path.
 
     Masked keys cost as much as others.
+
+    **Arguments:**
+
+    - `hypotheses`: of an example, where outputs are decoded one by one; None where a model trains.
     """
     costs = {}
     for path, leaf in flatten(shapes).items():
         if not path.endswith(_QUERY):
             continue
-        pairs = hypotheses * outputs * (inputs if "encoder_decoder" in path else outputs)
+        pairs = (hypotheses or 1) * outputs * outputs
         if path.startswith("encoder/"):
             pairs = inputs**2
+        elif "encoder_decoder" in path:
+            pairs = (hypotheses or 1) * outputs * inputs
+        elif not config.has_encoder:
+            # One mask for the whole sequence, where nothing is cached.
+            pairs += inputs**2 + inputs * outputs * (2 if hypotheses is None else hypotheses)
         axis = layer_axis(path)
         layers = 1 if axis is None else leaf.shape[axis]
         costs[path.removesuffix(_QUERY)] = 2.0 * batch * pairs * leaf.shape[-1] * layers

@@ -15,6 +15,7 @@ Place = tuple[float, ...]
 _START: Place = (-1.0,)
 _HEAD: Place = (math.inf, 1.0)
 _NOWHERE: Place = (math.inf, math.inf)
+_ENCODER = ("encoder/encoder/", "encoder/layers_")
 # The sublayers of a layer, and the parts of a sublayer, in the order of the forward pass.
 _SELF, _CROSS, _MLP = 0.0, 1.0, 2.0
 _BEFORE, _IN, _BIAS, _OUT, _AFTER = 0.0, 1.0, 2.0, 3.0, 4.0
@@ -46,6 +47,8 @@ class Gradients:
         for path in trains:
             begins(*_place(path))
         self._encoded = self._first["encoder"] < _NOWHERE
+        if self._encoded and not any(path.startswith(_ENCODER) for path in paths):
+            begins("decoder", _START)  # a decoder-only network has its prompt in front
         if "token_embedder/embedding" in trains and "decoder/token_embedder/embedding" not in paths:
             begins("decoder", _START)
         if self._encoded:

@@ -256,13 +256,20 @@ class _Program:
                     continue
                 elif user.opcode == "tuple" or user.goes_on:
                     continue  # passed on, or being read by what began before
-                elif user.opcode == "bitcast":
+                elif user.opcode == "bitcast" or self._retiles(user):
                     read += self._read_by_users(body, user.name, whole)
                 elif user.opcode == "fusion":
                     read += self._sliced(user.called("calls")[0], position, whole)
                 else:
                     return whole
         return min(read, whole)
+
+    def _retiles(self, fusion: Instruction) -> bool:
+        """Whether it gives its operand's own bytes another tiling, as int8 gets inside fusions."""
+        if "output_to_operand_aliasing={{}: (0, {})}" not in fusion.rest:
+            return False
+        body = self.computations[fusion.called("calls")[0]]
+        return {each.opcode for each in body.values()} == {"parameter", "copy"}
 
     def _operand(self, instruction: Instruction, position: int) -> Instruction | None:
         computation = self.computations[self._inside[instruction.name]]

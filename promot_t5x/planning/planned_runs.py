@@ -14,13 +14,15 @@ import gin
 import jax
 
 from promot_t5x import config
+from promot_t5x.config import validation
 from promot_t5x.data import sources
 from promot_t5x.data.batch_rows import Shape
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.answering import shared_decoder
 from promot_t5x.evaluation.evaluator import EvalConfig
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
+from promot_t5x.network.quantization import STORAGE
 from promot_t5x.planning import flops
 from promot_t5x.runs import eval, promot, train
 from promot_t5x.runs.program import StageProgram
@@ -56,15 +58,16 @@ STAND_INS = {
 class Asked:
     """Questions that the run asks, with what some stage has in memory.
 
-    `stage` is the one that asks them while it trains; none asks with float32 weights alone, into
-    which adapters are merged. `attached` is with prompt and adapters as the stage trains, or with
-    the prompt; otherwise the questions are the suite's.
+    `stage` is the one that asks them while it trains; none asks with weights alone, held in
+    `dtype`, into which adapters are merged. `attached` is with prompt and adapters as the stage
+    trains, or with the prompt; otherwise the questions are the suite's.
     """
 
     name: str
     questions: EvalConfig
     attached: bool
     stage: Stage | None = None
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class Run:
     `packed` is the shape of the batches of stages with `PACK = 'batch'`: their largest if None.
     """
 
-    model: EncoderDecoderModel
+    model: Model
     stages: Sequence[Stage]
     asked: Sequence[Asked]
     partitioner: Partitioner
@@ -133,7 +136,10 @@ def read(
         asked = _compared(given["comparison"], stages)
     else:
         stages = []
-        asked = [_asked(given["questions"], attached=bool(given.get("prompt_path")))]
+        each = _asked(given["questions"], attached=bool(given.get("prompt_path")))
+        dtype = given.get("frozen_dtype", each.dtype)
+        validation.check_choice("FROZEN_DTYPE", dtype, STORAGE)
+        asked = [dataclasses.replace(each, dtype=dtype)]
     if packed and not any(stage.train_dataset.pack == "batch" for stage in stages):
         raise UserError(
             f"--packed={packed}: no stage of this run packs its batches; leave it out, or set "
@@ -222,6 +228,7 @@ def _weights(run: Run) -> Weights:
 
 def _training(run: Run, stage: Stage, partitioner: Partitioner) -> Program:
     data, model = stage.train_dataset, _weights(run).model_of(stage)
+    stage.check_model(model)
     program = StageProgram(model, stage, partitioner)
     shape = (run.packed if data.pack == "batch" else None) or program.whole
     for rows in {shape.rows, program.whole.rows}:
@@ -256,7 +263,7 @@ def _decoding(run: Run, asked: Asked, partitioner: Partitioner) -> tuple[Any, Pr
         params = only(state.params, model.param_shapes())
     else:
         model = run.model if asked.attached else run.model.without_prompt()
-        params = laid_out(model.param_shapes(), model.param_axes(), partitioner)
+        params = laid_out(model.param_shapes(), model.param_axes(), partitioner, asked.dtype)
     decoder = shared_decoder(
         model.module,
         questions.decoding_method,
@@ -276,6 +283,7 @@ def _decoding(run: Run, asked: Asked, partitioner: Partitioner) -> tuple[Any, Pr
         optimizer_bytes=0,
         waiting_bytes=waiting,
         flops=flops.decoding(
+            model.config,
             params,
             batch=questions.batch_size,
             inputs=inputs,

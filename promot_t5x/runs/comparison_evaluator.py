@@ -17,7 +17,7 @@ from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import TaskResult
 from promot_t5x.files import read_json, write_atomically
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.report import rows as report
 from promot_t5x.runs.comparison import Comparison, Row, row_directory, stages_in
@@ -67,7 +67,7 @@ class ComparisonEvaluator:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         comparison: Comparison,
         stages: Mapping[str, Stage],
         weights: Weights,
@@ -96,7 +96,7 @@ class ComparisonEvaluator:
         self._check_tasks()
         self._check_shot_seeds()
 
-    def _asking(self, suite: EvalConfig, model: EncoderDecoderModel) -> EvaluatorPair:
+    def _asking(self, suite: EvalConfig, model: Model) -> EvaluatorPair:
         prompted = None
         if any(self._prompt_of(stages_in(row.suite_prompt)) for row in self._comparison.rows):
             prompted = Evaluator(model, suite, self._partitioner, prompt_index=0)

@@ -18,7 +18,7 @@ from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.evaluation.eval_config import EvalConfig
 from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import PROMPT_AXES
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
@@ -48,7 +48,7 @@ class Checkpoint:
 
 def evaluate(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str | Sequence[str],
     checkpoint_mode: str = "specific",
     prompt_path: str | None = None,
@@ -57,6 +57,7 @@ def evaluate(
     questions: EvalConfig,
     output_dir: str,
     partitioner: Partitioner,
+    frozen_dtype: str = "float32",
 ) -> dict[str, list[TaskResult]]:
     """Evaluate checkpoints on tasks; `promot-t5x eval` calls this.
 
@@ -74,6 +75,7 @@ def evaluate(
       `both`.
     - `questions`: the tasks, and how answers are decoded.
     - `partitioner`: the mesh.
+    - `frozen_dtype`: storage of the weights, as `stages.Stage` has it.
     - `output_dir`: gets `config.gin` and `inference_eval/`; where there are several checkpoints or
       both modes, a directory for each with its own `inference_eval/`.
 
@@ -88,6 +90,7 @@ def evaluate(
         output_dir=output_dir,
         prompt_path=prompt_path,
         adapter_path=adapter_path,
+        frozen_dtype=frozen_dtype,
     )
     directory = user_path(output_dir, "EVAL_OUTPUT_DIR")
     model = with_prompt_table(model, prompt_path)
@@ -119,7 +122,9 @@ def evaluate(
             )
             attached = (prompt_path, adapters) if mode == "kept" else (None, ())
             place = directory / name
-            params, run = load(weights, checkpoint, *attached, place, models[mode], partitioner)
+            params, run = load(
+                weights, checkpoint, *attached, place, models[mode], partitioner, frozen_dtype
+            )
             with partitioner.activate():
                 found[name] = evaluators[mode].run(params, f"[{name or 'evaluate'}]", run)
             del params
@@ -129,7 +134,7 @@ def evaluate(
     return found
 
 
-def with_prompt_table(model: EncoderDecoderModel, prompt_path: str | None) -> EncoderDecoderModel:
+def with_prompt_table(model: Model, prompt_path: str | None) -> Model:
     """Return the model with a table for the prompts of a file, where it has none of its own.
 
     **Raises:** `UserError` where the file holds no prompts.
@@ -146,15 +151,16 @@ def load(
     prompt_path: str | None,
     adapters: Sequence[str],
     directory: epath.Path,
-    model: EncoderDecoderModel,
+    model: Model,
     partitioner: Partitioner,
+    frozen_dtype: str,
 ) -> tuple[Tree, EvalRun]:
     """Read a checkpoint onto the mesh, with adapters in its kernels and a prompt if there are any.
 
     **Returns:** the parameters, and what identifies an evaluation with them in `directory`.
     """
     plain = model.without_prompt()
-    wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner)
+    wanted = laid_out(plain.param_shapes(), plain.param_axes(), partitioner, frozen_dtype)
     loaded = weights.read(checkpoint.path, flatten(wanted), seed=0)
     for adapter in adapters:
         loaded = weights.with_adapter(loaded, adapter)

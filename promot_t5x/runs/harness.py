@@ -1,7 +1,7 @@
 """A model of the Language Model Evaluation Harness: `lm_eval --model promot_t5x` on a checkpoint.
 
-Contexts are inputs of the encoder, continuations are targets of the decoder, as the harness has it
-for its own sequence-to-sequence models: a context ends in EOS, a continuation does not.
+Contexts are inputs, continuations are targets, as the harness has it for its own models: of a
+sequence-to-sequence model a context ends in EOS, and a continuation never does.
 """
 
 import importlib
@@ -85,7 +85,14 @@ class HarnessModel:
         checkpoint = Checkpoint(path=checkpoint_path, label="", step=0)
         place = epath.Path(".")
         self._params, _ = load(
-            weights, checkpoint, prompt_file, (), place, self._model, self._partitioner
+            weights,
+            checkpoint,
+            prompt_file,
+            (),
+            place,
+            self._model,
+            self._partitioner,
+            given["frozen_dtype"],
         )
         self._prompt = np.zeros(0, np.int32)
         if self._model.config.num_virtual_ids:
@@ -143,10 +150,10 @@ class HarnessModel:
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Refuse what a sequence-to-sequence model does not have."""
+        """Refuse it: not every model here has it."""
         raise UserError(
             f"the task {requests[0].task_name!r} asks for the likelihood of whole documents, which "
-            "a model with an encoder does not define: leave it out."
+            f"{NAME} does not give: leave it out."
         )
 
     def _context(self, text: str) -> np.ndarray:

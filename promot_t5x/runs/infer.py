@@ -29,7 +29,7 @@ from promot_t5x.evaluation.answering import (
 )
 from promot_t5x.evaluation.journal import Journal
 from promot_t5x.files import write_json_lines
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import prompt_ids
 from promot_t5x.paths import user_path
 from promot_t5x.runs import compiled_programs, preflight, run_directory
@@ -90,13 +90,14 @@ class InferConfig:
 
 def infer(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str,
     prompt_path: str | None = None,
     adapter_path: str | Sequence[str] | None = None,
     questions: InferConfig,
     output_dir: str | None,
     partitioner: Partitioner,
+    frozen_dtype: str = "float32",
 ) -> None:
     """Answer every input of a file; `promot-t5x infer` calls this.
 
@@ -108,6 +109,7 @@ def infer(
     - `adapter_path`: an adapter to attach, or several, of stages or of peft; none has none.
     - `questions`: the inputs, and how answers are decoded.
     - `partitioner`: the mesh.
+    - `frozen_dtype`: storage of the weights, as `stages.Stage` has it.
     - `output_dir`: gets `answers.jsonl` and `config.gin`; without it the answers go to standard
       output when all are there.
 
@@ -120,6 +122,7 @@ def infer(
         output_dir=output_dir,
         prompt_path=prompt_path,
         adapter_path=adapter_path,
+        frozen_dtype=frozen_dtype,
     )
     model = with_prompt_table(model, prompt_path) if prompt_path else model.without_prompt()
     weights = Weights(model)
@@ -139,7 +142,9 @@ def infer(
 
     checkpoint = Checkpoint(path=checkpoint_path, label="", step=0)
     home = directory or epath.Path(".")
-    params, run = load(weights, checkpoint, prompt_path, adapters, home, model, partitioner)
+    params, run = load(
+        weights, checkpoint, prompt_path, adapters, home, model, partitioner, frozen_dtype
+    )
     journal = None
     if directory is not None:
         journal = Journal(directory / f"{OUTPUT_FILE}.partial", answerer.identity(run.weights))
@@ -217,7 +222,7 @@ def _checked(row: Any, where: str) -> Row:
 
 
 def _encode(
-    model: EncoderDecoderModel, questions: InferConfig, rows: Sequence[Row]
+    model: Model, questions: InferConfig, rows: Sequence[Row]
 ) -> tuple[list[EncodedQuestion], list[bool]]:
     """Return the inputs as the model gets them, and which of them were cut."""
     vocabulary, lengths = model.vocabulary, questions.task_feature_lengths
@@ -257,9 +262,7 @@ def _encode(
     return encoded, cut
 
 
-def _answered(
-    model: EncoderDecoderModel, answer: Answer, was_cut: bool, all_decodes: bool
-) -> dict[str, Any]:
+def _answered(model: Model, answer: Answer, was_cut: bool, all_decodes: bool) -> dict[str, Any]:
     """Return what an answer adds to its input's line."""
     decodes = []
     for ids, log_prob in zip(answer["ids"], answer["log_probs"], strict=True):

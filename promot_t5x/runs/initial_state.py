@@ -21,6 +21,7 @@ from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.data.batches import Batches
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
+from promot_t5x.network import quantization
 from promot_t5x.network.lora import adapters_of
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.runs.program import StageProgram
@@ -136,7 +137,8 @@ def describe(found: InitialState, stage: Stage, saver: Checkpoints) -> list[str]
             f"{len(jax.tree.leaves(trainable))} arrays, {state.count(trainable):,} parameters and "
             f"the optimizer's state from this run: step {found.restored.step} of {saver.directory}"
         )
-    lines.append(f"{state.count(trainable):,} parameters train, {state.count(frozen):,} are frozen")
+    rest = {p: a for p, a in state.flatten(frozen).items() if not quantization.is_scale(p)}
+    lines.append(f"{state.count(trainable):,} parameters train, {state.count(rest):,} are frozen")
     return lines
 
 

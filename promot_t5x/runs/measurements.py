@@ -17,7 +17,7 @@ from promot_t5x.evaluation import drift, records
 from promot_t5x.evaluation.evaluator import Evaluator, eval_run
 from promot_t5x.evaluation.records import EvalRun, TaskResult, mean_score
 from promot_t5x.evaluation.validation_loss import ValidationLoss
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.runs import goodput
 from promot_t5x.runs.metric_writer import ALIGNMENT, EvaluationEvents
 from promot_t5x.runs.stages import Stage
@@ -38,7 +38,7 @@ class Evaluators:
     suite: Evaluator | None
     alignment: alignment.Alignment | None
     drift: drift.Drift | None
-    in_context: EncoderDecoderModel
+    in_context: Model
 
     @property
     def selection_split(self) -> dict[str, str]:
@@ -58,8 +58,8 @@ class Evaluators:
 
 
 def evaluators(
-    model: EncoderDecoderModel,
-    trained: EncoderDecoderModel,
+    model: Model,
+    trained: Model,
     stage: Stage,
     partitioner: Partitioner,
 ) -> Evaluators:

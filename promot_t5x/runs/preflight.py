@@ -13,15 +13,15 @@ from promot_t5x.config import validation
 from promot_t5x.data import sources
 from promot_t5x.errors import UserError
 from promot_t5x.evaluation.eval_config import EvalConfig
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
+from promot_t5x.network.quantization import STORAGE
 from promot_t5x.paths import user_path
 from promot_t5x.runs.loggers import check as check_loggers
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.weights import Weights, adapter_paths
-from promot_t5x.training import state
 
 
-def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str, loggers: Any = ()) -> None:
+def train(*, model: Model, stage: Stage, model_dir: str, loggers: Any = ()) -> None:
     """Raise `UserError` for values that `train` does not take."""
     check_loggers(loggers)
     user_path(model_dir, "MODEL_DIR")
@@ -35,7 +35,7 @@ def train(*, model: EncoderDecoderModel, stage: Stage, model_dir: str, loggers: 
 
 def promot(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     stages: Sequence[Stage],
     comparison: Any,
     model_dir: str,
@@ -57,12 +57,13 @@ def promot(
 
 def evaluate(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str | Sequence[str],
     questions: EvalConfig,
     output_dir: str,
     prompt_path: str | None = None,
     adapter_path: str | Sequence[str] | None = None,
+    frozen_dtype: str = "float32",
     **modes: Any,
 ) -> None:
     """Raise `UserError` for values that `eval` does not take."""
@@ -74,17 +75,19 @@ def evaluate(
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
     _check_adapters(adapter_path)
+    validation.check_choice("FROZEN_DTYPE", frozen_dtype, STORAGE)
     _check_questions(questions)
 
 
 def infer(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     checkpoint_path: str,
     questions: Any,
     output_dir: str | None,
     prompt_path: str | None = None,
     adapter_path: str | Sequence[str] | None = None,
+    frozen_dtype: str = "float32",
 ) -> None:
     """Raise `UserError` for values that `infer` does not take."""
     del model
@@ -92,13 +95,14 @@ def infer(
     if prompt_path is not None:
         user_path(prompt_path, "PROMPT_FILE")
     _check_adapters(adapter_path)
+    validation.check_choice("FROZEN_DTYPE", frozen_dtype, STORAGE)
     if output_dir is not None:
         user_path(output_dir, "INFER_OUTPUT_DIR")
     if questions.input_file != "-":
         user_path(questions.input_file, "INPUT_FILE")
 
 
-def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Mapping[str, Stage]) -> None:
+def _check_stage(model: Model, stage: Stage, earlier: Mapping[str, Stage]) -> None:
     """Refuse a stage's values; `earlier` are the stages that run before it, by name."""
     where = f"stage {stage.name!r}: "
     if stage.base is not None and stage.base not in earlier:
@@ -113,8 +117,7 @@ def _check_stage(model: EncoderDecoderModel, stage: Stage, earlier: Mapping[str,
     for questions in (stage.evaluation, stage.suite):
         _check_questions(questions)
     if not by_path:  # whose kernels its file names; the stage looks at them before it begins
-        bound = Weights(model, earlier).model_of(stage)
-        state.split(bound.param_shapes(), stage.trainable)
+        stage.check_model(Weights(model, earlier).model_of(stage))
 
 
 def _check_adapters(given: str | Sequence[str] | None) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from promot_t5x.data.assembly import batch_shapes
 from promot_t5x.data.batch_rows import Shape
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training import state, step
 
@@ -33,7 +33,7 @@ class StageProgram:
     - `model`: with the stage's own dropout and label smoothing.
     """
 
-    def __init__(self, model: EncoderDecoderModel, stage: Stage, partitioner: Partitioner):
+    def __init__(self, model: Model, stage: Stage, partitioner: Partitioner):
         self.model = model.trained_with(stage.dropout_rate, stage.label_smoothing)
         self._stage, self._partitioner = stage, partitioner
         self._optimizer = stage.optimizer(learning_rate=stage.learning_rate)
@@ -60,7 +60,8 @@ class StageProgram:
 
     def batch_shapes(self, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
         """Return a batch's arrays likewise."""
-        shapes = batch_shapes(shape, packed=bool(self._stage.train_dataset.pack))
+        packed = bool(self._stage.train_dataset.pack)
+        shapes = batch_shapes(shape, packed=packed, start_id=self.model.start_id)
         sharding = self._partitioner.sharding(("batch",))
         return {
             name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)

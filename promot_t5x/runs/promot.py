@@ -14,7 +14,7 @@ from promot_t5x import config
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.distributed import preemption, processes
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.paths import user_path
 from promot_t5x.report import rows as report
 from promot_t5x.report.output import show_run
@@ -41,7 +41,7 @@ LONGER = ("STAGES", "promot.promot.stages", "ROWS", "promot.Comparison.rows")
 
 def promot(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     stages: Sequence[Stage],
     comparison: Comparison,
     model_dir: str,
@@ -71,7 +71,7 @@ def promot(
 
 
 def _promot(
-    model: EncoderDecoderModel,
+    model: Model,
     stages: Sequence[Stage],
     comparison: Comparison,
     model_dir: str,

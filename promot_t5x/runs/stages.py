@@ -23,15 +23,14 @@ import optax
 from promot_t5x.checkpoints.steps import TIES
 from promot_t5x.config import validation
 from promot_t5x.data import batches
-from promot_t5x.errors import UserError, did_you_mean
+from promot_t5x.errors import UserError
 from promot_t5x.evaluation.eval_config import EvalConfig
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.models.objectives import Objective
 from promot_t5x.network.lora import LoRA, adapters_of
+from promot_t5x.network.quantization import STORAGE, is_quantized
 from promot_t5x.training import adafactor, state
 from promot_t5x.training.alignment import AlignmentConfig
-
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,8 @@ class Stage:
     - `skip_non_finite_steps`: how many steps in a row may be left out because a loss, gradient or
       parameter is not finite; the next one ends the run. 0 ends it at the first one, and needs
       no room for old and new parameters at the same time.
-    - `frozen_dtype`: storage of the frozen weights, `float32` or `bfloat16`.
+    - `frozen_dtype`: storage of the frozen weights: `float32`, `bfloat16`, or `int8`, which holds
+      kernels and embeddings so and the rest in float32 (`network.quantization`).
     - `eval_period`: steps between validation scores, each followed by a checkpoint.
     - `keep`: newest checkpoints kept besides the best; none keeps all.
     - `keep_period`: steps that it divides keep their checkpoints too. (So does a checkpoint with a
@@ -159,7 +159,7 @@ class Stage:
         """Whether what trains is kept as it was at the stage's beginning, beside what it is."""
         return self.drift or (self.objective is not None and self.objective.needs_base)
 
-    def in_context(self, model: EncoderDecoderModel) -> EncoderDecoderModel:
+    def in_context(self, model: Model) -> Model:
         """Return the stage's model as the suite is asked of it.
 
         It has no prompt, and adapters only where they train.
@@ -167,7 +167,7 @@ class Stage:
         plain = model.without_prompt()
         return plain if self.trains_adapter(model) else plain.with_lora(None)
 
-    def trains_adapter(self, model: EncoderDecoderModel) -> bool:
+    def trains_adapter(self, model: Model) -> bool:
         """Whether adapters train, given the stage's model."""
         adapters = adapters_of(state.flatten(model.param_shapes()))
         return bool(state.trained_paths(adapters, self.trainable))
@@ -176,6 +176,21 @@ class Stage:
         """Return the stage with another seed of dropout, of what is new and of the data."""
         data = dataclasses.replace(self.train_dataset, seed=seed)
         return dataclasses.replace(self, random_seed=seed, train_dataset=data)
+
+    def check_model(self, model: Model) -> None:
+        """Raise `UserError` where a model has not what the stage trains, or what it freezes.
+
+        **Arguments:**
+
+        - `model`: with the stage's prompt and adapters.
+        """
+        _, frozen = state.split(model.param_shapes(), self.trainable)
+        if self.frozen_dtype == "int8" and not any(map(is_quantized, state.flatten(frozen))):
+            raise UserError(
+                f"stage {self.name!r}: frozen_dtype = 'int8' holds frozen kernels and embeddings "
+                f"in int8, and none is frozen where {list(self.trainable)} trains: leave it at "
+                "'float32'."
+            )
 
     def __post_init__(self) -> None:
         for field in ("train_steps", "eval_period", "microbatches", "keep", "keep_period"):
@@ -217,13 +232,14 @@ class Stage:
                 f"stage {self.name!r}: drift is measured on the examples of its evaluation, and it "
                 "has none; bind stages.Stage.evaluation, or leave drift out."
             )
-        for field, choices in (("frozen_dtype", DTYPES), ("best_ties", TIES)):
-            value = getattr(self, field)
-            if value not in choices:
-                raise UserError(
-                    f"stage {self.name!r}: {field} must be {' or '.join(map(repr, choices))}, got "
-                    f"{value!r}.{did_you_mean(value, choices)}"
-                )
+        for field, choices in (("frozen_dtype", STORAGE), ("best_ties", TIES)):
+            validation.check_choice(f"stage {self.name!r}: {field}", getattr(self, field), choices)
+        if self.alignment is not None and self.frozen_dtype == "int8":
+            raise UserError(
+                f"stage {self.name!r}: gradient alignment takes the gradients of all kernels, and "
+                "frozen_dtype = 'int8' has none: choose 'float32' or 'bfloat16', or leave "
+                "stages.Stage.alignment out."
+            )
         if self.train_dataset.batch_size % self.microbatches:
             raise UserError(
                 f"stage {self.name!r}: microbatches = {self.microbatches} does not divide "

@@ -22,7 +22,7 @@ from promot_t5x.distributed import preemption, processes, startup
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import Preempted, UserError
 from promot_t5x.evaluation import records
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.progress import duration
@@ -45,13 +45,12 @@ from promot_t5x.runs.program import StageProgram
 from promot_t5x.runs.stages import Stage
 from promot_t5x.runs.step_log import StepLog
 from promot_t5x.runs.weights import Weights
-from promot_t5x.training import state
 from promot_t5x.training.step import array_names
 
 
 def train(
     *,
-    model: EncoderDecoderModel,
+    model: Model,
     stage: Stage,
     model_dir: str,
     partitioner: Partitioner,
@@ -105,7 +104,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         stage: Stage,
         weights: Weights,
         partitioner: Partitioner,
@@ -121,9 +120,8 @@ class Trainer:
         for what in ("base", "prompt", "adapter"):
             weights.check(getattr(stage, what), earlier or {}, what)
         self._model = weights.model_of(stage)
-        shapes = self._model.param_shapes()
-        state.split(shapes, stage.trainable)
-        partitioner.shard_tree(self._model.param_axes(), shapes)
+        stage.check_model(self._model)
+        partitioner.shard_tree(self._model.param_axes(), self._model.param_shapes())
         self._tasks = sources.resolve_tasks(
             data.mixture_or_task_name,
             model.vocabulary,

@@ -20,14 +20,15 @@ from promot_t5x.checkpoints.adapters import open_adapter
 from promot_t5x.checkpoints.formats.reading import NotACheckpointError
 from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.opening import open_checkpoint
+from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network import lora
+from promot_t5x.models.model import Model
+from promot_t5x.network import lora, quantization
 from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.lora import LoRA
+from promot_t5x.network.parameters import initial_params
 from promot_t5x.network.prompt import PROMPT_PATH
-from promot_t5x.network.transformer import initial_params
 from promot_t5x.paths import user_path
 from promot_t5x.runs.stages import Stage
 from promot_t5x.training.state import count, flatten
@@ -35,7 +36,7 @@ from promot_t5x.training.state import count, flatten
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """Parameters by path, and where each came from in words."""
+    """Parameters by path, and where each came from in words; scales come with what they scale."""
 
     arrays: dict[str, Any]
     origins: dict[str, str]
@@ -49,7 +50,7 @@ class Loaded:
         """Return a line for each origin: how much of the model came from there."""
         lines = []
         for origin in dict.fromkeys(self.origins.values()):
-            arrays = [a for path, a in self.arrays.items() if self.origins[path] == origin]
+            arrays = [a for path, a in self.arrays.items() if self.origins.get(path) == origin]
             lines.append(f"{len(arrays)} arrays, {count(arrays):,} parameters from {origin}")
         return lines
 
@@ -59,7 +60,7 @@ class Weights:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         stages: Mapping[str, Stage] | None = None,
         directory: epath.Path | None = None,
     ):
@@ -122,8 +123,9 @@ class Weights:
         **Arguments:**
 
         - `reference`: an earlier stage, a checkpoint's path, or none for random ones.
-        - `wanted`: the parameters by path, in the dtype and sharding in which they are to lie; of
-          a sharded array each process reads its own part. Numpy arrays where there is no sharding.
+        - `wanted`: the parameters by path, in the dtype and sharding in which they are to lie, of
+          int8 ones the scales too; of a sharded array each process reads its own part. Numpy
+          arrays where there is no sharding.
         - `seed`: of random ones.
         """
         arrays: dict[str, Any] = {}
@@ -140,19 +142,20 @@ class Weights:
                 # What the stage trained; it took the rest from its own base.
                 result = self._result(reference)
                 trained = result.trained()
-                found = trained.read({p: leaf for p, leaf in rest.items() if p in trained.shapes})
+                own = {p: a for p, a in rest.items() if quantization.owner(p) in trained.shapes}
+                found = read_sharded(trained, own)
                 origin = f"this run: stage {reference}, step {result.step}"
                 if any(map(lora.is_adapter, trained.shapes)):
                     adapted.append((reference, set(rest)))
                 reference, seed = stage.base, stage.random_seed
             arrays |= found
-            origins |= dict.fromkeys(found, origin)
+            origins |= {p: origin for p in found if not quantization.is_scale(p)}
         loaded = Loaded(arrays={p: arrays[p] for p in wanted}, origins=origins)
         for name, paths in reversed(adapted):
             loaded = self.with_adapter(loaded, name, within=paths)
         return loaded
 
-    def model_of(self, stage: Stage) -> EncoderDecoderModel:
+    def model_of(self, stage: Stage) -> Model:
         """Return the model that a stage trains: with a prompt table and adapters if it has them."""
         model = self._model if stage.prompt is not None else self._model.without_prompt()
         return model.with_lora(self.lora(stage.adapter))
@@ -234,9 +237,14 @@ class Weights:
         arrays, origins = dict(loaded.arrays), dict(loaded.origins)
         for path in sorted({lora.kernel_of(part) for part in parts}):
             if path in arrays and (within is None or path in within):
+                # A kernel in int8 is quantized again, and moves by half a scale more at most.
+                own = [path, quantization.scale_of(path)]
+                kernel = {p: arrays[p] for p in own if p in arrays}
+                where = {p: getattr(a, "format", None) for p, a in kernel.items()}
                 a, b = (parts[part] for part in lora.parts_of(path))
-                merge = _merger(getattr(arrays[path], "format", None))
-                arrays[path] = merge(arrays[path], a, b, settings.scale)
+                merge = _merger(tuple(where.values()))
+                merged = merge(tuple(kernel.values()), a, b, settings.scale)
+                arrays |= zip(kernel, merged, strict=True)
                 origins[path] = f"{origins[path]}, with the adapter of {origin}"
         return Loaded(arrays=arrays, origins=origins)
 
@@ -285,33 +293,27 @@ class Weights:
             )
         return result
 
-    def _random(
-        self, wanted: Mapping[str, Any], seed: int, model: EncoderDecoderModel
-    ) -> dict[str, Any]:
+    def _random(self, wanted: Mapping[str, Any], seed: int, model: Model) -> dict[str, Any]:
         formats = {path: leaf.format for path, leaf in wanted.items()}
-        draw = _drawing(
-            model.config, tuple((p, leaf.dtype, formats[p]) for p, leaf in wanted.items())
-        )
-        drawn = draw(jax.random.key(seed))
+        drawn = _drawing(model.config, tuple(wanted.items()))(jax.random.key(seed))
         return {p: a if formats[p].sharding else np.asarray(a) for p, a in drawn.items()}
 
 
 @functools.lru_cache(maxsize=16)
 def _drawing(
-    config: NetworkConfig, wanted: tuple[tuple[str, Any, Any], ...]
+    config: NetworkConfig, wanted: tuple[tuple[str, Any], ...]
 ) -> Callable[[jax.Array], dict[str, Any]]:
     """Return what draws parameters of a network, compiled once for all the rows that want them.
 
     **Arguments:**
 
-    - `wanted`: the path, the type and the format of each.
+    - `wanted`: the path of each, and its shape, type and format.
     """
 
     def draw(key: jax.Array) -> dict[str, Any]:
-        drawn = flatten(initial_params(config, key)[0])
-        return {path: drawn[path].astype(dtype) for path, dtype, _ in wanted}
+        return quantization.cast(flatten(initial_params(config, key)[0]), dict(wanted))
 
-    return jax.jit(draw, out_shardings={path: format_ for path, _, format_ in wanted})
+    return jax.jit(draw, out_shardings={path: leaf.format for path, leaf in wanted})
 
 
 def adapter_paths(given: str | Sequence[str] | None) -> Sequence[str]:
@@ -321,12 +323,20 @@ def adapter_paths(given: str | Sequence[str] | None) -> Sequence[str]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
+def _merged(kernel: tuple[Any, ...], a: Any, b: Any, scale: float) -> tuple[Any, ...]:
+    """Return `lora.merged` of a kernel, or of one in int8 and its scales."""
+    if len(kernel) == 1:
+        return (lora.merged(*kernel, a, b, scale),)
+    whole = quantization.dequantized("kernel", *kernel)
+    return quantization.quantized("kernel", lora.merged(whole, a, b, scale))
+
+
 @functools.cache
-def _merger(where: Any) -> Callable[..., Any]:
-    """Return `lora.merged` for kernels that lie so; where None, for numpy's."""
-    if where is None:
-        return lora.merged
-    compiled = jax.jit(lora.merged, static_argnums=3, out_shardings=where)
+def _merger(where: tuple[Any, ...]) -> Callable[..., Any]:
+    """Return `_merged` for kernels that lie so; where None, for numpy's."""
+    if where == (None,):
+        return _merged
+    compiled = jax.jit(_merged, static_argnums=3, out_shardings=where)
 
     def merge(*arguments: Any) -> Any:
         with jax.default_matmul_precision("highest"):

@@ -31,7 +31,7 @@ from promot_t5x.data import batches, sources, store
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
 from promot_t5x.files import append_json_line, keep_until
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.models.model import Model
 from promot_t5x.network.scan import LAYER_AXIS
 from promot_t5x.training import state, step
 
@@ -86,7 +86,7 @@ class Alignment:
 
     def __init__(
         self,
-        model: EncoderDecoderModel,
+        model: Model,
         config: AlignmentConfig,
         data: Any,
         partitioner: Partitioner,
@@ -194,7 +194,7 @@ class Alignment:
         )
 
 
-def last_layer(gradients: Any, model: EncoderDecoderModel) -> dict[str, Any]:
+def last_layer(gradients: Any, model: Model) -> dict[str, Any]:
     """Gradients by path within the last decoder layer, scanned or not."""
     config = model.config
     flat = state.flatten(gradients)
@@ -205,7 +205,7 @@ def last_layer(gradients: Any, model: EncoderDecoderModel) -> dict[str, Any]:
     }
 
 
-def _stack(model: EncoderDecoderModel) -> str:
+def _stack(model: Model) -> str:
     """Where the parameters of the last decoder layer are; a scanned stack holds all layers."""
     if model.config.scan_layers:
         return "decoder/decoder"

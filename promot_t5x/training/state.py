@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
+from promot_t5x.network import quantization
 from promot_t5x.network.lora import LORA_A, LORA_B
 from promot_t5x.network.prompt import PROMPT_PATH
 
@@ -115,9 +116,12 @@ def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Tree, Tre
 
 
 def trained_paths(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Return those of the paths that names of `PARTS` or patterns let train."""
-    found = [PARTS.get(given, given) for given in patterns]
-    return [path for path in paths if any(re.fullmatch(pattern, path) for pattern in found)]
+    """Return those of the paths that names of `PARTS` or patterns let train.
+
+    The scales of what is held in int8 go with it.
+    """
+    found = [re.compile(PARTS.get(given, given)) for given in patterns]
+    return [p for p in paths if any(one.fullmatch(quantization.owner(p)) for one in found)]
 
 
 def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
@@ -126,9 +130,9 @@ def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
 
 
 def only(params: Mapping[str, Any], model: Mapping[str, Any]) -> Tree:
-    """Return the parameters that a model of these parameters has too."""
+    """Return the parameters that a model of these parameters has too, with their scales."""
     wanted = flatten(model)
-    return unflatten({path: leaf for path, leaf in flatten(params).items() if path in wanted})
+    return unflatten({p: a for p, a in flatten(params).items() if quantization.owner(p) in wanted})
 
 
 def with_prompt(params: Mapping[str, Any], table: Any) -> Tree:
@@ -184,14 +188,14 @@ def laid_out(shapes: Tree, axes: Tree, partitioner: Partitioner, dtype: str | No
 
     - `shapes`: nested dict of arrays or `jax.ShapeDtypeStruct`s.
     - `axes`: of at least these parameters, logical axis names.
-    - `dtype`: instead of each parameter's own.
+    - `dtype`: of `quantization.STORAGE`, instead of each parameter's own.
     """
+    stored = unflatten(quantization.stored_shapes(flatten(shapes), dtype))
+    axes = unflatten(quantization.stored_axes(flatten(axes)))
     tree: Tree = jax.tree.map(
-        lambda leaf, format_: jax.ShapeDtypeStruct(
-            leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=format_
-        ),
-        shapes,
-        partitioner.formats(axes, shapes),
+        lambda leaf, format_: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=format_),
+        stored,
+        partitioner.formats(axes, stored),
     )
     return tree
 
@@ -227,7 +231,7 @@ def state_shapes(
     - `shapes`: nested dict of arrays or `jax.ShapeDtypeStruct`s, all of the model.
     - `axes`: the same tree of logical axis names.
     - `patterns`: what trains; see `split`.
-    - `frozen_dtype`: storage type of the frozen weights, `float32` or `bfloat16`.
+    - `frozen_dtype`: storage type of the frozen weights, of `quantization.STORAGE`.
     - `keeps_base`: keep what trains as it was at the beginning, in its own type.
     """
     trains, rests = split(shapes, patterns)
@@ -267,7 +271,7 @@ def create(
     **Arguments:**
 
     - `params`: nested dict of all of the model's parameters: host arrays, or arrays that lie on
-      the mesh as they should, which the state takes over.
+      the mesh as they should, which the state takes over; those in int8 with their scales.
     - `random_seed`: of dropout; with the step's number it decides the masks, so that a resumed
       run draws the same ones.
     - `optimizer_step`: what the counters in the optimizer's fresh state begin at.
@@ -276,9 +280,7 @@ def create(
     """
     like = state_shapes(params, axes, patterns, optimizer, partitioner, frozen_dtype, keeps_base)
     trainable, frozen = split(params, patterns)
-    frozen = jax.tree.map(
-        lambda a: a if a.dtype == frozen_dtype else np.asarray(a).astype(frozen_dtype), frozen
-    )
+    frozen = unflatten(quantization.cast(flatten(frozen), flatten(like.frozen)))
     formats = jax.tree.map(lambda a: a.format, like)
     trainable = partitioner.place(trainable, formats.trainable)
     return TrainState(

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from promot_t5x.models import loss
-from promot_t5x.models.encoder_decoder import Batch, EncoderDecoderModel
+from promot_t5x.models.model import Batch, Model
 from promot_t5x.models.objectives import Objective
 from promot_t5x.training.state import TrainState, merge
 
@@ -51,7 +51,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics, Finite]]
 
 
 def summed_gradients(
-    model: EncoderDecoderModel,
+    model: Model,
     trainable: Any,
     frozen: Any,
     batch: Batch,
@@ -63,7 +63,7 @@ def summed_gradients(
 
     **Arguments:**
 
-    - `objective`, `base`: as `EncoderDecoderModel.loss_sums` has them.
+    - `objective`, `base`: as `Model.loss_sums` has them.
     """
 
     def total(tree: Any) -> tuple[Float[Array, ""], loss.LossSums]:
@@ -75,7 +75,7 @@ def summed_gradients(
 
 
 def accumulated_gradients(
-    model: EncoderDecoderModel,
+    model: Model,
     trainable: Any,
     frozen: Any,
     batch: Batch,
@@ -114,7 +114,7 @@ def accumulated_gradients(
 
 
 def make_train_step(
-    model: EncoderDecoderModel,
+    model: Model,
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[Any], Any],
     *,

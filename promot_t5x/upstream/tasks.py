@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from promot_t5x.data import sources
+from promot_t5x.data import sources, vocabularies
 from promot_t5x.data.lazy import import_seqio, import_tensorflow
 from promot_t5x.errors import UserError
 from promot_t5x.tasks import dialects
@@ -48,6 +48,7 @@ def register(
     if name in _registered:
         seqio.TaskRegistry.remove(name)
         seqio.MixtureRegistry.remove(name)
+    vocabularies.check_padding(vocabulary)
     tasks = sources.resolve_tasks(
         name, vocabulary, module=module, rates=rates, dialect=dialect, task_format=task_format
     )

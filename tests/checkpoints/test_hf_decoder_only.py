@@ -19,7 +19,7 @@ from promot_t5x.errors import UserError
 from promot_t5x.network import T5Config
 from promot_t5x.network.gemma import DecoderOnlyConfig
 from promot_t5x.network.lora import LoRA
-from promot_t5x.network.transformer import param_shapes
+from promot_t5x.network.parameters import param_shapes
 
 pytestmark = pytest.mark.slow
 

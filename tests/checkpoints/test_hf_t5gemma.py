@@ -16,7 +16,7 @@ from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.cli import main
 from promot_t5x.errors import UserError
 from promot_t5x.network import T5Config
-from promot_t5x.network.transformer import param_shapes
+from promot_t5x.network.parameters import param_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf_t5gemma"
 

@@ -12,7 +12,8 @@ from promot_t5x.checkpoints.formats import layouts, shape
 from promot_t5x.checkpoints.formats.layouts import BIAS, Layout, Relaid
 from promot_t5x.checkpoints.formats.source import ParamSource, as_stored, nbytes
 from promot_t5x.errors import UserError
-from promot_t5x.network.transformer import T5Config, param_shapes
+from promot_t5x.network.parameters import param_shapes
+from promot_t5x.network.transformer import T5Config
 
 CONFIG = T5Config(
     vocab_size=16,

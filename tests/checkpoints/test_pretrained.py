@@ -22,7 +22,8 @@ from promot_t5x.checkpoints.formats.shape import EMBEDDING
 from promot_t5x.checkpoints.opening import check_shapes, open_checkpoint
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.errors import UserError
-from promot_t5x.network.transformer import T5Config, param_shapes
+from promot_t5x.network.parameters import param_shapes
+from promot_t5x.network.transformer import T5Config
 
 pytestmark = pytest.mark.slow
 

@@ -1,5 +1,8 @@
 """Weights go from the checkpoint to the shards that need them, and nowhere else."""
 
+import functools
+import gc
+
 import engine_helpers as lab
 import jax
 import numpy as np
@@ -12,6 +15,8 @@ from promot_t5x.checkpoints.formats.t5x import T5xLegacyCheckpoint
 from promot_t5x.checkpoints.formats.t5x_writing import write_inline
 from promot_t5x.checkpoints.sharded_reading import read_sharded
 from promot_t5x.distributed.partitioning import Partitioner, standard_logical_axis_rules
+from promot_t5x.errors import UserError
+from promot_t5x.network import quantization
 from promot_t5x.runs.weights import Weights
 from promot_t5x.training import state
 
@@ -73,6 +78,45 @@ def test_reading_takes_a_bounded_portion_at_a_time(stored, partitioner, monkeypa
         sizes = [stored[path].nbytes for path in paths]
         assert sum(sizes) <= 20_000 or len(sizes) == 1
     assert sorted(path for paths in source.asked for path in paths) == sorted(stored)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_what_is_wanted_in_int8_is_quantized_a_portion_at_a_time(
+    stored, partitioner, monkeypatch, scanned
+):
+    monkeypatch.setattr(read_arrays, "PORTION_BYTES", 20_000)
+    like = wanted(lab.tiny_model(scan_layers=scanned), partitioner, "int8")
+    source, there = Stored(stored), []
+    monkeypatch.setattr(source, "read", lambda wanted: there.append(weighed()) or read(wanted))
+    read = functools.partial(Stored.read, source)
+
+    def weighed():
+        """Bytes of the devices' kernels and embeddings that are not int8."""
+        arrays = [a for a in jax.live_arrays() if a.ndim > 1 and a.dtype == np.float32]
+        return sum(a.nbytes for a in arrays)
+
+    gc.collect()
+    before = weighed()
+    found = read_sharded(source, like)
+    # Biases, and a stack's norms and scales, are all that stays.
+    assert max(there) - before < 20_000 < sum(array.nbytes for array in stored.values()) / 10
+    assert sorted(path for paths in source.asked for path in paths) == sorted(stored)
+    exact = quantization.cast(stored, quantization.stored_shapes(stored, "int8"))
+    whole = state.flatten(scan_params(state.unflatten(exact))) if scanned else exact
+    assert found.keys() == like.keys() == whole.keys()
+    for path, array in whole.items():
+        assert (found[path].dtype, found[path].sharding) == (array.dtype, like[path].sharding), path
+        np.testing.assert_array_equal(found[path], array, path)
+
+
+def test_a_number_that_is_not_finite_is_found_in_int8_too(stored, partitioner, tmp_path):
+    path, layer = "encoder/encoder/mlp/wo/kernel", "encoder/layers_1/mlp/wo/kernel"
+    kernel = stored[layer].copy()
+    kernel[3, 5] = np.nan
+    write_inline(epath.Path(tmp_path), state.unflatten({**stored, layer: kernel}), 0)
+    model = lab.tiny_model(scan_layers=True)
+    with pytest.raises(UserError, match=f"not finite.* in 1 of .* arrays: {path}"):
+        Weights(model).read(str(tmp_path), wanted(model, partitioner, "int8"), seed=0)
 
 
 def test_what_a_host_needs_of_an_array_is_counted(partitioner):

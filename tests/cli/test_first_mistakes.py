@@ -115,7 +115,7 @@ def test_everything_that_is_missing_is_named_at_once(command, capsys):
 
 def test_the_model_after_the_run_file(capsys):
     message = refusal(capsys, "train", RUN, MODEL, *GIVEN)
-    assert "models/encoder_decoder.gin is read after runs/stage.gin and takes back" in message
+    assert "models/model.gin is read after runs/stage.gin and takes back" in message
     assert "LABEL_SMOOTHING (runs/stage.gin:" in message
     assert message.endswith("Name demo/model.gin before runs/finetune.gin.")
     # Dropout from the command line hides the one half of it, and not the other.

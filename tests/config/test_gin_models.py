@@ -9,11 +9,13 @@ import gin
 import jax
 import pytest
 
-from promot_t5x import config, network
+from promot_t5x import config
 from promot_t5x.checkpoints import pretrained_names
 from promot_t5x.errors import UserError
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.network import transformer
+from promot_t5x.network.config import NetworkConfig
+from promot_t5x.network.parameters import param_shapes
 from promot_t5x.runs import promot
 
 pytestmark = pytest.mark.slow
@@ -60,11 +62,31 @@ T5GEMMA = {
     "t5gemma_9b_2b": 12_292_375_296,
     "t5gemma_9b_9b": 20_333_401_088,
 }
+# Those of the released models.
+DECODER_ONLY = {
+    "gemma_2b": 2_506_172_416,
+    "gemma_7b": 8_537_680_896,
+    "gemma2_2b": 2_614_341_888,
+    "gemma2_9b": 9_241_705_984,
+    "gemma2_27b": 27_227_128_320,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
+    "gemma3_4b": 3_880_263_168,
+    "llama3_8b": 8_030_261_248,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+}
 # A vocabulary that needs no file, and nothing else of models/byte_vocabulary.gin.
 BYTES = ("VOCABULARY = @vocabularies.byte_level()", "NUM_EMBEDDINGS = 384")
 SHARED = {
     *("t5_1_0", "t5_1_1", "mt5", "umt5", "byt5", "t5gemma"),
-    *("encoder_decoder", "byte_vocabulary"),
+    *("gemma", "gemma2", "gemma3", "llama3", "qwen2_5", "qwen3"),
+    *("model", "encoder_decoder", "decoder_only", "byte_vocabulary"),
 }
 
 
@@ -86,28 +108,26 @@ def network_config() -> transformer.T5Config:
 
 
 def test_every_model_file_is_in_the_table():
-    assert {path.stem for path in GIN.glob("models/*.gin")} == {*PARAMETERS, *T5GEMMA} | SHARED
+    assert {path.stem for path in GIN.glob("models/*.gin")} == {
+        *(*PARAMETERS, *T5GEMMA, *DECODER_ONLY),
+        *SHARED,
+    }
 
 
 @functools.cache
-def parameters(shape: network.T5Config | network.T5GemmaConfig) -> int:
+def parameters(shape: NetworkConfig) -> int:
     """Parameters of the network, which is built without making any of them."""
-    module, tokens = transformer.Transformer(config=shape), jax.ShapeDtypeStruct((1, 2), "int32")
-    variables = jax.eval_shape(module.init, jax.random.key(0), tokens, tokens, tokens)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(shape)))
 
 
-def extrapolated(shape: network.T5Config | network.T5GemmaConfig) -> int:
+def extrapolated(shape: NetworkConfig) -> int:
     """The same count from one and two layers: layers are alike, and tracing 48 takes seconds."""
-    one, encoder, decoder = (
-        parameters(dataclasses.replace(shape, num_encoder_layers=m, num_decoder_layers=n))
-        for m, n in ((1, 1), (2, 1), (1, 2))
-    )
-    return (
-        one
-        + (shape.num_encoder_layers - 1) * (encoder - one)
-        + (shape.num_decoder_layers - 1) * (decoder - one)
-    )
+    one = dataclasses.replace(shape, **dict.fromkeys(shape.depths, 1))
+    found = parameters(one)
+    for depth in shape.depths:
+        layer = parameters(dataclasses.replace(one, **{depth: 2})) - parameters(one)
+        found += (getattr(shape, depth) - 1) * layer
+    return found
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -116,12 +136,26 @@ def test_model_file_has_its_parameter_count(name):
     assert extrapolated(network_config()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", T5GEMMA)
-def test_t5gemma_has_its_parameter_count(name):
-    read(name)
-    assert extrapolated(gin.get_configurable(network.T5GemmaConfig)()) == T5GEMMA[name]
+@pytest.mark.parametrize("name", [*T5GEMMA, *DECODER_ONLY])
+def test_models_of_gemmas_layers_have_their_parameter_count(name):
+    read(name, bindings=BYTES[:1])
+    shape = config.configured(model_of)().config
+    count = {**T5GEMMA, **DECODER_ONLY}[name]
+    assert extrapolated(shape) == count
     header = (GIN / f"models/{name}.gin").read_text(encoding="utf-8")
-    assert f"{T5GEMMA[name]:,} parameters" in header
+    assert f"{count:,} parameters" in header
+
+
+def test_decoder_only_models_are_asked_with_the_bos_that_they_have():
+    for name, bos in (("gemma2_2b", True), ("llama3_8b", True), ("qwen3_8b", False)):
+        read(name, bindings=BYTES)
+        model = config.configured(model_of)()
+        assert (model.dialect.bos, model.dialect.eos, model.start_id) == (bos, False, None)
+        assert model.dialect.answer_start == model.task_format.answer_separator
+    read("gemma2_2b", "byte_vocabulary", bindings=("PREFIX_MASK = True", "PROMPT_LENGTH = 5"))
+    model = config.configured(model_of)()
+    assert (model.dialect.bos, model.dialect.eos) == (False, True)
+    assert (model.config.prefix_mask, model.config.full_attention_period) == (True, 2)
 
 
 def test_t5gemma_begins_with_bos():

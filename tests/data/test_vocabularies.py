@@ -49,16 +49,19 @@ def test_a_sentencepiece_model_that_cannot_work_is_refused(train_pieces, ids, sa
     vocabulary = vocabularies.sentencepiece(train_pieces("model", **ids))
     if said is None:
         vocabularies.check(vocabulary)
+        vocabularies.check_padding(vocabulary)
         return
     with pytest.raises(UserError) as caught:
         vocabularies.check(vocabulary)
+        vocabularies.check_padding(vocabulary)
     assert said in str(caught.value)
     assert "model.model" in str(caught.value)
 
 
 def test_the_vocabularies_of_the_project_are_accepted():
-    vocabularies.check(vocabularies.byte_level())
-    vocabularies.check(vocabularies.tiny_world())
+    for vocabulary in (vocabularies.byte_level(), vocabularies.tiny_world()):
+        vocabularies.check(vocabulary)
+        vocabularies.check_padding(vocabulary)
 
 
 def test_a_file_that_is_not_there_is_named():
@@ -157,13 +160,16 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer_file, first, said):
     assert said in str(caught.value)
 
 
-def test_an_ordinary_piece_at_0_is_refused(tokenizer_file, tmp_path):
+def test_an_ordinary_piece_at_0_is_text_and_refused_where_it_fills_rows(tokenizer_file, tmp_path):
     content = json.loads(Path(tokenizer_file("tokenizer.json")).read_text())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<pad>"]
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
+    vocabulary = vocabularies.tokenizer_json(str(path))
     with pytest.raises(UserError, match="has '<pad>' at id 0"):
-        vocabularies.check(vocabularies.tokenizer_json(str(path)))
+        vocabularies.check_padding(vocabulary)
+    vocabularies.check(vocabulary)
+    assert vocabulary.decode([*vocabulary.encode("a"), 0]) == "a<pad>"
 
 
 def test_what_is_no_tokenizer_and_a_package_that_is_missing(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from promot_t5x.data.batches import Batches
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.network.transformer import T5Config, Transformer
+from promot_t5x.models import DecoderOnlyModel, EncoderDecoderModel
+from promot_t5x.network.parameters import module_of
+from promot_t5x.network.transformer import T5Config
 from promot_t5x.training import adafactor, state, step
 from promot_t5x.training.schedules import create_learning_rate_scheduler
 
@@ -54,8 +55,9 @@ def tiny_config(**changes):
 
 def model_of(config, **settings):
     vocabulary = Ids(vocab_size=config.vocab_size)
-    return EncoderDecoderModel(
-        module=Transformer(config=config),
+    kind = EncoderDecoderModel if config.has_encoder else DecoderOnlyModel
+    return kind(
+        module=module_of(config),
         input_vocabulary=vocabulary,
         output_vocabulary=vocabulary,
         **settings,

@@ -19,7 +19,8 @@ from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.cli import main
 from promot_t5x.network import T5GemmaConfig, Transformer
 from promot_t5x.network.lora import LoRA, adapters_of, is_adapter
-from promot_t5x.network.transformer import T5Config, param_shapes
+from promot_t5x.network.parameters import param_shapes
+from promot_t5x.network.transformer import T5Config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),  # peft's own

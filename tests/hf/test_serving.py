@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from promot_t5x.checkpoints.formats.t5x_writing import write_inline
 from promot_t5x.data import vocabularies
-from promot_t5x.network.transformer import T5Config, param_shapes
+from promot_t5x.network.parameters import param_shapes
+from promot_t5x.network.transformer import T5Config
 from promot_t5x.tasks import dialects, registry
 
 BYTES = {

@@ -3,6 +3,7 @@
 Every variant goes both ways, through the command line, and must give equal logits.
 """
 
+import causal_helpers
 import jax
 import numpy as np
 import peft
@@ -13,11 +14,13 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from promot_t5x.checkpoints.formats import hf_decoder_only
+from promot_t5x.checkpoints.formats.peft import save_adapters
 from promot_t5x.checkpoints.formats.t5x_writing import write_inline
 from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.cli import main
+from promot_t5x.network.parameters import param_shapes
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
-from promot_t5x.network.transformer import T5Config, Transformer, param_shapes
+from promot_t5x.network.transformer import T5Config, Transformer
 
 TOLERANCE = 2e-5  # of the largest magnitude
 SIZES = {
@@ -249,6 +252,22 @@ def test_exported_prompts_give_equal_logits_under_peft(family, tmp_path):
         vectors = prompted.get_prompt_embedding_to_save("default").numpy()
         np.testing.assert_array_equal(vectors, params[PROMPT_PATH][number])
         assert_close(their_logits(prompted, inputs, targets), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_a_prompt_of_a_decoder_only_model_gives_equal_logits_under_peft(tmp_path):
+    config, params = causal_helpers.prompted("qwen3", prompts=1, length=5)
+    table = params["encoder"]["prompt"]["prompt"]
+    (place,) = save_adapters(tmp_path / "prompt", table, ["prompt_0"], causal=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        causal_helpers.DIRECTORY / "qwen3", dtype=torch.float32
+    )
+    prompted = peft.PeftModel.from_pretrained(model, str(place))
+    ids = np.random.default_rng(0).integers(2, 48, (3, 9)).astype(np.int32)
+    with torch.no_grad():
+        expected = prompted(torch.tensor(ids)).logits.numpy()
+    whole = np.concatenate([np.broadcast_to(prompt_ids(config, 0), (3, 5)), ids], axis=1)
+    assert_close(causal_helpers.sequence_logits(config, params, whole), expected)
 
 
 def test_exported_in_bfloat16(tmp_path):

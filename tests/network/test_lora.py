@@ -13,7 +13,7 @@ from promot_t5x.errors import UserError
 from promot_t5x.network import T5GemmaConfig, Transformer, lora
 from promot_t5x.network.layers import Dense
 from promot_t5x.network.lora import LoRA
-from promot_t5x.network.transformer import param_axes, param_shapes
+from promot_t5x.network.parameters import param_axes, param_shapes
 
 pytestmark = pytest.mark.slow
 

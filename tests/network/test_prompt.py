@@ -8,8 +8,9 @@ from flax.traverse_util import flatten_dict
 from scan_helpers import scan_params
 
 from promot_t5x.errors import UserError
+from promot_t5x.network.parameters import initial_params, param_axes
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
-from promot_t5x.network.transformer import T5Config, Transformer, initial_params, param_axes
+from promot_t5x.network.transformer import T5Config, Transformer
 
 pytestmark = pytest.mark.slow
 

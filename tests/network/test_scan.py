@@ -6,8 +6,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from scan_helpers import scan_params, unscan_params
 
+from promot_t5x.network.parameters import param_shapes
 from promot_t5x.network.scan import LAYER_AXIS, layer_axis
-from promot_t5x.network.transformer import T5Config, param_shapes
+from promot_t5x.network.transformer import T5Config
 
 CONFIG = T5Config(
     vocab_size=16,

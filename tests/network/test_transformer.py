@@ -13,13 +13,8 @@ from scan_helpers import scan_params, unscan_params
 from promot_t5x.errors import UserError
 from promot_t5x.network.attention import Attention
 from promot_t5x.network.layers import OffsetBiasInit, RelativePositionBias, relative_position_bucket
-from promot_t5x.network.transformer import (
-    T5Config,
-    Transformer,
-    initial_params,
-    param_axes,
-    param_shapes,
-)
+from promot_t5x.network.parameters import initial_params, param_axes, param_shapes
+from promot_t5x.network.transformer import T5Config, Transformer
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from engine_helpers import (
 
 from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.models.objectives import TALR, KLToBase
-from promot_t5x.network import T5GemmaConfig
+from promot_t5x.network import DecoderOnlyConfig, T5GemmaConfig
 from promot_t5x.network.lora import LoRA
 from promot_t5x.planning import flops
 from promot_t5x.training import state, step
@@ -35,6 +35,13 @@ def wide_config(**changes):
     wide = {"vocab_size": 4096, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
     shallow = {"num_encoder_layers": 1, "num_decoder_layers": 1}
     return tiny_config(**{**wide, **shallow, **changes})
+
+
+def wide_causal_config(**changes):
+    """A decoder-only network with grouped heads."""
+    wide = {"vocab_size": 4096, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
+    causal = {"num_kv_heads": 2, "num_decoder_layers": 2, "mlp_activations": ("gelu", "linear")}
+    return DecoderOnlyConfig(**{**wide, **causal, "dropout_rate": 0.0, **changes})
 
 
 def gemma_config(**changes):
@@ -93,13 +100,16 @@ def products(jaxpr):
         (["adapter"], {"lora": QUERY_VALUE, "make": gemma_config, "remat_policy": "minimal"}),
         (["adapter"], {"lora": EVERY_KERNEL, "scan_layers": True, "remat_policy": "full"}),
         (["adapter"], {"lora": EVERY_KERNEL, "chunk": 128, "objective": TALR()}),
+        (EVERYTHING, {"make": wide_causal_config}),
+        (ONLY_PROMPT, {"make": wide_causal_config, "remat_policy": "full", **PROMPT}),
+        (["adapter"], {"make": wide_causal_config, "lora": QUERY_VALUE}),
         ([".*relpos_bias/.*"], {"relative_bias_per_layer": True, "remat_policy": "minimal"}),
     ],
 )
 def test_training_flops_are_those_of_the_traced_products(trainable, settings):
     own = {"make": wide_config, "objective": None, "chunk": 4096, **settings}
     make, objective, chunk = (own.pop(name) for name in ("make", "objective", "chunk"))
-    depths = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    depths = {"num_encoder_layers": 2 * (make is not wide_causal_config), "num_decoder_layers": 2}
     model = model_of(make(**{**depths, **own}), loss_chunk_tokens=chunk)
     counted = flops.training(model, trainable, batch=BATCH, lengths=LONG, objective=objective)
     # What is left out is a bias's product with 32 buckets.
@@ -155,12 +165,13 @@ def test_talr_projects_every_token_once_more():
     assert (talr.backward, talr.recomputed) == (plain.backward, plain.recomputed)
 
 
-def test_decoding_flops_are_those_that_the_compiler_counts():
+@pytest.mark.parametrize("make", [wide_config, wide_causal_config])
+def test_decoding_flops_are_those_that_the_compiler_counts(make):
     """Of one step: the compiler counts a loop's body once."""
-    model = model_of(wide_config())
-    decoder = Decoder(model.module, batch_size=8)
+    model = model_of(make())
+    decoder = Decoder(model.module, batch_size=8, start_id=model.start_id)
     params = model.param_shapes()
-    counted = flops.decoding(params, batch=8, inputs=128, outputs=1, hypotheses=1)
+    counted = flops.decoding(model.config, params, batch=8, inputs=128, outputs=1, hypotheses=1)
     actual = compiler_count(decoder.lower(params, 128, 1))
     assert counted.forward == pytest.approx(actual, rel=0.05)
 

@@ -165,6 +165,24 @@ def test_traffic_multiplies_loops_and_counts_what_a_ring_sends():
     assert found.hbm_bytes == loop + once
 
 
+def test_what_is_only_tiled_anew_inside_a_fusion_is_not_read():
+    """As the compiler does with int8 stacks, whose bytes lie alike in both tilings."""
+    tiled = """\
+%copy_fusion (q: bf16[24,1024,512]) -> bf16[24,1024,512] {
+  %q = bf16[24,1024,512]{2,1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %copy = bf16[24,1024,512]{2,1,0:T(16,128)(2,1)} copy(%q)
+}
+
+%slice_of_layer"""
+    use = """\
+  %again = bf16[24,1024,512]{2,1,0:T(16,128)(2,1)} fusion(%p), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%copy_fusion
+  %one = bf16[1,1024,512]{2,1,0:T(16,128)(2,1)} dynamic-slice(%again,"""  # noqa: E501
+    once = "  %one = bf16[1,1024,512]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p,"
+    text = PROGRAM.replace("%slice_of_layer", tiled, 1).replace(once, use)
+    assert text.count("%again") == 2
+    assert hlo.traffic(text, chips_per_slice=4) == hlo.traffic(PROGRAM, chips_per_slice=4)
+
+
 OVERLAPPED = """\
 %first (p: f32[64,128]) -> (f32[64,128], f32[256,128]) {
   %p = f32[64,128]{1,0} parameter(0)

@@ -108,6 +108,11 @@ CASES = {
         {"PROMPT_DROPOUT_RATE": 1.5},
         ["stage 'stage_one'", "dropout_rate = 1.5", "in [0, 1)"],
     ),
+    "nothing_to_quantize": (
+        {"FROZEN_DTYPE": "int8"},
+        ["stage 'stage_two'", "'int8'", "none is frozen where ['model'] trains", "at 'float32'"],
+    ),
+    "unknown_storage": ({"PROMPT_FROZEN_DTYPE": "int4"}, ["frozen_dtype", "'int4'", "or 'int8'"]),
     "unknown_ties": ({"BEST_TIES": "lost"}, ["best_ties", "'lost'", "mean 'loss'?"]),
     "no_slice": ({"EVAL_SPLIT": "validation[3]"}, ["'validation[3]' is no slice", "'train[:100]'"]),
     "empty_batch": ({"BATCH_SIZE": 0}, ["BATCH_SIZE", "positive integer, got 0"]),

@@ -48,6 +48,13 @@ def answered(place):
     return run_helpers.json_lines(place / "straight" / "answers.jsonl")
 
 
+def test_weights_in_int8_answer_likewise(place, answered):
+    run_helpers.succeed(words(place / "int8", place / "ask.jsonl", FROZEN_DTYPE="int8"))
+    lines = run_helpers.json_lines(place / "int8" / "answers.jsonl")
+    changes = [a["log_prob"] - b["log_prob"] for a, b in zip(answered, lines, strict=True)]
+    assert 0 < max(map(abs, changes)) < 0.3
+
+
 def test_a_line_comes_out_for_each_that_went_in(answered, questions):
     assert [line["number"] for line in answered] == list(range(40))
     assert [line["inputs"] for line in answered] == questions

@@ -60,6 +60,7 @@ def runs(tmp_path_factory):
         TASK_FEATURE_LENGTHS={"inputs": 32, "targets": 6},
         TRAIN_STEPS=STEPS,
         EVAL_PERIOD=PERIOD,
+        PROMPT_FROZEN_DTYPE="int8",
         PROMPT_STEPS=STEPS,
         PROMPT_EVAL_PERIOD=PERIOD,
     )

@@ -12,7 +12,7 @@ from etils import epath
 from promot_t5x.checkpoints import prompt_file
 from promot_t5x.checkpoints.formats import t5x_writing
 from promot_t5x.checkpoints.opening import open_checkpoint
-from promot_t5x.network import transformer
+from promot_t5x.network import parameters, transformer
 from promot_t5x.training import adafactor, schedules
 from promot_t5x.training.state import with_prompt
 
@@ -71,7 +71,7 @@ def test_losses_are_the_engines(tmp_path):
     directory = epath.Path(tmp_path)
     (directory / "shape.gin").write_text(SHAPE)
     base = directory / "base" / "checkpoint_0"
-    params, _ = transformer.initial_params(CONFIG, jax.random.key(2))
+    params, _ = parameters.initial_params(CONFIG, jax.random.key(2))
     t5x_writing.write_inline(base, params, 0)
     upstream_helpers.t5x(
         "train",

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from promot_t5x.checkpoints import prompt_file
 from promot_t5x.checkpoints.formats import t5x_writing
 from promot_t5x.checkpoints.opening import open_checkpoint
-from promot_t5x.network import transformer
+from promot_t5x.network import parameters, transformer
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.tasks import dialects
 
@@ -151,7 +151,7 @@ def world(request, tmp_path_factory):
         shape = directory / "shape.gin"
         shape.write_text(SHAPE)
         made = World(directory, str(shape), {"inputs": 72, "targets": 10}, True, SPOKEN)
-        params, _ = transformer.initial_params(DRAWN, jax.random.key(1))
+        params, _ = parameters.initial_params(DRAWN, jax.random.key(1))
         t5x_writing.write_inline(made.base, params, 0)
     return made
 

@@ -8,6 +8,7 @@ from promot_t5x.tasks.answers import Until, first_word, keep
 from promot_t5x.tasks.dialects import (
     Dialect,
     decode,
+    label_ids,
     question_ids,
     sentinel_ids,
     target_ids,
@@ -23,6 +24,7 @@ BOTH = Dialect(kind="span_corruption", sentinel="both")
 TARGETS = Dialect(kind="span_corruption", sentinel="targets")
 SILENT = Dialect(kind="span_corruption", sentinel="none")
 PLAIN = Dialect(kind="lm")
+GOES_ON = Dialect(kind="lm", eos=False, answer_start=" ")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,7 @@ def vocabularies(subwords, tmp_path_factory):
         (TARGETS, "Q: who? A:", "<extra_id_0> me"),
         (SILENT, "Q: who? A:", "me"),
         (PLAIN, "Q: who? A:", "me"),
+        (GOES_ON, "Q: who? A:", " me"),
         (Dialect(kind="instruction"), "Q: who? A:", "me"),
     ],
 )
@@ -88,7 +91,7 @@ def test_sentinels_survive_as_ids_and_are_written_out_again(vocabularies, name):
 
 
 @pytest.mark.parametrize("name", ["inside", "beside", "bytes"])
-@pytest.mark.parametrize("dialect", [BOTH, TARGETS, PLAIN])
+@pytest.mark.parametrize("dialect", [BOTH, TARGETS, PLAIN, GOES_ON])
 def test_a_spoken_example_holds_the_sentinel_as_one_token(vocabularies, name, dialect):
     import tensorflow as tf
 
@@ -101,11 +104,14 @@ def test_a_spoken_example_holds_the_sentinel_as_one_token(vocabularies, name, di
     (row,) = step(tf.data.Dataset.from_tensors(rows)).as_numpy_iterator()
     (first,) = (i for i, number in sentinel_ids(vocabulary).items() if number == 0)
     asked = [*vocabulary.encode("is it true."), *([first] if dialect is BOTH else [])]
-    answered = [*([] if dialect is PLAIN else [first]), *vocabulary.encode("True")]
+    answer = vocabulary.encode(" True" if dialect is GOES_ON else "True")
+    answered = [*([first] if dialect.marks_targets else []), *answer]
+    assert label_ids(vocabulary, dialect, "True").tolist() == [*answered, vocabulary.eos_id]
     assert row["inputs"].tolist() == asked
     assert row["targets"].tolist() == answered
     assert decode(vocabulary, asked) == row["inputs_pretokenized"].decode()
     assert row["targets_pretokenized"].decode() == dialect.target("True")
+    assert dialect.read(decode(vocabulary, answered)) == "True"
     assert (row["answer"], row["id"]) == (b"True", b"7")
 
 

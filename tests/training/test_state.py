@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from promot_t5x.distributed.partitioning import Partitioner, standard_logical_axis_rules
 from promot_t5x.errors import UserError
+from promot_t5x.network import quantization
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.training import state
 
@@ -119,7 +120,7 @@ def test_adafactors_slots_lie_with_their_parameters_or_everywhere(model, params,
     assert bias.spec == PartitionSpec("model", None)
 
 
-@pytest.mark.parametrize("frozen_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("frozen_dtype", ["float32", "bfloat16", "int8"])
 def test_a_new_state_is_laid_out_and_frozen_weights_are_stored_as_asked(
     model, params, partitioner, frozen_dtype
 ):
@@ -131,14 +132,25 @@ def test_a_new_state_is_laid_out_and_frozen_weights_are_stored_as_asked(
     assert made.step.dtype == jnp.int32
     assert flat(made.trainable)[PROMPT_PATH].tobytes() == flat(params)[PROMPT_PATH].tobytes()
     assert made.trainable["encoder"]["prompt"]["prompt"].dtype == jnp.float32
+    frozen = {path: leaf for path, leaf in flat(params).items() if path != PROMPT_PATH}
+    stored = quantization.cast(frozen, quantization.stored_shapes(frozen, frozen_dtype))
+    assert flat(made.frozen).keys() == stored.keys()
+    kept = {"float32", "int8"} if frozen_dtype == "int8" else {frozen_dtype}
+    assert {leaf.dtype.name for leaf in flat(made.frozen).values()} == kept
     for path, leaf in flat(made.frozen).items():
-        assert leaf.dtype == jnp.dtype(frozen_dtype), path
-        np.testing.assert_array_equal(leaf, flat(params)[path].astype(frozen_dtype), path)
-    kernel = made.frozen["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
-    assert kernel.sharding.spec == PartitionSpec("data", "model")
-    assert kernel.sharding.shard_shape(kernel.shape) == (8, 32)
+        np.testing.assert_array_equal(leaf, stored[path], path)
+    mlp = made.frozen["encoder"]["layers_0"]["mlp"]["wi_0"]
+    assert mlp["kernel"].sharding.spec == PartitionSpec("data", "model")
+    assert mlp["kernel"].sharding.shard_shape(mlp["kernel"].shape) == (8, 32)
+    if frozen_dtype == "int8":  # a scale lies with its column
+        assert mlp["kernel_scale"].sharding.spec == PartitionSpec("model")
+        again = state.create(
+            made.params, model.param_axes(), ONLY_PROMPT, optimizer, partitioner, frozen_dtype
+        )
+        both = map(jax.tree.leaves, (again.frozen, made.frozen))
+        assert all(one is other for one, other in zip(*both, strict=True))
     assert set(state.flatten(made.opt_state.v)) == {PROMPT_PATH}
-    assert set(state.flatten(made.params)) == set(state.flatten(params))
+    assert set(state.flatten(state.only(made.params, params))) == stored.keys() | {PROMPT_PATH}
 
 
 def test_slots_of_a_chain_of_transformations_are_found_in_it(model, params, partitioner):

@@ -31,9 +31,10 @@ from promot_t5x.checkpoints import prompt_file
 from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.checkpoints.saving import Checkpoints
 from promot_t5x.errors import UserError
+from promot_t5x.network.parameters import param_axes
 from promot_t5x.network.prompt import PROMPT_AXES, PROMPT_PATH
 from promot_t5x.network.prompt_init import EmbeddedText, SampledVocabulary, Uniform
-from promot_t5x.network.transformer import Transformer, param_axes
+from promot_t5x.network.transformer import Transformer
 from promot_t5x.runs import weights
 from promot_t5x.training import adafactor, schedules
 from promot_t5x.training.state import with_prompt

@@ -293,7 +293,15 @@ class Conversion:
         }
 
     def _hugging_face_config(self, wanted: Shapes) -> dict[str, Any]:
-        return hf_config.write(self.opened.shape_of(wanted), wanted, self.opened.config)
+        model = self.opened.shape_of(wanted)
+        scaled = isinstance(model, shape.DecoderOnlyShape) and model.scaled_embeddings
+        if scaled and PROMPT_PATH in wanted:
+            raise UserError(
+                f"{self.opened.directory} has a prompt, and its embeddings are scaled: version 4 "
+                "of transformers scales what peft puts in front as well, 5 does not, so that no "
+                "adapter would be right in both. Add --remove_prompt and keep prompt.npz."
+            )
+        return hf_config.write(model, wanted, self.opened.config)
 
     def _target(self, part: epath.Path, wanted: Shapes, config: dict[str, Any]) -> Target:
         if self.to == "hf":

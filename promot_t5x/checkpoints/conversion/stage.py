@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -19,7 +18,7 @@ from promot_t5x.checkpoints.promot_checkpoint import PromotCheckpoint
 from promot_t5x.checkpoints.prompt_file import load_prompt
 from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, listed
-from promot_t5x.network import lora
+from promot_t5x.network import lora, quantization
 from promot_t5x.network.prompt import PROMPT_PATH
 
 _PROMPT_KEY = "prompt_path"  # in the metadata of a stage's checkpoints
@@ -182,14 +181,15 @@ def _with_adapter(own: PromotCheckpoint, model: ParamSource) -> ParamSource:
 
 
 def _check_hash(step_dir: epath.Path, base: ParamSource, expected: str, reference: str) -> None:
-    """Compare a base with the content hash of what a stage had frozen, in either of its types."""
-    lines: dict[Any, list[str]] = {np.dtype(np.float32): [], np.dtype(jnp.bfloat16): []}
+    """Compare a base with the content hash of what a stage had frozen, in any of its types."""
+    lines: dict[str, list[str]] = {dtype: [] for dtype in quantization.STORAGE}
     paths = [path for path in base.shapes if path != PROMPT_PATH]
     for batch in batches(base, paths):
         wanted = {p: jax.ShapeDtypeStruct(base.shapes[p].shape, np.float32) for p in batch}
         arrays = base.read(wanted)
         for dtype, found in lines.items():
-            found += hashing.fingerprints({p: a.astype(dtype) for p, a in arrays.items()})
+            stored = quantization.stored_shapes(arrays, dtype)
+            found += hashing.fingerprints(quantization.cast(arrays, stored))
     if expected not in map(hashing.hash_of, lines.values()):
         raise UserError(
             f"{reference} is not what {step_dir} was trained on: its content hash is another than "

@@ -10,6 +10,7 @@ from etils import epath
 
 from promot_t5x import versions
 from promot_t5x.checkpoints.checksums import merge_records, record_arrays
+from promot_t5x.checkpoints.formats import hf_decoder_only
 from promot_t5x.checkpoints.formats.hugging_face import TOKENIZER_FILES, HuggingFaceWriter
 from promot_t5x.checkpoints.formats.peft import save_adapters
 from promot_t5x.checkpoints.formats.source import Shapes
@@ -108,6 +109,7 @@ class HuggingFaceTarget:
         """
         model = {path: leaf for path, leaf in shapes.items() if path != PROMPT_PATH}
         self._directory = directory
+        self._is_causal = config["model_type"] in hf_decoder_only.MODEL_TYPES
         self._writer = HuggingFaceWriter(directory, model, config)
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -116,7 +118,7 @@ class HuggingFaceTarget:
         self._writer.add(model)
         if (table := arrays.get(PROMPT_PATH)) is not None:
             names = [f"prompt_{number}" for number in range(len(table))]
-            save_adapters(self._directory / ADAPTER, table, names)
+            save_adapters(self._directory / ADAPTER, table, names, causal=self._is_causal)
 
     def close(self, absent: Sequence[str] = ()) -> None:
         """Finish the files."""

@@ -53,6 +53,7 @@ def save_adapters(
     names: Sequence[str],
     *,
     base_model: str | None = None,
+    causal: bool = False,
 ) -> list[epath.Path]:
     """Write prompts as adapters: one to `directory`, several to `directory/<name>`.
 
@@ -62,6 +63,7 @@ def save_adapters(
     - `prompts`: float32.
     - `names`: one for each prompt.
     - `base_model`: the Hugging Face model that they belong to, for the adapters' record.
+    - `causal`: whether that is a decoder-only model, and no encoder-decoder.
 
     **Returns:** the adapters' directories.
 
@@ -75,7 +77,7 @@ def save_adapters(
         if (path / CONFIG_FILE).exists():
             raise UserError(f"{path} holds an adapter already; name another directory.")
     for path, prompt in zip(places, prompts, strict=True):
-        _save_adapter(path, np.asarray(prompt, np.float32), base_model)
+        _save_adapter(path, np.asarray(prompt, np.float32), base_model, causal=causal)
     return places
 
 
@@ -102,11 +104,15 @@ def load_adapter(directory: epath.Path) -> Float[np.ndarray, "length embed"]:
 
 
 def _save_adapter(
-    directory: epath.Path, prompt: Float[np.ndarray, "length embed"], base_model: str | None
+    directory: epath.Path,
+    prompt: Float[np.ndarray, "length embed"],
+    base_model: str | None,
+    *,
+    causal: bool,
 ) -> None:
-    """Write one prompt as an adapter that `peft.PeftModel.from_pretrained` puts on a T5.
+    """Write one prompt as an adapter that `peft.PeftModel.from_pretrained` puts on a model.
 
-    peft puts the vectors in front of the encoder's embedded inputs, as they were trained here. By
+    peft puts the vectors in front of the embedded inputs, as they were trained here. For T5, by
     default it would expect as many again for the decoder, which it then never uses:
     `num_transformer_submodules` = 1 says that there are none.
     """
@@ -117,7 +123,7 @@ def _save_adapter(
     writer.close()
     config = {
         "peft_type": _KIND,
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "num_virtual_tokens": length,

@@ -23,10 +23,10 @@ from promot_t5x.checkpoints.formats.peft import CONFIG_FILE, WEIGHTS_FILE, open_
 from promot_t5x.checkpoints.formats.reading import reading
 from promot_t5x.errors import UserError, listed
 from promot_t5x.files import write_json
-from promot_t5x.network import transformer
 from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.gemma import DecoderOnlyConfig, T5GemmaConfig
 from promot_t5x.network.lora import LoRA, kernel_of, parts_of
+from promot_t5x.network.parameters import param_shapes
 from promot_t5x.paths import user_path
 
 KIND = "LORA"
@@ -175,7 +175,7 @@ def _module(kernel: str, kind: str) -> str:
 def _modules(config: NetworkConfig) -> dict[str, str]:
     """Return the network's kernels by transformers' names of their modules."""
     kind = _model_type(config)
-    paths = flatten_dict(transformer.param_shapes(config), sep="/")
+    paths = flatten_dict(param_shapes(config), sep="/")
     return {_module(p, kind): p for p in paths if p.endswith("/kernel")}
 
 
@@ -190,7 +190,7 @@ def _evened(
     kinds = {_LAYER.sub(r"\1/(\1|layers_\\d+)/\2", kernel) for kernel in read}
     lora = LoRA(rank=rank, alpha=scale * rank, dropout_rate=dropout_rate, kernels=sorted(kinds))
     arrays = {}
-    for kernel, leaf in flatten_dict(transformer.param_shapes(config), sep="/").items():
+    for kernel, leaf in flatten_dict(param_shapes(config), sep="/").items():
         if not lora.adapts(kernel):
             continue
         a, b, own = read.get(kernel, _nothing(leaf))

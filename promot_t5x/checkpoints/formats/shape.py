@@ -13,9 +13,9 @@ from flax import traverse_util
 from promot_t5x.checkpoints.formats.layouts import BIAS
 from promot_t5x.checkpoints.formats.source import Shapes
 from promot_t5x.errors import UserError, listed
-from promot_t5x.network import transformer
 from promot_t5x.network.config import NetworkConfig, T5Config
 from promot_t5x.network.gemma.config import DecoderOnlyConfig, T5GemmaConfig
+from promot_t5x.network.parameters import param_shapes
 from promot_t5x.network.prompt import PROMPT_PATH
 
 EMBEDDING = "token_embedder/embedding"
@@ -150,14 +150,17 @@ class GroupedQueryShape(NetworkShape):
         """
         found = {}
         for name, macro in cls.field_macros.items():
-            line = re.search(rf"^{macro} = (.+(?:\n +.+)*)", text, re.MULTILINE)
-            if line is None:
-                raise UserError(
-                    f"{source} does not record {macro}, which no array of a {cls.family} "
-                    "tells: convert a checkpoint that a run of this project saved, or the Hugging "
-                    "Face one."
-                )
-            found[name] = ast.literal_eval(line[1])
+            value = f"%{macro}"
+            while value.startswith("%"):  # one may be another's
+                line = re.search(rf"^{value[1:]} = (.+(?:\n +.+)*)", text, re.MULTILINE)
+                if line is None:
+                    raise UserError(
+                        f"{source} does not record {value[1:]}, which no array of a {cls.family} "
+                        "tells: convert a checkpoint that a run of this project saved, or the "
+                        "Hugging Face one."
+                    )
+                value = line[1]
+            found[name] = ast.literal_eval(value)
         for name in WIDTH_MACROS:
             if found.get(f"decoder_{name}", 0) is None:
                 found[f"decoder_{name}"] = found[name]
@@ -232,7 +235,7 @@ def parameters(shape: NetworkShape) -> dict[str, jax.ShapeDtypeStruct]:
 def _traced(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
     # Layers are alike, and tracing 48 of them takes seconds.
     shapes: dict[str, jax.ShapeDtypeStruct] = traverse_util.flatten_dict(
-        transformer.param_shapes(config), sep="/"
+        param_shapes(config), sep="/"
     )
     return shapes
 

@@ -1,6 +1,7 @@
 """Attention whose heads of keys and values serve several queries, with windows and soft caps."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,19 @@ class View(NamedTuple):
 
     frequencies: Float[Array | np.ndarray, "..."]
     window: Int[Array | np.ndarray, "..."] | int | None
+
+
+class Prefix(NamedTuple):
+    """The keys and values of what stands before a sequence, which its rows may share.
+
+    **Attributes:**
+
+    - `key_values`: of one layer, rotated.
+    - `real`: where tokens stand, at the positions 0, 1, 2, ...
+    """
+
+    key_values: KeyValues
+    real: Bool[Array, "batch length"]
 
 
 class GroupedAttention(nn.Module):
@@ -78,12 +92,13 @@ class GroupedAttention(nn.Module):
         positions: Int[Array, "_ length"] | None = None,
         view: View | None = None,
         *,
+        prefix: Prefix | None = None,
         use_cache: bool = False,
     ) -> Float[Array, "rows length embed"]:
         """Attend.
 
-        `rows` may be a multiple K of the batch of `cross`: K beams of an example in a row share
-        its keys and values.
+        `rows` may be a multiple K of the batch of `cross` or `prefix`: K beams of an example in a
+        row share its keys and values.
 
         **Arguments:**
 
@@ -92,21 +107,22 @@ class GroupedAttention(nn.Module):
         - `mask`: broadcastable to [batch, 1, queries, keys]; None: all.
         - `positions`: of the tokens within their example.
         - `view`: the layer's.
+        - `prefix`: what stands before the inputs, to which they attend too.
         - `use_cache`: the first call makes the cache, as long as `inputs`; the next calls bring
-          one position each, whose number is how many there are so far.
+          one token each, and the position of the first.
         """
         cfg = self.config
         query = self.query(inputs)
         if cfg.qk_norm:
             query = self.query_norm(query)
         if cross is not None:
-            key_values = cross
+            parts = [(cross, mask)]
         else:
             assert positions is not None
             assert view is not None
-            now = None
+            first, now = positions, None
             if use_cache and self.has_variable("cache", "cache_index"):
-                positions = jnp.reshape(self.get_variable("cache", "cache_index"), (1, 1))
+                positions = first + self.get_variable("cache", "cache_index")
             query = rotated(query, positions, view.frequencies)
             key_values = self.key_values(inputs, positions, view)
             keyed = positions
@@ -114,43 +130,105 @@ class GroupedAttention(nn.Module):
                 axes = ("batch", _axis_of(cfg.num_kv_heads), "kv", "length")
                 key_values, now = append_to_cache(self, key_values, axes)
             if now is not None:
-                keyed = jnp.arange(key_values.key.shape[-1])[None]
-                mask = keyed[:, None, None, :] <= now
-            if view.window is not None:
-                distance = positions[:, None, :, None] - keyed[:, None, None, :]
-                near = jnp.abs(distance) < view.window
-                mask = near if mask is None else mask & near
+                places = jnp.arange(key_values.key.shape[-1])[None]
+                keyed = first + places
+                mask = places[:, None, None, :] <= now
+            parts = [(key_values, _windowed(mask, positions, keyed, view.window))]
+            if prefix is not None:
+                rows, length = inputs.shape[:2]
+                shared = jnp.repeat(prefix.real, rows // len(prefix.real), axis=0)
+                real = jnp.broadcast_to(shared[:, None, None], (rows, 1, length, shared.shape[1]))
+                places = jnp.arange(shared.shape[1])[None]
+                before = _windowed(real, positions, places, view.window)
+                parts.insert(0, (prefix.key_values, before))
         query = with_logical_constraint(query, ("batch", "length", "heads", "kv"))
-        attended = self._attend(query, key_values, mask)
+        attended = self._attend(query, parts)
         return self.out(attended.reshape(*inputs.shape[:2], cfg.num_heads, cfg.head_dim))
 
     def _attend(
         self,
         query: Float[Array, "rows length heads head_dim"],
+        parts: Sequence[tuple[KeyValues, Bool[Array, "..."] | None]],
+    ) -> Float[Array, "batch queries kv_heads group head_dim"]:
+        """Attend to all parts under one softmax; the first has the fewest rows."""
+        cfg = self.config
+        query = query * jnp.asarray(cfg.query_scale**-0.5, query.dtype)
+        found = [self._logits(query, key_values, mask) for key_values, mask in parts]
+        batch = found[0].shape[0]
+        logits = jnp.concatenate([_merged(part, batch) for part in found], axis=-1)
+        weights = jax.nn.softmax(logits).astype(cfg.dtype)
+        ends = np.cumsum([part.shape[-1] for part in found])[:-1]
+        attended = [
+            jnp.einsum("bhgqk,bhdk->bqhgd", _divided(own, len(value)), value)
+            for own, ((_, value), _) in zip(jnp.split(weights, ends, axis=-1), parts, strict=True)
+        ]
+        shape = (batch, -1, *attended[0].shape[2:])
+        whole: Array = sum((part.reshape(shape) for part in attended[1:]), start=attended[0])
+        return whole
+
+    def _logits(
+        self,
+        query: Float[Array, "rows length heads head_dim"],
         key_values: KeyValues,
         mask: Bool[Array, "..."] | None,
-    ) -> Float[Array, "batch queries kv_heads group head_dim"]:
+    ) -> Float[Array, "batch kv_heads group queries keys"]:
         cfg = self.config
         batch = key_values.key.shape[0]
         if query.shape[0] % batch:
             raise ValueError(
                 f"{query.shape[0]} query rows are no multiple of the {batch} rows of the keys."
             )
-        query = query * jnp.asarray(cfg.query_scale**-0.5, query.dtype)
         query = query.reshape(batch, -1, cfg.num_kv_heads, self._group, cfg.head_dim)
         logits = jnp.einsum(
             "bqhgd,bhdk->bhgqk", query, key_values.key, preferred_element_type=jnp.float32
         )
         logits = soft_capped(logits, cfg.attention_soft_cap)
         if mask is not None:
-            # Added, so that a row that sees nothing has finite, even weights.
+            # Rows that share keys are queries of one row. Added, so that a row that sees nothing
+            # has finite, even weights.
+            if mask.shape[0] > batch:
+                mask = mask.reshape(batch, 1, -1, mask.shape[-1])
             logits = logits + jnp.where(mask[:, :, None], 0.0, MASKED)
-        weights = jax.nn.softmax(logits).astype(cfg.dtype)
-        return jnp.einsum("bhgqk,bhdk->bqhgd", weights, key_values.value)
+        return logits
 
     @property
     def _group(self) -> int:
         return self.config.num_heads // self.config.num_kv_heads
+
+
+def _windowed(
+    mask: Bool[Array, "..."] | None,
+    queries: Int[Array, "_ query"],
+    keys: Int[Array, "_ key"],
+    window: Int[Array | np.ndarray, ""] | int | None,
+) -> Bool[Array, "..."] | None:
+    """Return a mask that also ends at the window; `queries` and `keys` are positions."""
+    if window is None:
+        return mask
+    near = jnp.abs(queries[:, None, :, None] - keys[:, None, None, :]) < window
+    return near if mask is None else mask & near
+
+
+def _merged(
+    x: Float[Array, "rows kv_heads group length keys"], batch: int
+) -> Float[Array, "batch kv_heads group queries keys"]:
+    """Make the rows of an example the queries of one row."""
+    rows, heads, group, length, keys = x.shape
+    if rows == batch:
+        return x
+    split = x.reshape(batch, rows // batch, heads, group, length, keys)
+    return split.transpose(0, 2, 3, 1, 4, 5).reshape(batch, heads, group, -1, keys)
+
+
+def _divided(
+    x: Float[Array, "batch kv_heads group queries keys"], rows: int
+) -> Float[Array, "rows kv_heads group length keys"]:
+    """Undo `_merged`."""
+    batch, heads, group, _, keys = x.shape
+    if rows == batch:
+        return x
+    split = x.reshape(batch, heads, group, rows // batch, -1, keys)
+    return split.transpose(0, 3, 1, 2, 4, 5).reshape(rows, heads, group, -1, keys)
 
 
 def _axis_of(heads: int) -> str | None:

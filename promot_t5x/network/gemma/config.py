@@ -105,6 +105,7 @@ class DecoderOnlyConfig(GroupedQueryConfig):
     - `post_norms`: what attention and MLP add is normalized, too (Gemma 2 and 3).
     - `scaled_embeddings`: embeddings are multiplied by sqrt(emb_dim) (Gemma).
     - `logits_via_embedding`: the embedding also projects to logits.
+    - `prefix_mask`: tokens of the inputs see all of them, and not only those before.
     """
 
     depths = ("num_decoder_layers",)
@@ -113,6 +114,7 @@ class DecoderOnlyConfig(GroupedQueryConfig):
     post_norms: bool = static(default=True)
     scaled_embeddings: bool = static(default=True)
     logits_via_embedding: bool = static(default=True)
+    prefix_mask: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

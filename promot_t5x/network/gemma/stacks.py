@@ -6,6 +6,7 @@ shapes, so a scanned stack is one loop whatever its layers see: each gets its vi
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +15,12 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from promot_t5x.network.attention import KeyValues
-from promot_t5x.network.gemma.attention import GroupedAttention, View
+from promot_t5x.network.gemma.attention import GroupedAttention, Prefix, View
 from promot_t5x.network.gemma.config import GroupedQueryConfig, T5GemmaConfig
 from promot_t5x.network.gemma.layers import RmsNorm, rope_frequencies, soft_capped
 from promot_t5x.network.layers import ACTIVATION_AXES, Embed, Mlp
 from promot_t5x.network.prompt import SoftPrompt
-from promot_t5x.network.repeated import recomputed, scanned
+from promot_t5x.network.repeated import LayerStep, recomputed, scanned
 from promot_t5x.network.stacks import CrossKeyValues, Hidden
 
 _UNBOUNDED = np.int32(2**30)  # a window as a value of a scanned layer that sees everything
@@ -80,50 +81,60 @@ class SelfAttentionLayer(nn.Module):
     def __call__(
         self,
         inputs: Hidden,
-        mask: Bool[Array, "_ 1 length length"],
+        mask: Bool[Array, "_ 1 length length"] | None,
         positions: Int[Array, "_ length"],
         view: View,
         *,
         deterministic: bool,
+        prefix: Prefix | None = None,
+        decode: bool = False,
     ) -> Hidden:
         """Run the layer."""
         drop = functools.partial(self.dropout, deterministic=deterministic)
         inputs = with_logical_constraint(inputs, ACTIVATION_AXES)
-        x = self.attention(self.pre_attention_layer_norm(inputs), None, mask, positions, view)
+        x = self.pre_attention_layer_norm(inputs)
+        x = self.attention(x, None, mask, positions, view, prefix=prefix, use_cache=decode)
         x = inputs + drop(self.post_attention_layer_norm(x) if self.post_norms else x)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         output: Array = x + drop(self.post_mlp_layer_norm(y) if self.post_norms else y)
         return output
 
+    def key_values(
+        self, inputs: Hidden, positions: Int[Array, "_ length"], view: View
+    ) -> KeyValues:
+        """Keys and values that the layer attends to, for what comes after its inputs."""
+        return self.attention.key_values(self.pre_attention_layer_norm(inputs), positions, view)
+
 
 def through(
-    layers: SelfAttentionLayer | Sequence[SelfAttentionLayer],
+    step: LayerStep,
+    layers: nn.Module | Sequence[nn.Module],
     depth: int,
     config: GroupedQueryConfig,
     x: Hidden,
-    mask: Bool[Array, "_ 1 length length"],
-    positions: Int[Array, "_ length"],
-    *,
-    deterministic: bool,
-) -> Hidden:
+    own: Any = None,
+) -> tuple[Hidden, Any]:
     """Run hidden states through the layers of a stack.
 
     **Arguments:**
 
+    - `step`: what one layer does: (layer, hidden states, (view, its own values)) to hidden states
+      and an output.
     - `layers`: one after the other or, where `config` scans them, the one that stands for all.
     - `depth`: how many layers there are.
+    - `own`: values of each layer, a tuple, or stacked on a leading axis where they are scanned.
+
+    **Returns:** the hidden states and the layers' outputs, as `own` is laid out.
     """
-
-    def step(layer: nn.Module, x: Hidden, view: View) -> tuple[Hidden, None]:
-        return layer(x, mask, positions, view, deterministic=deterministic), None
-
-    run, found = recomputed(step, config), views(config, depth)
-    if isinstance(layers, SelfAttentionLayer):
-        x, _ = scanned(run, depth)(layers, x, stacked(found))
-        return x
-    for layer, view in zip(layers, found, strict=True):
-        x, _ = run(layer, x, view)
-    return x
+    found = views(config, depth)
+    if isinstance(layers, nn.Module):
+        run: tuple[Hidden, Any] = scanned(step, depth)(layers, x, (stacked(found), own))
+        return run
+    outputs = []
+    for i, layer in enumerate(layers):
+        x, output = step(layer, x, (found[i], None if own is None else own[i]))
+        outputs.append(output)
+    return x, tuple(outputs)
 
 
 class DecoderLayer(nn.Module):
@@ -208,8 +219,11 @@ class Encoder(nn.Module):
         x = self.prompt(ids, embedder) if cfg.num_virtual_ids else embedder(ids)
         x = self.dropout(scaled(x, cfg), deterministic=deterministic)
 
-        layers, depth = self.encoder if cfg.scan_layers else self.layers, cfg.num_encoder_layers
-        x = through(layers, depth, cfg, x, mask, positions, deterministic=deterministic)
+        def step(layer: nn.Module, x: Hidden, own: tuple[View, None]) -> tuple[Hidden, None]:
+            return layer(x, mask, positions, own[0], deterministic=deterministic), None
+
+        layers = self.encoder if cfg.scan_layers else self.layers
+        x, _ = through(recomputed(step, cfg), layers, cfg.num_encoder_layers, cfg, x)
         encoded: Array = self.dropout(self.encoder_norm(x), deterministic=deterministic)
         return encoded
 
@@ -284,21 +298,15 @@ class Decoder(nn.Module):
             )
             return y, None
 
-        run, found = recomputed(step, cfg), views(cfg, cfg.num_decoder_layers)
-        if decode:
-            run = step
-        if cfg.scan_layers:
-            loop = scanned(run, cfg.num_decoder_layers)
-            y, _ = loop(self.decoder, y, (stacked(found), cross))
-        else:
-            for i, layer in enumerate(self.layers):
-                y, _ = run(layer, y, (found[i], None if cross is None else cross[i]))
+        run = step if decode else recomputed(step, cfg)
+        layers = self.decoder if cfg.scan_layers else self.layers
+        y, _ = through(run, layers, cfg.num_decoder_layers, cfg, y, cross)
         hidden: Array = self.dropout(self.decoder_norm(y), deterministic=deterministic)
         return hidden
 
     def logits(self, hidden: Hidden) -> Float[Array, "batch length vocab"]:
         """Project hidden states to float32 logits by the decoder's embedding."""
-        table = self.token_embedder.embedding.astype(jnp.float32)
-        logits = soft_capped(hidden.astype(jnp.float32) @ table.T, self.config.logits_soft_cap)
+        products = self.token_embedder.products(hidden)
+        logits = soft_capped(products, self.config.logits_soft_cap)
         placed: Array = with_logical_constraint(logits, ("batch", "length", "vocab"))
         return placed

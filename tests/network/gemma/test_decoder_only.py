@@ -3,34 +3,28 @@
 The golden models are tiny ones of each type; `tests/golden/make_hf_decoder_only.py`.
 """
 
-from pathlib import Path
-
+import causal_helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from scan_helpers import scan_params
 
-from promot_t5x.checkpoints.finding import open_stored
 from promot_t5x.checkpoints.formats import hf_decoder_only
-from promot_t5x.checkpoints.opening import open_checkpoint
 from promot_t5x.errors import UserError
-from promot_t5x.network.gemma import DecoderOnly, DecoderOnlyConfig
+from promot_t5x.network.gemma import DecoderOnlyConfig
 from promot_t5x.network.gemma.stacks import views
+from promot_t5x.network.parameters import initial_params, param_axes, param_shapes
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
-from promot_t5x.network.transformer import initial_params, param_axes, param_shapes
 
 pytestmark = pytest.mark.slow
-
-DIRECTORY = Path(__file__).parents[2] / "golden" / "hf_decoder_only"
 
 
 def golden(kind):
     """Return (configuration, parameters, what transformers computes)."""
-    config = open_stored(DIRECTORY / kind).shape.config().replace(dropout_rate=0.0)
-    with np.load(DIRECTORY / kind / "expected.npz") as arrays:
-        return config, open_checkpoint(DIRECTORY / kind, config).read_tree(), dict(arrays)
+    with np.load(causal_helpers.DIRECTORY / kind / "expected.npz") as arrays:
+        return *causal_helpers.golden(kind), dict(arrays)
 
 
 def error(actual, expected):
@@ -39,8 +33,7 @@ def error(actual, expected):
 
 def loss_and_logits(config, params, ids, weights, segment_ids=None, positions=None):
     """Sum the loss of the tokens that `weights` names, each predicted by those before it."""
-    module = DecoderOnly(config)
-    logits = module.apply({"params": params}, ids, segment_ids, positions, enable_dropout=False)
+    logits = causal_helpers.sequence_logits(config, params, ids, segment_ids, positions)
     log_probs = jax.nn.log_softmax(logits[:, :-1])
     targets = jnp.minimum(ids[:, 1:], config.vocab_size - 1)
     chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
@@ -83,10 +76,8 @@ def test_scanned_equals_unscanned(remat):
 
 def test_packed_equals_unpacked_with_prompts():
     """Each example has a prompt in front, and no part in another's loss or gradients."""
-    config, params, expected = golden("gemma3_text")
-    config = config.replace(num_prompts=2, prompt_length=3)
-    table = np.random.default_rng(0).normal(size=(2, 3, config.emb_dim)).astype(np.float32)
-    params = unflatten_dict({**flatten_dict(params, sep="/"), PROMPT_PATH: table * 0.3}, sep="/")
+    expected = golden("gemma3_text")[2]
+    config, params = causal_helpers.prompted("gemma3_text")
     sizes = expected["real"].sum(1)
     expected["ids"][0, 4] = 0  # a token like others
     rows = [

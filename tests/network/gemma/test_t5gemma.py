@@ -21,8 +21,8 @@ from promot_t5x.distributed.partitioning import Partitioner
 from promot_t5x.errors import UserError
 from promot_t5x.network import T5GemmaConfig, Transformer
 from promot_t5x.network.gemma.stacks import views
+from promot_t5x.network.parameters import initial_params, param_axes, param_shapes
 from promot_t5x.network.prompt import PROMPT_PATH, prompt_ids
-from promot_t5x.network.transformer import initial_params, param_axes, param_shapes
 
 pytestmark = pytest.mark.slow
 
