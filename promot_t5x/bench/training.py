@@ -48,7 +48,11 @@ STAGES = {
     "stage two": Kind("model", prompted=True),
     "standard": Kind("all"),
     "LoRA, q and v": Kind("adapter", lora=LoRA(rank=8)),
+    "LoRA, all layers": Kind(
+        "adapter", lora=LoRA(rank=16, kernels=["(en|de)coder/layers.*/kernel"])
+    ),
 }
+COMPARED = "standard"  # with which each kind is compared, both packed
 LENGTHS = {"inputs": 320, "targets": 16}
 
 
@@ -63,29 +67,35 @@ def show(batch_size: int, count: int) -> None:
     """Print the table of `count` steps a row."""
     print(f"\ntraining, rows of {LENGTHS}")
     print(
-        print(
-            f"{'':22}{'steps/s':>9}{'real tok/s':>12}{'real':>7}{'TFLOP/step':>12}{'compile s':>11}"
-            f"{'MiB':>8}"
-        )
+        f"{'':26}{'steps/s':>9}{'real tok/s':>12}{'real':>7}{'TFLOP/step':>12}{'compile s':>11}"
+        f"{'MiB':>8}"
     )
-    rates: dict[tuple[str, bool], float] = {}
+    rows: dict[tuple[str, bool], dict[str, float]] = {}
     for name, kind in STAGES.items():
         for packed in (False, True):
             row = measure(kind, packed, batch_size, count)
-            rates[name, packed] = row["tokens_per_second"]
+            rows[name, packed] = row
             label = f"{name}, {'packed' if packed else 'unpacked'}"
             print(
-                f"{label:22}{row['steps_per_second']:9.3f}{row['tokens_per_second']:12,.0f}"
+                f"{label:26}{row['steps_per_second']:9.3f}{row['tokens_per_second']:12,.0f}"
                 f"{row['real']:7.0%}{row['flops'] / 1e12:12.3f}{row['compile_seconds']:11.1f}"
                 f"{row['peak_bytes'] / 2**20:8,.0f}",
                 flush=True,
             )
     for name in STAGES:
-        ratio = rates[name, True] / rates[name, False]
+        ratio = _ratio("tokens_per_second", rows[name, True], rows[name, False])
         print(f"{name}: packed / unpacked = {ratio:.2f} x real tok/s")
     for name in STAGES:
-        ratio = rates[name, True] / rates["stage two", True]
-        print(f"{name} / stage two, packed = {ratio:.2f} x real tok/s")
+        both = rows[name, True], rows[COMPARED, True]
+        ratios = [_ratio(what, *both) for what in ("tokens_per_second", "peak_bytes", "flops")]
+        print(
+            f"{name} / {COMPARED}, packed = {ratios[0]:.2f} x real tok/s, "
+            f"{ratios[1]:.2f} x memory, {ratios[2]:.2f} x operations"
+        )
+
+
+def _ratio(what: str, one: dict[str, float], other: dict[str, float]) -> float:
+    return one[what] / other[what]
 
 
 def measure(kind: Kind, packed: bool, batch_size: int, steps: int) -> dict[str, float]:

@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="'X = VALUE'",
         help="set something in all of them; --gin.NAME=VALUE sets a macro",
     )
+    planned.add_argument(
+        "--bounds",
+        action="store_true",
+        help="compile nothing: what weights, optimizer and operations take at least, in seconds",
+    )
     planned.set_defaults(run="promot_t5x.cli.paper_plan:plan")
     run = actions.add_parser(
         "run",

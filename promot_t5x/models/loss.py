@@ -270,7 +270,10 @@ def _weighted_sums(
     cross_entropy_sum, z_sum = jnp.sum(cross_entropy * weights), jnp.sum(z * weights)
     total = cross_entropy_sum + z_sum
     if terms is not None:
-        total = jnp.sum((terms.factor * (cross_entropy + z) + terms.addition) * weights)
+        # Summed in the order of the plain loss, which factors of 1 and no addition leave as it is.
+        scaled = terms.factor * weights
+        total = jnp.sum(cross_entropy * scaled) + jnp.sum(z * scaled)
+        total += jnp.sum(terms.addition * weights)
     return LossSums(
         total=total,
         cross_entropy=cross_entropy_sum,

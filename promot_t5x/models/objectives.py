@@ -190,19 +190,24 @@ class KLToBase:
 
     **Attributes:**
 
-    - `weight`: β; 0.1 and 0.5 are usual.
+    - `weight`: β; 0.1 and 0.5 are usual. 0 needs no base and leaves the plain loss bit for bit.
     """
 
-    needs_base: ClassVar[bool] = True
     weight: float = 0.1
 
     def __post_init__(self) -> None:
         validation.check_rate("KLToBase.weight", self.weight)
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the divergence counts at all."""
+        return self.weight > 0
+
     def __call__(self, logits: Logits, targets: Targets, base_logits: Logits | None) -> Terms:
         """Return the weighted divergences as additions."""
-        del targets
-        assert base_logits is not None
+        if base_logits is None:
+            none = jnp.zeros(targets.shape, jnp.float32)
+            return Terms(jnp.ones_like(none), none)
         divergence = kl_divergence(base_logits, logits)
         return Terms(jnp.ones_like(divergence), self.weight * divergence)
 

@@ -26,7 +26,7 @@ class Estimate:
       would need, or none if the compiler does not say.
     - `fits`: whether the compiler could place it.
     - `flops`: of one run, over all chips.
-    - `traffic`, `roofline`: none where the program does not fit.
+    - `traffic`, `roofline`: none where the program does not fit. Of `bounds` there is no traffic.
     - `steps`: as configured.
     - `compile_seconds`: on this machine, when it was compiled.
     """
@@ -79,6 +79,31 @@ def estimate(program: Program, slice_: Slice, config: str, say: Callable[[str], 
         roofline=roofline(slice_, program.flops, traffic) if traffic else None,
         steps=program.steps,
         compile_seconds=answer["seconds"],
+    )
+
+
+def bounds(program: Program, slice_: Slice, config: str, say: Callable[[str], None]) -> Estimate:
+    """Tell what a program takes at least, in no time, for it is not compiled.
+
+    HBM is what weights, optimizer and what waits beside them hold; time is what the operations take
+    at the chips' peak. The arguments are those of `estimate`.
+    """
+    del config, say
+    held = program.parameter_bytes + program.optimizer_bytes + program.waiting_bytes
+    nothing = Traffic(hbm_bytes=0, sent_bytes={}, calls={})
+    return Estimate(
+        program=program.name,
+        slice_name=slice_.name,
+        parameter_bytes=program.parameter_bytes,
+        optimizer_bytes=program.optimizer_bytes,
+        temporary_bytes=0,
+        total_bytes=held,
+        fits=held <= slice_.chip.hbm_bytes,
+        flops=program.flops,
+        traffic=None,
+        roofline=roofline(slice_, program.flops, nothing),
+        steps=program.steps,
+        compile_seconds=0.0,
     )
 
 

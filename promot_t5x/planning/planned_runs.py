@@ -244,7 +244,7 @@ def _training(run: Run, stage: Stage, partitioner: Partitioner) -> Program:
             batch=shape.rows,
             lengths={"inputs": shape.inputs, "targets": shape.targets},
             microbatches=stage.microbatches,
-            with_base=stage.objective is not None and stage.objective.needs_base,
+            objective=stage.objective,
         ),
         steps=stage.train_steps,
         lower=functools.partial(program.lower, shape),

@@ -69,11 +69,22 @@ class Trial:
         return " ".join(_flag(binding) for binding in self.bindings)
 
 
-def plan(read: Reader, slice_: Slice, only: Sequence[str], say: Say) -> Trial:
-    """Plan every program of the run as it is configured; raise `UserError` as the run would."""
+def plan(
+    read: Reader,
+    slice_: Slice,
+    only: Sequence[str],
+    say: Say,
+    estimated: Callable[..., Estimate] = estimate,
+) -> Trial:
+    """Plan every program of the run as it is configured; raise `UserError` as the run would.
+
+    **Arguments:**
+
+    - `estimated`: `estimates.estimate`, or `estimates.bounds`, which does not compile.
+    """
     run = read([])
     found = [
-        estimate(program, slice_, run.text, say)
+        estimated(program, slice_, run.text, say)
         for program in chosen(programs(run, compiler.devices(slice_)), only)
     ]
     return Trial(slice_=slice_, bindings=(), run=run, estimates=found)

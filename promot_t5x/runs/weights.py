@@ -25,7 +25,9 @@ from promot_t5x.checkpoints.stage_result import StageResult
 from promot_t5x.errors import UserError, did_you_mean
 from promot_t5x.models.model import Model
 from promot_t5x.network import lora, quantization
+from promot_t5x.network.config import NetworkConfig
 from promot_t5x.network.lora import LoRA
+from promot_t5x.network.parameters import initial_params
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.paths import user_path
 from promot_t5x.runs.stages import Stage
@@ -292,12 +294,26 @@ class Weights:
         return result
 
     def _random(self, wanted: Mapping[str, Any], seed: int, model: Model) -> dict[str, Any]:
-        def draw(key: Any) -> dict[str, Any]:
-            return quantization.cast(flatten(model.initial_params(key)), wanted)
-
         formats = {path: leaf.format for path, leaf in wanted.items()}
-        drawn = jax.jit(draw, out_shardings=formats)(jax.random.key(seed))
+        drawn = _drawing(model.config, tuple(wanted.items()))(jax.random.key(seed))
         return {p: a if formats[p].sharding else np.asarray(a) for p, a in drawn.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _drawing(
+    config: NetworkConfig, wanted: tuple[tuple[str, Any], ...]
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """Return what draws parameters of a network, compiled once for all the rows that want them.
+
+    **Arguments:**
+
+    - `wanted`: the path of each, and its shape, type and format.
+    """
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        return quantization.cast(flatten(initial_params(config, key)[0]), dict(wanted))
+
+    return jax.jit(draw, out_shardings={path: leaf.format for path, leaf in wanted})
 
 
 def adapter_paths(given: str | Sequence[str] | None) -> Sequence[str]:

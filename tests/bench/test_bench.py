@@ -34,7 +34,7 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "SUITE", lengths)
     monkeypatch.setattr(bench, "SHORT", lengths["cb"])
     monkeypatch.setattr(bench, "LONG", lengths["xsum"])
-    stages = {name: training.STAGES[name] for name in ("stage one", "stage two")}
+    stages = {name: training.STAGES[name] for name in ("LoRA, q and v", "standard")}
     monkeypatch.setattr(training, "STAGES", stages)
     monkeypatch.setattr(saves, "REPEATS", 1)
     monkeypatch.setattr(data, "KINDS", ("tfds",))
@@ -61,7 +61,7 @@ def test_batches_as_they_come_hold_every_example_once():
 @pytest.mark.parametrize(
     ("table", "shown"),
     [
-        ("training", ["stage one / stage two, packed =", "stage two: packed / unpacked ="]),
+        ("training", ["LoRA, q and v / standard, packed =", "standard: packed / unpacked ="]),
         ("saves", ["stage one ", "stage two ", "of a step: finite check "]),
         ("data", ["200 pairs", "tfds, unpacked ", "tfds, packed "]),
         ("decoding", ["repeated for each beam:", "in buckets / as they come =", " compilations"]),
@@ -72,6 +72,7 @@ def test_every_table_is_printed(small, capsys, table, shown):
     assert main.main(flags) == 0
     printed = capsys.readouterr().out
     assert all(text in printed for text in shown), printed
+    assert "None" not in printed
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(capsys):

@@ -172,3 +172,10 @@ def test_plan_says_what_a_configuration_takes(monkeypatch, tmp_path):
     assert "stage_one" in line
     assert "24.07" in line
     assert "of 15.75: too large" in line
+    words = "plan mt5_xxl_enfr_lora_r2 --bounds --only=stage_one --only=stage_two"
+    done = run_helpers.process(["paper", *words.split()])
+    assert done.status == 0, done.err
+    lines = [line.split() for line in done.out.split("\n") if line.startswith("mt5_xxl_enfr_lora")]
+    assert [line[6] for line in lines] == ["stage_one", "stage_two"]
+    assert all("30.75" in line for line in lines)
+    assert "Nothing was compiled" in done.out

@@ -144,6 +144,7 @@ class Run:
         microbatches=1,
         frozen_dtype="float32",
         random_seed=0,
+        objective=None,
     ):
         self.partitioner = partitioner or one_device_mesh()
         optimizer = optimizer(learning_rate=schedule)
@@ -154,9 +155,12 @@ class Run:
             optimizer,
             self.partitioner,
             frozen_dtype,
+            objective is not None and objective.needs_base,
             random_seed=random_seed,
         )
-        train_step = step.make_train_step(model, optimizer, schedule, microbatches=microbatches)
+        train_step = step.make_train_step(
+            model, optimizer, schedule, microbatches=microbatches, objective=objective
+        )
         formats = jax.tree.map(lambda a: a.format, self.state)
         with self.partitioner.activate():
             placed = self.partitioner.place_batch(batch)

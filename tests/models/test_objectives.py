@@ -1,6 +1,7 @@
 """Each objective against its formula in float64, chunked and whole, with its gradient."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +133,35 @@ def test_a_model_that_is_the_base_has_no_divergence_and_no_gradient_of_it():
         one_hot = np.eye(VOCAB)[TARGETS]
         d_logits = (np.exp(LOG_P) - one_hot) * WEIGHTS[..., None]
         np.testing.assert_allclose(gradient, d_logits @ KERNEL.T, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [6, 10**9])
+@pytest.mark.parametrize(
+    "objective", [KLToBase(weight=0.0), SelectiveTokenMasking(threshold=math.inf)]
+)
+def test_off_is_the_plain_loss_and_gradient_bit_for_bit(objective, chunk):
+    """DFT, EAFT and TALR have no strength: a stage without them is off."""
+
+    def both(objective, base):
+        total = lambda *a: sums(*a, objective, chunk, base=base).total  # noqa: E731
+        value = jax.value_and_grad(total, (0, 1))(jnp.asarray(HIDDEN), jnp.asarray(KERNEL))
+        return jax.tree.leaves(value)
+
+    found = both(objective, objective.needs_base)
+    for one, other in zip(found, both(None, False), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_talr_weighs_equal_losses_alike_and_a_hard_token_less():
+    counted = jnp.asarray([[True] * 4])
+    sequences = jnp.zeros((1, 4), jnp.int32)
+    equal = TALR().factors(jnp.full((1, 4), 0.7), counted, sequences)
+    np.testing.assert_array_equal(equal, np.ones((1, 4)))
+    # The temperature is the mean, 1, so that the loss that is larger by 2 weighs e^-2 as much.
+    found = TALR().factors(jnp.asarray([[0.5, 0.5, 0.5, 2.5]]), counted, sequences)
+    odd = math.exp(-2.0)
+    wanted = np.array([[1, 1, 1, odd]]) * 4 / (3 + odd)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_talr_sees_the_sequences_of_a_packed_row():

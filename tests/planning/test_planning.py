@@ -6,31 +6,16 @@ import json
 import jax
 import numpy as np
 import pytest
-from engine_helpers import (
-    ALL_BUT_PROMPT,
-    CONSTANT,
-    EVERYTHING,
-    LENGTHS,
-    ONLY_PROMPT,
-    QUICKLY,
-    model_of,
-    one_device_mesh,
-    small_adafactor,
-    tiny_config,
-)
 
 from promot_t5x import config, decoding
 from promot_t5x.cli import main
 from promot_t5x.data.batch_rows import Shape
-from promot_t5x.decoding.decoder import Decoder
 from promot_t5x.errors import UserError
-from promot_t5x.models.objectives import KLToBase
-from promot_t5x.network import DecoderOnlyConfig
-from promot_t5x.network.lora import LoRA
 from promot_t5x.planning import (
     cache,
     chips,
     compiler,
+    estimates,
     flops,
     hlo,
     planned_runs,
@@ -39,7 +24,6 @@ from promot_t5x.planning import (
     table,
 )
 from promot_t5x.planning.estimates import Estimate
-from promot_t5x.runs import program, stages
 
 pytestmark = pytest.mark.slow
 
@@ -249,86 +233,7 @@ def test_groups_of_devices_in_every_notation(text, group):
     assert hlo.replica_group(text) == group
 
 
-# ------------------------------------------------------------------------ FLOPs and rooflines
-
-
-def wide_config(**changes):
-    """Wide enough that products are nearly all of the work; layers one by one."""
-    wide = {"vocab_size": 4096, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
-    shallow = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-    return tiny_config(**{**wide, **shallow, **changes})
-
-
-def wide_causal_config(**changes):
-    """The same for a decoder-only network with grouped heads."""
-    wide = {"vocab_size": 4096, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
-    causal = {"num_kv_heads": 2, "num_decoder_layers": 2, "mlp_activations": ("gelu", "linear")}
-    return DecoderOnlyConfig(**{**wide, **causal, "dropout_rate": 0.0, **changes})
-
-
-def compiler_count(lowered):
-    return lowered.compile(QUICKLY).cost_analysis()["flops"]
-
-
-@pytest.mark.parametrize(
-    ("wide", "trainable", "remat", "objective"),
-    [
-        (wide_config, ONLY_PROMPT, "none", None),
-        (wide_config, ALL_BUT_PROMPT, "none", None),
-        (wide_config, EVERYTHING, "full", None),
-        (wide_config, ALL_BUT_PROMPT, "minimal", None),
-        (wide_config, EVERYTHING, "none", KLToBase()),
-        # With the prompt: else no gradient would go below the first adapters of such a shallow net.
-        (wide_config, ("prompt", "adapter"), "none", None),
-        (wide_causal_config, EVERYTHING, "none", None),
-    ],
-)
-def test_training_flops_are_those_that_the_compiler_counts(wide, trainable, remat, objective):
-    adapters = LoRA(rank=64, kernels=[".*/kernel"]) if "adapter" in trainable else None
-    shape = wide(num_prompts=1, prompt_length=8, remat_policy=remat, lora=adapters)
-    model = model_of(shape, loss_chunk_tokens=4096)
-    lengths = {"inputs": 192, "targets": 64}
-    stage = stages.Stage(
-        trainable=trainable,
-        base=None,
-        adapter=adapters,
-        train_dataset=stages.DatasetConfig(
-            mixture_or_task_name="fake", task_feature_lengths=lengths, batch_size=4
-        ),
-        train_steps=1,
-        eval_period=1,
-        optimizer=small_adafactor,
-        learning_rate=CONSTANT,
-        objective=objective,
-    )
-    counted = flops.training(
-        model, trainable, batch=4, lengths=lengths, with_base=objective is not None
-    )
-    step = program.StageProgram(model, stage, one_device_mesh())
-    actual = compiler_count(step.lower(step.whole))
-    assert counted.executed == pytest.approx(actual, rel=0.05)
-    assert (counted.recomputed > 0) == (remat != "none")
-
-
-@pytest.mark.parametrize("wide", [wide_config, wide_causal_config])
-def test_decoding_flops_are_those_that_the_compiler_counts(wide):
-    """Of one step: the compiler counts a loop's body once."""
-    model = model_of(wide())
-    decoder = Decoder(model.module, batch_size=8, start_id=model.start_id)
-    params = model.param_shapes()
-    counted = flops.decoding(model.config, params, batch=8, inputs=128, outputs=1, hypotheses=1)
-    actual = compiler_count(decoder.lower(params, 128, 1))
-    assert counted.forward == pytest.approx(actual, rel=0.05)
-
-
-def test_microbatches_and_chunks_decide_whether_logits_are_computed_twice():
-    model = model_of(wide_config(), loss_chunk_tokens=64)
-    one = flops.training(model, EVERYTHING, batch=8, lengths=LENGTHS)
-    four = flops.training(model, EVERYTHING, batch=8, lengths=LENGTHS, microbatches=4)
-    logits = 2 * 8 * LENGTHS["targets"] * 512 * 4096
-    assert one.recomputed == logits
-    assert four.recomputed == 0
-    assert one.model == four.model
+# ------------------------------------------------------------------------ rooflines
 
 
 def test_a_roofline_is_bound_by_the_slowest_resource():
@@ -474,6 +379,14 @@ def test_adapters_are_counted_and_their_evaluation_has_them_where_they_train():
     slots = one.optimizer_bytes  # a second moment of each number, and what counts
     assert adapters < slots < adapters + 2**20
     assert one.flops.backward < 0.6 * two.flops.backward
+
+    # What is known without compiling: what is held, and the operations at peak.
+    slice_ = chips.find_slice("v5p-8")
+    least = estimates.bounds(one, slice_, "", print)
+    assert (least.total_bytes, least.fits) == (one.parameter_bytes + slots, True)
+    assert least.roofline.seconds == one.flops.executed / (4 * slice_.chip.peak_flops)
+    assert table.row(least, slice_)[3:5] == ("", f"{least.total_bytes / chips.GIB:.2f} of 95.74")
+    assert not estimates.bounds(two, chips.find_slice("v5e-1"), "", print).fits
 
 
 def test_a_suite_asked_while_a_model_trains_is_a_program_beside_its_optimizer():

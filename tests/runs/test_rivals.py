@@ -1,11 +1,16 @@
 """`runs/rivals.gin` at tiny scale: a base kept beside the model, and WiSE-FT's rows."""
 
+import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import run_helpers
 
+from promot_t5x.planning import planned_runs
 from promot_t5x.report import curves
+from promot_t5x.runs.comparison_evaluator import _interpolated
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +72,33 @@ def test_the_whole_file_is_a_configuration(lab):
         assert name in out
 
 
+def test_each_method_is_standard_fine_tuning_but_for_one_thing():
+    """Without its objective, optimizer, pattern or adapter a stage is off: the plain one."""
+    files = ["models/t5_1_1_small.gin", "runs/rivals.gin"]
+    lengths = "TASK_FEATURE_LENGTHS = {'inputs': 64, 'targets': 8}"
+    read = planned_runs.read(files, ["MIXTURE_OR_TASK_NAME = 'rte'", lengths], [])
+    plain, *methods = read.stages[2:]
+    assert plain.name == "standard"
+    found = {}
+    for stage in methods:
+        # The schedule is a function made anew for each stage.
+        same = dataclasses.replace(stage, name=plain.name, learning_rate=plain.learning_rate)
+        assert stage.learning_rate(0) == plain.learning_rate(0)
+        found[stage.name] = {
+            field.name
+            for field in dataclasses.fields(stage)
+            if getattr(same, field.name) != getattr(plain, field.name)
+        }
+    changed = {
+        "kl_to_base stm dft eaft talr": {"objective"},
+        "l2_sp mofo half_fine_tuning": {"optimizer"},
+        "value_only bottom_frozen": {"trainable"},
+        "lora": {"adapter", "optimizer", "trainable"},
+    }
+    assert found == {name: own for names, own in changed.items() for name in names.split()}
+    assert (plain.objective, plain.adapter, list(plain.trainable)) == (None, None, ["all"])
+
+
 def test_wise_ft_interpolates_between_the_base_and_the_stage(run):
     base, tuned = (comparison(run, row)[0] for row in ("pretrained", "standard_fine_tuning"))
     assert comparison(run, "WiSE_FT_0")[0] == base
@@ -75,6 +107,14 @@ def test_wise_ft_interpolates_between_the_base_and_the_stage(run):
     assert between not in (base, tuned)
     assert origin.startswith("0.25 of this run: stage standard, step ")
     assert origin.endswith("; 0.75 of scratch (seed 0)")
+
+
+def test_the_weights_are_the_shares_of_both():
+    rng = np.random.default_rng(0)
+    tuned, base = ({"a": jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)} for _ in range(2))
+    kept = np.array(tuned["a"], np.float64)
+    (mixed,) = _interpolated(tuned, base, 0.3).values()
+    np.testing.assert_allclose(mixed, 0.3 * kept + 0.7 * np.asarray(base["a"]), rtol=1e-6)
 
 
 def test_the_divergence_from_the_base_is_none_at_first_and_grows(run):

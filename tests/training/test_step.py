@@ -1,5 +1,8 @@
 """The training step: packing, T5X's numbers, microbatches, meshes, what is frozen, its cost."""
 
+import functools
+import math
+
 import jax
 import numpy as np
 import optax
@@ -35,8 +38,11 @@ from promot_t5x.data.batches import EvalBatches
 from promot_t5x.data.sources import resolve_tasks
 from promot_t5x.data.store import open_store
 from promot_t5x.distributed.partitioning import AXES, Partitioner, standard_logical_axis_rules
+from promot_t5x.models.objectives import SelectiveTokenMasking
+from promot_t5x.network.lora import LORA_B, LoRA
 from promot_t5x.network.prompt import PROMPT_PATH
 from promot_t5x.training import adafactor, state, step
+from promot_t5x.training.update_rules import l2_sp, mofo
 
 pytestmark = pytest.mark.slow
 
@@ -184,6 +190,29 @@ def test_five_steps_on_eight_devices_are_those_on_one(one_device, shape, dims):
     embedding = run.state.trainable["token_embedder"]["embedding"]
     columns = 32 // shape[1] if dims[1] == 2 else 32
     assert embedding.sharding.shard_shape(embedding.shape) == (VOCAB_SIZE // shape[2], columns)
+
+
+def test_methods_that_are_switched_off_leave_the_plain_steps_bit_for_bit(one_device):
+    """All at once: STM, MoFO around L2-SP, patterns that freeze nothing, adapters whose B is 0."""
+    model, batches, expected_losses, expected_params = one_device
+    adapted = model.with_lora(LoRA(rank=2, kernels=[".*/kernel"]))
+    params = flat(random_params(adapted))
+    params |= flat(random_params(model))
+    params |= {path: np.zeros_like(leaf) for path, leaf in params.items() if path.endswith(LORA_B)}
+    pulled = functools.partial(l2_sp, optimizer=small_adafactor, weight=0.0)
+    run = Run(
+        adapted,
+        state.unflatten(params),
+        batches[0],
+        trainable=["prompt", "encoder/(?!prompt/).*/kernel", "model"],
+        optimizer=functools.partial(mofo, optimizer=pulled, share=1.0),
+        objective=SelectiveTokenMasking(threshold=math.inf),
+    )
+    assert losses(run.train(batches)) == expected_losses
+    different = {
+        p for p, leaf in expected_params.items() if not np.array_equal(run.params[p], leaf)
+    }
+    assert not different
 
 
 @pytest.mark.parametrize("trainable", [ONLY_PROMPT, ALL_BUT_PROMPT])
