@@ -10,11 +10,10 @@ from engine_helpers import QUICKLY, relative_error, tiny_config
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from promot_t5x.distributed.partitioning import Partitioner
-from promot_t5x.network import T5GemmaConfig, Transformer, quantization
+from promot_t5x.network import T5GemmaConfig, quantization
 from promot_t5x.network.gemma.config import DecoderOnlyConfig
-from promot_t5x.network.gemma.decoder_only import DecoderOnly
 from promot_t5x.network.lora import LoRA
-from promot_t5x.network.parameters import param_axes, param_shapes
+from promot_t5x.network.parameters import module_of, param_axes, param_shapes
 
 KERNEL = "encoder/layers_0/mlp/wo/kernel"
 STACK = "encoder/encoder/mlp/wo/kernel"
@@ -125,11 +124,9 @@ def test_layers_compute_with_what_int8_stands_for(name):
 
     @functools.partial(jax.jit, compiler_options=QUICKLY)
     def logits(params):
-        network, rows = Transformer(config), (ids, ids % 64, ids % 64)
-        if name == "decoder-only":
-            network, rows = DecoderOnly(config), (ids,)
+        rows = (ids, ids % 64, ids % 64)
         params = unflatten_dict(params, sep="/")
-        return network.apply({"params": params}, *rows, enable_dropout=False)
+        return module_of(config).apply({"params": params}, *rows, enable_dropout=False)
 
     found, alike, float32 = map(logits, (stored, plain, exact))
     assert relative_error(found, alike) < 1e-5
