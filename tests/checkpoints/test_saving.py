@@ -431,6 +431,10 @@ def test_a_step_counts_only_once_its_arrays_have_been_read_again(tmp_path, monke
     with pytest.raises(SaveError, match="Saving step 2 .*cannot be read"):
         with Checkpoints(tmp_path, keep=None) as saver:
             saver.save(2, trainable=trainable, opt_state=opt_state, metadata={})
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint_1", "pending_2"}
+    (tmp_path / "checkpoint_2.orbax-checkpoint-tmp").mkdir()  # by a thread of Orbax's, after that
+    with Checkpoints(tmp_path, keep=None) as saver:
+        assert saver.steps() == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_1"]
 
 
