@@ -83,8 +83,8 @@ def test_the_gains_task_by_task_are_those_of_the_ten_seeds():
     tables = {}
     for text in records.split("\n\n"):
         cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
-        if cells and cells[0][2:4] == ["ProMoT", "difference"]:
-            tables[cells[0][1]] = {c[0]: float(c[3]) for c in cells[2:]}
+        if cells and cells[0][3:5] == ["ProMoT", "difference"]:
+            tables[cells[0][2]] = {c[0]: float(c[4]) for c in cells[2:]}
     kept, gained = tables["standard fine-tuning"], tables["untrained prompt, removed"]
     tasks = [task for task in gained if task not in ("tiny_rte", "mean", "target's format")]
     others = [gained[task] for task in tasks if task != "cb"]
