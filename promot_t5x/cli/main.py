@@ -17,10 +17,10 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from promot_t5x import quiet
-from promot_t5x.cli import flags
+from promot_t5x.cli import ending, flags
 from promot_t5x.cli.commands import COMMANDS, OVERVIEW, Command
 from promot_t5x.distributed import devices, preemption, startup
 from promot_t5x.errors import (
@@ -59,6 +59,11 @@ _FLAGS = (
     "--dry_run",
     "--help",
 )
+
+
+def program() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    ending.run_and_exit(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

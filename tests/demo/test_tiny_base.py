@@ -27,10 +27,11 @@ STEPS = 3
 # The recipe's first stage, for a few steps. Its 166,400 rows go through SeqIO in half a minute;
 # here plain Python splits them into the same ids, which the store's hash proves.
 BEGINNING = """
-import os, sys
+import sys
 sys.path += ["tests/demo", "tests/helpers"]
 import test_tiny_base
 from promot_t5x import config
+from promot_t5x.cli import ending
 from promot_t5x.data import store
 from promot_t5x.runs import train
 store.tokenized = test_tiny_base.tokenized
@@ -47,8 +48,7 @@ config.parse(
         "train.train.partitioner = @partitioning.Partitioner()",
     ],
 )
-run()
-os._exit(0)  # once in many runs, a library's thread aborts the interpreter's end (docs/log.md)
+ending.run_and_exit(lambda: 0 if run() else 1)
 """
 
 

@@ -10,6 +10,8 @@ and the targets but for the last. A row of the network is the former and then th
 segments say what belongs together; only the latter's hidden states are projected to logits.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
@@ -176,32 +178,9 @@ class DecoderOnly(nn.Module):
         """Project final activations to float32 logits."""
         return self.decoder.logits(hidden)
 
-    def __call__(
-        self,
-        encoder_input_tokens: Ids,
-        decoder_input_tokens: Ids,
-        decoder_target_tokens: Ids,
-        encoder_segment_ids: Ids | None = None,
-        decoder_segment_ids: Ids | None = None,
-        encoder_positions: Ids | None = None,
-        decoder_positions: Ids | None = None,
-        *,
-        enable_dropout: bool = True,
-        decode: bool = False,
-    ) -> Float[Array, "_ _ vocab"]:
+    def __call__(self, *tokens: Any, **how: Any) -> Float[Array, "_ _ vocab"]:
         """Compute the logits of the targets; arguments are those of `hidden`."""
-        hidden = self.hidden(
-            encoder_input_tokens,
-            decoder_input_tokens,
-            decoder_target_tokens,
-            encoder_segment_ids,
-            decoder_segment_ids,
-            encoder_positions,
-            decoder_positions,
-            enable_dropout=enable_dropout,
-            decode=decode,
-        )
-        return self.logits(hidden)
+        return self.logits(self.hidden(*tokens, **how))
 
     def _following(
         self,
