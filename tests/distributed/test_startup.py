@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -245,6 +246,43 @@ def test_a_run_of_one_process_has_a_watchdog_too():
     done = watched("hangs", 1, "one")
     assert done.returncode == errors.EXIT_START_AGAIN
     assert "the run has made no progress for 1 s at [stage_two] step 17" in done.stderr
+
+
+# A process of two: it sleeps for a while, says that it is done, and ends.
+TOGETHER = """
+import argparse, pathlib, sys, time
+from promot_t5x.cli import ending
+from promot_t5x.distributed import startup
+
+def command():
+    parser = argparse.ArgumentParser()
+    startup.add_flags(parser)
+    startup.start(parser.parse_args(sys.argv[3:]))
+    time.sleep(float(sys.argv[1]))
+    pathlib.Path(sys.argv[2]).touch()
+    return 0
+
+ending.run_and_exit(command)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_who_is_first_waits_for_the_others(tmp_path, late):
+    """JAX's service ends those that stay where one is gone without a word."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"--coordinator_address=localhost:{free.getsockname()[1]}"
+    done = [tmp_path / "0", tmp_path / "1"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(2 * (index == late)), done[index], coordinator,
+             "--process_count=2", f"--process_index={index}"]
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    assert started[1 - late].wait(timeout=100) == 0
+    assert done[late].exists()
+    assert started[late].wait(timeout=100) == 0
 
 
 def paced(step_seconds, *, steps=60, lines=(), stall=0.0):
